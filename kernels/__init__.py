@@ -1,0 +1,1 @@
+"""Custom operations: one folder an op, each with a plain-torch reference, a Triton and a native C++ kernel."""

@@ -1,0 +1,38 @@
+// What the native kernels share: 16-bit floating-point conversions, how work is split over threads, and the bind functions.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace seal_fast {
+
+// bfloat16 is the upper half of a float. Rounding is to nearest even, NaN stays NaN, as in torch.
+struct bf16 {
+  uint16_t bits;
+  bf16() = default;
+  explicit bf16(float value) {
+    uint32_t u;
+    std::memcpy(&u, &value, 4);
+    uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    bits = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  }
+  explicit operator float() const {
+    uint32_t u = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &u, 4);
+    return value;
+  }
+};
+
+// Work smaller than this stays on one thread: waking the others costs more (about 5 us) than they save.
+constexpr int64_t kSerialElements = 16384;
+
+// An address as Python's tensor.data_ptr() gives it.
+template <typename T>
+T *pointer(uintptr_t address) {
+  return reinterpret_cast<T *>(address);
+}
+
+}  // namespace seal_fast
