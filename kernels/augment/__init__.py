@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import philox
+from .. import native, philox
 from ..backend import resolve
 from .reference import augment as _reference
 
@@ -133,6 +133,37 @@ _library.define(
 )
 
 
+def _native(
+    images: Tensor,
+    index: Tensor,
+    out: Tensor,
+    scale: Sequence[float],
+    bias: Sequence[float],
+    pad: int,
+    flip: bool,
+    train: bool,
+    *stream: int,
+) -> None:
+    """Calls the C++ kernel, which checks the rows and writes nothing if one is outside the images."""
+    bad = native.require().augment(
+        out.data_ptr(),
+        _DTYPES.index(out.dtype),
+        images.data_ptr(),
+        images.shape,
+        index.data_ptr(),
+        index.shape[0],
+        out.shape[-1],
+        scale,
+        bias,
+        pad,
+        flip,
+        train,
+        *stream,
+    )
+    if bad >= 0:
+        raise IndexError(f"index[{bad}] is {index[bad].item()}: there are only {images.shape[0]} images")
+
+
 def _run(
     images: Tensor,
     index: Tensor,
@@ -149,7 +180,14 @@ def _run(
     backend: str,
 ) -> None:
     arguments = images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position
-    _reference(*arguments)
+    if backend == "native":
+        _native(*arguments)
+    elif backend == "triton":
+        from .triton import augment as _triton
+
+        _triton(*arguments)
+    else:
+        _reference(*arguments)
 
 
 _library.impl("augment", _run, "CompositeExplicitAutograd")
