@@ -19,7 +19,7 @@ Method = Literal[
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. Defaults are the papers' shared recipe (SEAL, arXiv 2304.04858, section 4)."""
+    """Everything that decides a run. Defaults are the papers' shared recipe (SEAL, arXiv 2304.04858)."""
 
     method: Method = "seal"
     """Training method."""
@@ -235,6 +235,13 @@ def dumps(config: Config) -> str:
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """The settings that make two configurations different trainings, as `flag: old -> new`."""
+    """The settings that make two configurations different trainings, as `flag: old -> new`.
+
+    A new value of auto, or none, is no contradiction: it resolves to what the old run resolved it to.
+    """
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(Config) if f.name not in EXECUTION]
-    return [f"{flag(name)}: {before} -> {after}" for name, before, after in pairs if before != after]
+    return [
+        f"{flag(name)}: {before} -> {after}"
+        for name, before, after in pairs
+        if before != after and after not in (None, "auto")
+    ]

@@ -1,6 +1,6 @@
-"""Presets: one per row of the papers' tables, and the demonstration. A preset is the settings that differ from the defaults.
+"""Presets, one per row of the papers' tables and a demonstration: the settings that differ from the defaults.
 
-Source: SEAL, arXiv 2304.04858, section 4 (Tiny-ImageNet, ResNet-50, 10 generations of 160 epochs) and its ablations.
+Source: SEAL, arXiv 2304.04858 (Tiny-ImageNet, ResNet-50, 10 generations of 160 epochs) and its ablations.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """When what happens to which parameters: learning-rate curve, phases, generations, the timeline of a run.
 
-A training method is data: a timeline made of frozen values that the engine obeys. Nothing here imports torch, so a timeline can be
-printed (`python -m seal_fast timeline --method seal`) and property-tested in milliseconds.
+A training method is data: a timeline made of frozen values that the engine obeys. Nothing here imports torch, so a
+timeline can be printed (`python -m seal_fast timeline --method seal`) and property-tested in milliseconds.
 
-Source: SEAL, arXiv 2304.04858, section 3 (generations, ascent in the early layers); LLF, arXiv 2202.00155, section 4.
+Source: SEAL, arXiv 2304.04858 (generations, ascent in the early layers); LLF, arXiv 2202.00155 (forgetting).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Forget:
-    """Re-initialise the convolution and linear weights of one group; BatchNorm and biases are kept (LLF, section 4)."""
+    """Re-initialise the convolution and linear weights of one group; BatchNorm and biases are kept (LLF)."""
 
     group: str
     distribution: Distribution = "kaiming-uniform"
@@ -41,8 +41,8 @@ class Forget:
 class Phase:
     """A stretch of epochs in which every group keeps its rule.
 
-    clear_momentum and forget act once, before the first step of the phase. `fc` is a group of its own only in methods that
-    treat the classifier unlike the other late layers; None means that it belongs to the late group.
+    clear_momentum and forget act once, before the first step of the phase. `fc` is a group of its own only in methods
+    that treat the classifier unlike the other late layers; None means that it belongs to the late group.
     """
 
     name: Literal["ascent", "descent"]

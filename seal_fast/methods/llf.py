@@ -1,8 +1,8 @@
 """LLF, later-layer forgetting: every generation after the first begins with the late layers' weights re-initialised.
 
-Source: arXiv 2202.00155 (ICLR 2022), section 4. BatchNorm and the classifier's bias are kept. The released code draws from
-kaiming_uniform(a=sqrt(5)), whose standard deviation is sqrt(6) times smaller than that of the He-normal initial weights;
-`--reinit` offers both.
+Source: arXiv 2202.00155 (ICLR 2022) and its released code. BatchNorm and the classifier's bias are kept. That code
+draws from kaiming_uniform(a=sqrt(5)), whose standard deviation is sqrt(6) times smaller than that of the He-normal
+initial weights; `--reinit` offers both.
 """
 
 from __future__ import annotations

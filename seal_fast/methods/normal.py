@@ -1,4 +1,4 @@
-"""Normal training, the two baselines of the SEAL and LLF papers: `restart` (warm restarts) and `long` (one long cosine)."""
+"""Normal training, the two baselines of the SEAL and LLF papers: `restart` (warm restarts), `long` (one cosine)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """SEAL: every generation after the first begins with gradient ascent in the early layers, and the ablations of it.
 
-Source: arXiv 2304.04858 (CVPR 2023), section 3 for the method, section 4 for the ablations. The ascent is plain SGD with a flipped
-sign and a small factor on the learning rate; the gradient is not negated before the momentum. Weight decay on the ascending group is 0.
+Source: arXiv 2304.04858 (CVPR 2023) and its released code. The ascent is plain SGD with a flipped sign and a small
+factor on the learning rate; the gradient is not negated before the momentum. Weight decay is 0 on the ascending group.
 """
 
 from __future__ import annotations
