@@ -1,1 +1,3 @@
 """Custom operations: one folder an op, each with a plain-torch reference, a Triton and a native C++ kernel."""
+
+from .augment import augment as augment

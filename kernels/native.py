@@ -9,6 +9,11 @@ from types import ModuleType
 
 import torch
 
+CURE = (
+    "the native CPU kernels are not installed: install a C++ compiler (g++ or clang++ with OpenMP) and "
+    "run `pip install -e .` again, or choose the backend 'reference'"
+)
+
 
 class NativeKernelsMissing(RuntimeError):
     """The native kernels were asked for, and this installation has none that this CPU can run."""
@@ -47,8 +52,5 @@ def require() -> ModuleType:
     """
     found = module()
     if found is None:
-        raise NativeKernelsMissing(
-            "the native CPU kernels are not installed: install a C++ compiler (g++ or clang++ with OpenMP) and "
-            "run `pip install -e .` again, or choose the backend 'reference'"
-        )
+        raise NativeKernelsMissing(CURE)
     return found

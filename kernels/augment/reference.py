@@ -1,0 +1,72 @@
+"""The augmentation in plain torch: the definition that the kernels are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import philox
+
+
+def choices(
+    index: Tensor,
+    height: int,
+    width: int,
+    size: int,
+    pad: int,
+    flip: bool,
+    train: bool,
+    seed: int,
+    generation: int,
+    epoch: int,
+    position: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is drawn for each sample: the crop's top row and left column in the unpadded image, and whether to flip.
+
+    In training, sample b takes the four words w of Philox at `position + b`: row offset `w0 * n // 2**32` of the n
+    possible ones (so no two offsets' chances differ by more than 2**-32), column offset likewise from w1, and the
+    top bit of w2 is the flip. In evaluation the crop is central, rounded towards the top left.
+
+    Returns:
+        top, left (int64 [B], negative where the crop starts in the padding) and flipped (bool [B]).
+    """
+    batch, device = index.shape[0], index.device
+    if not train:
+        top = torch.full((batch,), (height - size) // 2, device=device)
+        return top, torch.full_like(top, (width - size) // 2), torch.zeros(batch, dtype=torch.bool, device=device)
+    positions = torch.arange(position, position + batch, device=device)
+    random = philox.words(seed, generation, epoch, positions, philox.AUGMENT)
+    top = (random[:, 0] * (height + 2 * pad - size + 1) >> 32) - pad
+    left = (random[:, 1] * (width + 2 * pad - size + 1) >> 32) - pad
+    return top, left, (random[:, 2] >> 31).bool() & flip
+
+
+def augment(
+    images: Tensor,
+    index: Tensor,
+    out: Tensor,
+    scale: Sequence[float],
+    bias: Sequence[float],
+    pad: int,
+    flip: bool,
+    train: bool,
+    seed: int,
+    generation: int,
+    epoch: int,
+    position: int,
+) -> None:
+    """Fills `out` [B, 3, S, S] with `pixel * scale[c] + bias[c]`; see `seal_fast.kernels.augment.augment`."""
+    _, height, width, _ = images.shape
+    size, device = out.shape[-1], images.device
+    top, left, flipped = choices(index, height, width, size, pad, flip, train, seed, generation, epoch, position)
+    steps = torch.arange(size, device=device)
+    rows = top[:, None] + steps
+    columns = left[:, None] + torch.where(flipped[:, None], size - 1 - steps, steps)
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    pixels = images[index[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
+    compute = torch.float64 if out.dtype == torch.float64 else torch.float32
+    factor, offset = (torch.tensor(list(v), dtype=torch.float64, device=device).to(compute) for v in (scale, bias))
+    out.copy_((pixels.to(compute) * factor + offset).permute(0, 3, 1, 2))
