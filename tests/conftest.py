@@ -30,7 +30,7 @@ def image_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_network(monkeypatch):
-    """Make `train.run` build a ResNet-18 of 8 channels instead of 64: the same names and code, a fraction of the time."""
+    """Make `train.run` build a ResNet-18 of 8 channels instead of 64: the same names and code, faster."""
     from seal_fast import train
     from seal_fast.models.resnet import BasicBlock, ResNet
 

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracle import Recipe, train
 from safetensors.torch import load_file
 
+from oracle import Recipe, train
 from seal_fast import checkpoint
 from seal_fast.config import Config
 from seal_fast.engine import hits
