@@ -1,0 +1,38 @@
+# make train: set up .venv and train SEAL on real images.   make test: set up .venv and run the tests.
+PYTHON ?= python3
+VENV := .venv
+BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp)
+
+.PHONY: train test lint bench clean
+
+train: $(VENV)/.train
+	$(VENV)/bin/python -m seal_fast.train --preset demo
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest tests
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp)
+	$(VENV)/bin/codespell seal_fast kernels tests bench docs README.md CHANGELOG.md
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest bench --benchmark-only
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "seal_fast needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(VENV)/bin/python $(BUILD)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

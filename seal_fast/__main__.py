@@ -1,0 +1,71 @@
+"""`python -m seal_fast COMMAND`: one door to every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from seal_fast.errors import RunError, UsageError
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train a network (the same as python -m seal_fast.train)."""
+    from seal_fast.train import main
+
+    return main(argv)
+
+
+def timeline(argv: Sequence[str]) -> int:
+    """Print what a configuration does to which layers in which epochs, without training."""
+    from seal_fast.arguments import parse
+    from seal_fast.methods import timeline
+
+    print(timeline(parse(argv)))
+    return 0
+
+
+def presets(argv: Sequence[str]) -> int:
+    """List the presets and their settings."""
+    from seal_fast.presets import PRESETS
+
+    argparse.ArgumentParser(prog="python -m seal_fast presets", description=presets.__doc__).parse_args(list(argv))
+    for name, settings in PRESETS.items():
+        print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items()))
+    return 0
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """Download and check a data set (tiny-imagenet)."""
+    from seal_fast.data.prepare import main
+
+    return main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "timeline": timeline,
+    "presets": presets,
+    "prepare": prepare,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    listing = "\n".join(f"  {name:<10} {function.__doc__}" for name, function in COMMANDS.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m seal_fast COMMAND [FLAGS]\n\n{listing}\n\nEvery command explains itself with --help.")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"error: {argv[0]} is not a command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[argv[0]](argv[1:])
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Command line to configuration: flags over --config file over --preset over defaults (or over a resumed run's)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated
+
+from seal_fast.config import Config, check, difference, load, override
+from seal_fast.errors import UsageError
+from seal_fast.presets import PRESETS
+from seal_fast.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Arguments(Config):
+    """Train a ResNet with SEAL or one of its rivals.
+
+    Settings are taken from the command line, then --config, then --preset, then the defaults shown here. With --out
+    naming a run that was interrupted, the run's own settings stand in for the defaults and training goes on.
+    """
+
+    config: Path | None = None
+    """TOML file of settings, such as the config.toml of a run."""
+    preset: str | None = None
+    """Named settings; see `python -m seal_fast presets`."""
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """The checked configuration that a command line asks for.
+
+    Raises:
+        UsageError: a setting is wrong, or contradicts the run that --out would resume.
+        SystemExit: 2 after a message for a wrong flag, 0 after --help.
+    """
+    import tyro
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--preset", "--out", "--resume", "--data"):
+        early.add_argument(name)
+    try:
+        first, _ = early.parse_known_args(argv)
+    except SystemExit:  # such as `--out` without a value: tyro says it better
+        first = early.parse_args([])
+
+    resumed = _resumed(first)
+    base = resumed or Config()
+    if first.preset is not None:
+        if first.preset not in PRESETS:
+            raise UsageError(f"--preset {first.preset}: unknown; choose one of {', '.join(PRESETS)}")
+        base = override(Config(), PRESETS[first.preset], f"preset {first.preset}")
+    if first.config is not None:
+        base = load(Path(first.config), Config() if first.preset is None else base)
+
+    arguments = tyro.cli(
+        Annotated[Arguments, tyro.conf.arg(name="")],
+        default=Arguments(**{f.name: getattr(base, f.name) for f in fields(Config)}),
+        args=list(argv),
+        prog="python -m seal_fast.train",
+    )
+    config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)})
+    if resumed and (changes := difference(resumed, config)):
+        raise UsageError(
+            f"--out {first.out} holds a run with other settings ({'; '.join(changes)}); "
+            "drop those flags to continue it, or choose another --out"
+        )
+    return check(config)
+
+
+def _resumed(first: argparse.Namespace) -> Config | None:
+    """The configuration of the run that --out names, if there is one to continue."""
+    if first.out is None:
+        return None
+    folder = RunFolder(Path(first.out))
+    if not folder.config.exists():
+        return None
+    if first.resume == "never":
+        raise UsageError(
+            f"--out {first.out} holds a run already, and --resume never forbids to continue it; choose another"
+        )
+    return replace(load(folder.config, Config()), out=Path(first.out))

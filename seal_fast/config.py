@@ -1,0 +1,247 @@
+"""The configuration of a run: one flat frozen dataclass whose fields are the flags of `python -m seal_fast.train`."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from seal_fast.errors import UsageError
+from seal_fast.schedule import Distribution
+
+Method = Literal[
+    "seal", "llf", "seal+llf", "restart", "long", "reverse", "reverse-keep-fc", "freeze-late", "ascend-all"
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run. Defaults are the papers' shared recipe (SEAL, arXiv 2304.04858)."""
+
+    method: Method = "seal"
+    """Training method."""
+    model: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    """Network."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """First layers: imagenet (7x7 stride 2, max-pool) or small (3x3, no pool) for small images."""
+    data: str = "auto"
+    """auto (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else digits), digits, or a folder or .tar of a data set."""
+    image_size: int | None = None
+    """Side of the square input in pixels; default: the images' own if all agree, else 64."""
+    input: Literal["auto", "resident", "stream"] = "auto"
+    """resident (decoded once, kept on the device), stream (decoded every epoch), or auto (by size)."""
+    generations: int = 10
+    """Number of generations."""
+    epochs: int = 160
+    """Epochs a generation."""
+    ascent_epochs: float = 0.25
+    """Length of the ascent in epochs, or below 1 as a fraction of a generation."""
+    ascent_scale: float = 0.01
+    """Factor on the learning rate of the ascending group (the paper's S)."""
+    ascent_weight_decay: float = 0.0
+    """Weight decay of the ascending group."""
+    layer_threshold: str = "layer3"
+    """First layer of the late group; every parameter before it in forward order is early."""
+    reinit: Distribution = "kaiming-uniform"
+    """What LLF draws new weights from: kaiming-uniform (the released code's) or he-normal (the initial weights')."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay on every parameter."""
+    warmup_epochs: float = 0.125
+    """Linear warm-up in epochs, or below 1 as a fraction of a generation (the papers' 20 of 160)."""
+    batch_size: int = 32
+    """Images a step."""
+    label_smoothing: float = 0.1
+    """Label smoothing of the cross entropy, in training and evaluation."""
+    seed: int = 0
+    """Decides initial weights, data order, augmentation and re-initialisation."""
+    amp: bool = False
+    """Run the network under autocast."""
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """Type that autocast computes in; float16 brings a gradient scaler."""
+    compile: bool = False
+    """Compile the step with torch.compile: two graphs for the whole run."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of parameters and, without --amp, of the computation; float64 is for verification."""
+    augment: bool = True
+    """Random crops and, where the data set allows, horizontal flips."""
+    shuffle: bool = True
+    """A new order every epoch; --no-shuffle feeds the images in sorted path order."""
+    init_weights: Path | None = None
+    """Start from these weights, a .safetensors file with torchvision's names."""
+    eval_every: int = 2
+    """Evaluate every so many epochs; the last epoch of a phase is always evaluated."""
+    eval_batch_size: int | None = None
+    """Images an evaluation step; default: the larger of the batch size and 256."""
+    limit_train: int | None = None
+    """Train on this many images, evenly spaced over the sorted paths."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """What to do with an image that cannot be decoded: stop and name it, or skip, count and list it."""
+    out: Path | None = None
+    """Run folder; default runs/<data>-<model>-<method>-<time>."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto continues the run found in --out; never refuses to touch an existing run."""
+    keep: Literal["generations", "ascents", "none"] = "generations"
+    """Weights to keep: at each generation's end, at each ascent's end too, or only last and best."""
+    checkpoint_seconds: float = 60.0
+    """Checkpoint at least this often, in seconds, and at every generation's end."""
+    log_every: int = 50
+    """Read the training counters from the device every so many steps."""
+    profile: bool = False
+    """Write a profiler trace of a few steps, for TensorBoard's PyTorch Profiler plugin."""
+    wandb: bool = False
+    """Also log to Weights & Biases (needs the wandb extra)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA when there is one."""
+    kernels: Literal["auto", "reference", "native", "triton"] = "auto"
+    """Implementation of the custom operations."""
+    threads: int | None = None
+    """CPU threads; default: as many as the process may run on."""
+
+    def ascent(self) -> int:
+        """Length of the ascent phase in epochs."""
+        return _epochs(self.ascent_epochs, self.epochs)
+
+    def warmup(self) -> int:
+        """Length of the warm-up in epochs."""
+        return _epochs(self.warmup_epochs, self.epochs)
+
+
+# Flags that say where and how a run executes, not what it computes: a resumed run may change them.
+EXECUTION = frozenset(
+    "out resume keep checkpoint_seconds log_every profile wandb threads data init_weights on_bad_image".split()
+)
+
+
+def _epochs(value: float, generation: int) -> int:
+    """Epochs as given, or a fraction of a generation: the nearest whole number, but neither none nor all of it."""
+    if value == 0 or value >= 1:
+        return int(value)
+    return min(max(1, round(value * generation)), generation - 1)
+
+
+def check(config: Config) -> Config:
+    """The configuration itself, if its numbers can make a run.
+
+    Raises:
+        UsageError: names the flag and what it accepts.
+    """
+    for name, lowest in (
+        ("generations", 1),
+        ("epochs", 1),
+        ("batch_size", 2),
+        ("eval_every", 1),
+        ("log_every", 1),
+        ("eval_batch_size", 1),
+        ("limit_train", 2),
+        ("threads", 1),
+        ("image_size", 1),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"{flag(name)} {value}: must be at least {lowest}")
+    for name in ("lr", "weight_decay", "ascent_scale", "ascent_weight_decay", "checkpoint_seconds"):
+        value = getattr(config, name)
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"{flag(name)} {value}: must be a finite number that is not negative")
+    for name in ("momentum", "label_smoothing"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UsageError(f"{flag(name)} {getattr(config, name)}: must be at least 0 and below 1")
+    for name in ("ascent_epochs", "warmup_epochs"):
+        value = getattr(config, name)
+        if not (0 <= value < 1 or value == int(value) >= 1):
+            raise UsageError(f"{flag(name)} {value}: must be a whole number of epochs or a fraction from 0 to below 1")
+    if config.ascent() >= config.epochs:
+        raise UsageError(
+            f"--ascent-epochs {config.ascent_epochs:g}: leaves no descent in a generation of --epochs {config.epochs}"
+        )
+    if not 0 <= config.seed < 2**63:
+        raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
+    if config.dtype == "float64" and config.amp:
+        raise UsageError("--dtype float64 computes in double throughout and excludes --amp; drop one of them")
+    return config
+
+
+def flag(name: str) -> str:
+    """A field's name as typed on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values by field name, unset ones left out: what config.toml holds."""
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
+    return {name: v for name, v in values.items() if v is not None}
+
+
+def override(base: Config, values: dict[str, Any], source: str) -> Config:
+    """`base` with some fields replaced by values of a TOML file or preset.
+
+    Raises:
+        UsageError: `source` names a field that does not exist, or gives it a value of another type or choice.
+    """
+    hints = get_type_hints(Config)
+    changed: dict[str, Any] = {}
+    for name, value in values.items():
+        key = name.replace("-", "_")
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{source}: unknown setting {name}{hint}")
+        changed[key] = _typed(hints[key], value, f"{source}: {name} = {value!r}")
+    return replace(base, **changed)
+
+
+def _typed(hint: Any, value: Any, what: str) -> Any:
+    """A TOML value as the type that a field declares."""
+    if get_origin(hint) is UnionType:
+        hint = next(a for a in get_args(hint) if a is not type(None))
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UsageError(f"{what} must be one of {', '.join(get_args(hint))}")
+        return value
+    accepts = {float: (int, float), Path: str}.get(hint, hint)
+    if not isinstance(value, accepts) or (isinstance(value, bool) and hint is not bool):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, "a string")
+        raise UsageError(f"{what} must be {kind}")
+    return hint(value)
+
+
+def load(path: Path, base: Config) -> Config:
+    """A configuration file over `base`.
+
+    Raises:
+        UsageError: the file is missing, not TOML, or holds an unknown setting.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not a TOML file ({error})") from None
+    return override(base, values, f"--config {path}")
+
+
+def dumps(config: Config) -> str:
+    """The configuration as TOML that runs again as it is; where it ran is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(to_dict(replace(config, out=None, resume="auto")))
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """The settings that make two configurations different trainings, as `flag: old -> new`.
+
+    A new value of auto, or none, is no contradiction: it resolves to what the old run resolved it to.
+    """
+    pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(Config) if f.name not in EXECUTION]
+    return [
+        f"{flag(name)}: {before} -> {after}"
+        for name, before, after in pairs
+        if before != after and after not in (None, "auto")
+    ]

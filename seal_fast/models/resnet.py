@@ -1,0 +1,176 @@
+"""ResNet-18, -34 and -50 with torchvision's parameter and buffer names, so that public weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seal_fast.errors import UsageError
+
+Stem = Literal["imagenet", "small"]
+
+
+def normalise(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, act: bool = True) -> Tensor:
+    """BatchNorm, then the residual added, then ReLU; in train mode the running statistics move."""
+    y = F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum or 0.0, norm.eps
+    )
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if act else y
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class _Block(nn.Module):
+    """What the two residual blocks share: the identity path, through 1x1 conv and BatchNorm where shapes change."""
+
+    expansion: int
+    downsample: nn.Sequential | None
+
+    def _add_shortcut(self, inputs: int, outputs: int, stride: int) -> None:
+        changes = stride != 1 or inputs != outputs
+        self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else None
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is None:
+            return x
+        conv, norm = self.downsample
+        assert isinstance(norm, nn.BatchNorm2d)
+        return normalise(norm, conv(x), act=False)
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions (He et al., CVPR 2016, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self._add_shortcut(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, width, H / stride, W / stride)."""
+        y = normalise(self.bn1, self.conv1(x))
+        return normalise(self.bn2, self.conv2(y), residual=self.shortcut(x))
+
+
+class Bottleneck(_Block):
+    """1x1, 3x3 and 1x1 convolutions (He et al., CVPR 2016, figure 5 right); the stride sits on the 3x3 ("v1.5")."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = _conv(inputs, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv(width, outputs, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self._add_shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, 4 * width, H / stride, W / stride)."""
+        y = normalise(self.bn1, self.conv1(x))
+        y = normalise(self.bn2, self.conv2(y))
+        return normalise(self.bn3, self.conv3(y), residual=self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A residual network (He et al., CVPR 2016).
+
+    Args:
+        block: the residual block, `BasicBlock` or `Bottleneck`.
+        depths: how many blocks each of the four layers holds.
+        num_classes: outputs of the last linear layer.
+        stem: `imagenet` is a 7x7 conv and a 3x3 max-pool, both of stride 2; `small` a 3x3 conv of stride 1, no pool.
+
+    Raises:
+        UsageError: the stem is unknown.
+    """
+
+    def __init__(self, block: type[_Block], depths: tuple[int, ...], num_classes: int = 1000, stem: Stem = "imagenet"):
+        super().__init__()
+        if stem not in get_args(Stem):
+            raise UsageError(f"unknown stem {stem!r}: choose one of {', '.join(get_args(Stem))}")
+        self.conv1 = _conv(3, 64, 7, 2) if stem == "imagenet" else _conv(3, 64, 3)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else None
+        inputs = 64
+        for layer, depth in enumerate(depths):
+            width = 64 * 2**layer
+            built = []
+            for i in range(depth):
+                built.append(block(inputs, width, stride=2 if layer > 0 and i == 0 else 1))
+                inputs = width * block.expansion
+            self.add_module(f"layer{layer + 1}", nn.Sequential(*built))
+        self.fc = nn.Linear(inputs, num_classes)
+
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """The residual blocks in forward order, each with its name such as `layer3.1`."""
+        for layer in ("layer1", "layer2", "layer3", "layer4"):
+            for i, block in enumerate(self.get_submodule(layer).children()):
+                yield f"{layer}.{i}", block
+
+    def stem(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to what the first residual block reads."""
+        x = normalise(self.bn1, self.conv1(x))
+        return x if self.maxpool is None else self.maxpool(x)
+
+    def points(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The activations after the stem and after each residual block, with their names, in forward order."""
+        x = self.stem(x)
+        yield "stem", x
+        for name, block in self.blocks():
+            x = block(x)
+            yield name, x
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to the pooled features (N, 512 * expansion) that the last linear layer reads."""
+        x = self.stem(x)
+        for _, block in self.blocks():
+            x = block(x)
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to logits (N, num_classes)."""
+        if self.training:
+            self._count_batch()
+        return self.fc(self.embed(x))
+
+    def _count_batch(self) -> None:
+        # One call for all of them: 20 to 53 separate counters would be as many launches on a GPU.
+        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+        counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+        if counters:
+            torch._foreach_add_(counters, 1)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def resnet18(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:
+    """ResNet-18: 11,689,512 parameters at 1000 classes."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem)
+
+
+def resnet34(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:
+    """ResNet-34: 21,797,672 parameters at 1000 classes."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, stem)
+
+
+def resnet50(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:
+    """ResNet-50: 25,557,032 parameters at 1000 classes."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, stem)
+
+
+MODELS: dict[str, Callable[[int, Stem], ResNet]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}

@@ -1,0 +1,119 @@
+"""Where and how the network computes: device, precision, threads, compilation, and the name plate of all that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from seal_fast.config import Config
+from seal_fast.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine side of a run.
+
+    device: where everything lives. dtype: of parameters. compute: of activations (the autocast type under --amp).
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compute: torch.dtype
+    amp: bool
+    compile: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context the network's forward pass runs in."""
+        return torch.autocast(self.device.type, self.compute, enabled=self.amp)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """The gradient scaler; it does something under float16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.compute == torch.float16)
+
+    def compiled(self, function: Callable) -> Callable:
+        """`function` compiled as one whole graph per mode (train, eval), or itself without --compile."""
+        return torch.compile(function, fullgraph=True, dynamic=False) if self.compile else function
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock read afterwards is true."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory(self) -> int:
+        """Most bytes ever held: of the device's memory on a GPU, of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def start(config: Config) -> Runtime:
+    """Set threads and numerical modes for this process, and pick the device.
+
+    Raises:
+        UsageError: --device cuda where there is none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: this machine has no CUDA device that torch can use; drop the flag to use the CPU"
+        )
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    # TF32 for what is left in fp32 on a GPU; cuDNN tries its algorithms once per shape, and shapes never change here.
+    if config.dtype == "float32":
+        torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    dtype = getattr(torch, config.dtype)
+    compute = getattr(torch, config.amp_dtype) if config.amp else dtype
+    return Runtime(torch.device("cuda" if on_gpu else "cpu"), dtype, compute, config.amp, config.compile)
+
+
+def graphs(runtime: Runtime) -> int:
+    """Graphs that torch.compile has made in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"] if runtime.compile else 0
+
+
+def compile_seconds(runtime: Runtime) -> float:
+    """Seconds torch.compile has spent in this process, backward graphs included."""
+    return torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0) if runtime.compile else 0.0
+
+
+def name_plate(runtime: Runtime) -> dict[str, Any]:
+    """What a measured number needs beside it: processor, threads and versions."""
+
+    def version(package: str) -> str | None:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+        return None
+
+    gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else None
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "dali": version("nvidia-dali-cuda130"),
+        "seal_fast": version("seal-fast"),
+        "compute": str(runtime.compute).removeprefix("torch."),
+        "compile": runtime.compile,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,47 @@
+"""summary.json: the outcome of a run, and where its time went, computed from its metrics rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+
+def throughput(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per generation and phase: images per second, seconds of training, share of them spent waiting for input."""
+
+    def total(part: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        seconds = sum(row["seconds"] for row in part)
+        return {
+            "epochs": len(part),
+            "images_per_s": sum(row["images"] for row in part) / max(seconds, 1e-9),
+            "seconds": seconds,
+            "input_wait": sum(row["input_wait_seconds"] for row in part) / max(seconds, 1e-9),
+        }
+
+    generations = []
+    for generation, group in groupby(rows, key=lambda row: row["generation"]):
+        members = list(group)
+        phases = [{"phase": name} | total(list(part)) for name, part in groupby(members, key=lambda row: row["phase"])]
+        generations.append({"generation": generation} | total(members) | {"phases": phases})
+    return generations
+
+
+def summarise(rows: Sequence[dict[str, Any]], **machine: Any) -> dict[str, Any]:
+    """The summary of a run from its metrics rows; `machine` is added as it is (name plate, memory, graphs, ...)."""
+    seen = [row for row in rows if row["val_top1"] is not None]
+
+    def outcome(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: row[name] for name in ("generation", "epoch", "val_loss", "val_top1", "val_top5")}
+
+    return {
+        "best": outcome(max(seen, key=lambda row: row["val_top1"])) if seen else None,
+        "last": outcome(seen[-1]) if seen else None,
+        "epochs": len(rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "compile_seconds": sum(row["compile_seconds"] for row in rows),
+        "generations": throughput(rows),
+        "command": " ".join(sys.orig_argv),
+        **machine,
+    }

@@ -1,0 +1,197 @@
+"""Arguments to a finished run: `python -m seal_fast.train`, and `run(config)` for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seal_fast import arguments, checkpoint, curves, methods, runtime
+from seal_fast.checkpoint import TrainState
+from seal_fast.config import Config, difference, dumps, to_dict
+from seal_fast.data import make_input, open_images
+from seal_fast.engine import Engine, Interrupted
+from seal_fast.errors import RunError, UsageError
+from seal_fast.files import write_json, write_text
+from seal_fast.log import Log
+from seal_fast.models import build, load_weights
+from seal_fast.optim import AnnealedSGD
+from seal_fast.partition import split
+from seal_fast.run_folder import RunFolder
+from seal_fast.schedule import Timeline
+from seal_fast.summary import summarise
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Train as configured, into config.out (or a new folder under runs/); the summary that summary.json holds.
+
+    Raises:
+        UsageError: a setting cannot make a run, or contradicts the run found in config.out.
+        RunError: training cannot go on: a corrupt image, a full disk, a loss that is not finite.
+        Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
+    """
+    machine = runtime.start(config)
+    images = open_images(config.data)
+    out = config.out or Path("runs") / f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder(out)
+    with folder.locked():
+        source = make_input(
+            images,
+            kind=config.input,
+            image_size=config.image_size,
+            batch_size=config.batch_size,
+            eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
+            dtype=machine.compute,
+            device=machine.device,
+            seed=config.seed,
+            augment=config.augment,
+            shuffle=config.shuffle,
+            limit_train=config.limit_train,
+            threads=torch.get_num_threads(),
+            on_bad_image=config.on_bad_image,
+        )
+        try:
+            resolved = replace(config, data=images.source, image_size=source.image_size, input=source.kind)
+            return _train(resolved, machine, images, source, folder)
+        finally:
+            source.close()
+
+
+def _train(config: Config, machine: runtime.Runtime, images: Any, source: Any, folder: RunFolder) -> dict[str, Any]:
+    timeline = methods.timeline(config)
+    model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
+    if config.init_weights:
+        load_weights(model, config.init_weights)
+    model.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
+    partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
+    state = make_state(config, machine, model, partition.groups)
+    identity = {"config": to_dict(replace(config, out=None)), "images": images.fingerprint}
+    resuming = folder.checkpoint.exists()
+    if resuming:
+        resume(config, folder, state, identity)
+    else:
+        write_text(folder.config, dumps(config))
+    at = state.position
+    folder.truncate(at.generation, at.epoch)
+    plate = runtime.name_plate(machine)
+    metadata = {
+        "model": config.model,
+        "stem": config.stem,
+        "num_classes": str(source.num_classes),
+        "image_size": str(source.image_size),
+    }
+    log = Log(folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch))
+    try:
+        for text in introduction(config, timeline, images, source, plate, partition, folder):
+            log.say(text)
+        if resuming:
+            log.say(f"continuing from {folder.checkpoint} at {at}")
+        engine = Engine(config, timeline, partition, machine, source, state, folder, log, identity, metadata)
+        try:
+            engine.run()
+        except BaseException:
+            with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
+                _conclude(config, timeline, machine, source, folder, plate)
+            raise
+        summary = _conclude(config, timeline, machine, source, folder, plate)
+        best = summary["best"]
+        log.say(
+            f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
+            f"last {summary['last']['val_top1']:.2f} %; {folder.path}"
+        )
+        return summary
+    finally:
+        log.close()
+
+
+def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module, groups: dict) -> TrainState:
+    """A fresh training state: the optimiser's groups are the partition's, for life."""
+    parameters = dict(model.named_parameters())
+    optimizer = AnnealedSGD(
+        [{"name": group, "params": [(name, parameters[name]) for name in names]} for group, names in groups.items()],
+        lr=torch.tensor(config.lr, dtype=torch.float64),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        backend=config.kernels,
+    )
+    counters = torch.zeros(4, dtype=torch.float64, device=machine.device)
+    return TrainState(model, optimizer, machine.scaler(), counters)
+
+
+def resume(config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any]) -> None:
+    """Read the checkpoint of the same training into `state`.
+
+    Raises:
+        UsageError: it is another training's: the differing settings, or the data set, are named.
+    """
+    if config.resume == "never":
+        raise UsageError(f"--out {folder.path} holds a checkpoint, and --resume never forbids to continue it")
+    saved = checkpoint.load(folder.checkpoint)
+    if saved.identity["images"] != identity["images"]:
+        raise UsageError(f"--data {config.data}: not the images that the run in {folder.path} was trained on")
+    old = Config(**saved.identity["config"])
+    if changes := difference(old, config):
+        raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
+    checkpoint.restore(saved, state)
+
+
+def introduction(
+    config: Config, timeline: Timeline, images: Any, source: Any, plate: dict, partition: Any, folder: RunFolder
+) -> list[str]:
+    """What a run says of itself before its first step."""
+    return [
+        f"seal_fast {plate['seal_fast']} on {plate['gpu'] or plate['cpu']}, {plate['threads']} threads, "
+        f"torch {plate['torch']}, {plate['compute']}{', compiled' if config.compile else ''}",
+        f"data: {config.data} ({images.name}): {source.train_size} training and {source.val_size} validation images, "
+        f"{source.num_classes} classes, {source.image_size} px, {source.kind}",
+        *source.notes,
+        f"model: {config.model}, {config.stem} stem; {partition}",
+        f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
+        f"run folder: {folder.path}",
+    ]
+
+
+def _conclude(
+    config: Config, timeline: Timeline, machine: runtime.Runtime, source: Any, folder: RunFolder, plate: dict
+) -> dict[str, Any]:
+    rows = folder.rows()
+    summary = summarise(
+        rows,
+        method=config.method,
+        finished=len(rows) == timeline.total_epochs(),
+        graphs=runtime.graphs(machine),
+        peak_memory_bytes=machine.peak_memory(),
+        skipped_images=source.skipped,
+        name_plate=plate,
+    )
+    write_json(folder.summary, summary)
+    if rows:
+        curves.draw(rows, f"{config.method}, {config.model} on {folder.path.name}", folder.curves)
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 1 (the run failed), 2 (usage), or 128 + the signal that stopped it."""
+    try:
+        config = arguments.parse(sys.argv[1:] if argv is None else argv)
+        run(config)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        return 128 + interruption.number
+    except KeyboardInterrupt:
+        print("stopped at once; start again with the same --out to continue from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

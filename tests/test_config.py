@@ -1,0 +1,105 @@
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seal_fast.arguments import parse
+from seal_fast.config import Config, check, difference, dumps, load, override
+from seal_fast.errors import UsageError
+from seal_fast.presets import PRESETS
+
+
+def test_precedence_is_flag_then_file_then_preset_then_default(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("epochs = 5\nbatch-size = 16\n")
+    config = parse(["--preset", "demo", "--config", str(file), "--batch-size", "8"])
+    assert (config.batch_size, config.epochs, config.stem, config.momentum) == (8, 5, "small", 0.9)
+
+
+def test_every_switch_has_its_no_form():
+    for field in fields(Config):
+        if isinstance(field.default, bool):
+            name = field.name.replace("_", "-")
+            assert getattr(parse([f"--{name}"]), field.name) is True
+            assert getattr(parse([f"--no-{name}"]), field.name) is False
+
+
+@given(
+    st.builds(
+        Config,
+        method=st.sampled_from(["seal", "llf", "long"]),
+        epochs=st.integers(2, 500),
+        lr=st.floats(0, 10),
+        image_size=st.none() | st.integers(1, 512),
+        init_weights=st.none() | st.just(Path("some/weights.safetensors")),
+        data=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1),
+        amp=st.booleans(),
+    )
+)
+def test_toml_round_trip(config):
+    import tomllib
+
+    assert override(Config(), tomllib.loads(dumps(config)), "here") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "unknown setting epoch; did you mean epochs?"),
+        ("epochs = 'three'", "must be a whole number"),
+        ("lr = true", "must be a number"),
+        ("method = 'sael'", "must be one of seal, llf"),
+        ("epochs = ", "not a TOML file"),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_setting(tmp_path, text, message):
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load(file, Config())
+    assert str(file) in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0: must be at least 1"),
+        ({"batch_size": 1}, "--batch-size 1: must be at least 2"),
+        ({"lr": float("nan")}, "--lr nan: must be a finite number"),
+        ({"momentum": 1.0}, "--momentum 1.0: must be at least 0 and below 1"),
+        ({"ascent_epochs": 2.5}, "whole number of epochs or a fraction"),
+        ({"epochs": 4, "ascent_epochs": 4}, "leaves no descent"),
+        ({"dtype": "float64", "amp": True}, "excludes --amp"),
+        ({"seed": -1}, "--seed -1"),
+    ],
+)
+def test_impossible_numbers_are_refused(changes, message):
+    with pytest.raises(UsageError) as caught:
+        check(replace(Config(), **changes))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [["--epoks", "3"], ["--method", "sael"], ["--epochs", "x"]])
+def test_wrong_flags_exit_2_without_a_traceback(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(flag)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UsageError, match="choose one of demo, tiny-imagenet-seal"):
+        parse(["--preset", "dmeo"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid(name):
+    check(override(Config(), PRESETS[name], name))
+
+
+def test_difference_names_what_changes_the_training_only():
+    old = Config(image_size=64, input="resident")
+    assert difference(old, replace(old, threads=1, profile=True, image_size=None, input="auto")) == []
+    assert difference(old, replace(old, lr=0.2, seed=3)) == ["--lr: 0.1 -> 0.2", "--seed: 0 -> 3"]
