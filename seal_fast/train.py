@@ -112,6 +112,7 @@ def _train(config: Config, machine: runtime.Runtime, images: Any, source: Any, f
 
 def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module, groups: dict) -> TrainState:
     """A fresh training state: the optimiser's groups are the partition's, for life."""
+    torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())
     optimizer = AnnealedSGD(
         [{"name": group, "params": [(name, parameters[name]) for name in names]} for group, names in groups.items()],
