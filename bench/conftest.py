@@ -30,7 +30,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
-    rows = [(b.name, key, value) for b in (session.benchmarks if session else ()) for key, value in b.extra_info.items()]
+    rows = [
+        (b.name, key, value) for b in (session.benchmarks if session else ()) for key, value in b.extra_info.items()
+    ]
     if not rows:
         return
     plate = runtime.name_plate(runtime.start(Config()))
