@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -104,13 +105,13 @@ def _check(
         raise ValueError(f"index is on {index.device} and images on {images.device}: move the index to the images")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be bfloat16, float16, float32 or float64, not {dtype}")
-    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-        raise ValueError(f"mean and std must be three numbers each, std positive, not {list(mean)} and {list(std)}")
-    border = pad if train else 0
-    if pad < 0 or not 1 <= size <= min(images.shape[1], images.shape[2]) + 2 * border:
+    numbers = all(math.isfinite(m) for m in mean) and all(0 < s < math.inf for s in std)
+    if len(mean) != 3 or len(std) != 3 or not numbers:
+        raise ValueError(f"mean and std must be three finite numbers each, std positive: not {mean} and {std}")
+    if pad < 0 or not 1 <= size <= min(images.shape[1], images.shape[2]) + 2 * pad * train:
         raise ValueError(
-            f"size {size} with pad {border} does not fit images of {images.shape[1]} x {images.shape[2]}: choose pad >= 0 "
-            "and 1 <= size <= the smaller side + 2 * pad (evaluation crops and never pads)"
+            f"size {size} with pad {pad if train else 0} does not fit images of {images.shape[1]} x {images.shape[2]}: "
+            "choose pad >= 0 and 1 <= size <= the smaller side + 2 * pad (evaluation crops and never pads)"
         )
     if not 0 <= position <= (1 << 48) - index.shape[0]:
         raise ValueError(f"position is {position}: it must lie in [0, 2**48 - batch]")
@@ -161,7 +162,7 @@ def _native(
         *stream,
     )
     if bad >= 0:
-        raise IndexError(f"index[{bad}] is {index[bad].item()}: there are only {images.shape[0]} images")
+        raise IndexError(f"index[{bad}] is {index[bad]}: its values must lie in [0, {images.shape[0]})")
 
 
 def _run(
