@@ -75,9 +75,8 @@ def augment(
         _check_out(out, shape, dtype, images.device)
     scale = [1 / (255 * s) for s in std]
     bias = [-m / s for m, s in zip(mean, std, strict=True)]
-    chosen = resolve("augment", backend, images.device)
     torch.ops.seal_fast.augment(
-        images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position, chosen
+        images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position, backend
     )
     return out
 
@@ -105,7 +104,7 @@ def _check(
         raise ValueError(f"index is on {index.device} and images on {images.device}: move the index to the images")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be bfloat16, float16, float32 or float64, not {dtype}")
-    numbers = all(math.isfinite(m) for m in mean) and all(0 < s < math.inf for s in std)
+    numbers = all(abs(m) < math.inf for m in mean) and all(0 < s < math.inf for s in std)
     if len(mean) != 3 or len(std) != 3 or not numbers:
         raise ValueError(f"mean and std must be three finite numbers each, std positive: not {mean} and {std}")
     if pad < 0 or not 1 <= size <= min(images.shape[1], images.shape[2]) + 2 * pad * train:
@@ -126,7 +125,7 @@ def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: 
         raise ValueError("out must be channels-last: allocate it with memory_format=torch.channels_last")
 
 
-# The op: writes `out`, returns nothing. The backend is resolved before the call, so that a traced graph names it.
+# The op writes `out` and returns nothing. It chooses the backend itself: what it asks for that cannot be traced.
 _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(
     "augment(Tensor images, Tensor index, Tensor(a!) out, float[] scale, float[] bias, int pad, bool flip, bool train, "
@@ -181,9 +180,10 @@ def _run(
     backend: str,
 ) -> None:
     arguments = images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position
-    if backend == "native":
+    chosen = resolve("augment", backend, images.device)
+    if chosen == "native":
         _native(*arguments)
-    elif backend == "triton":
+    elif chosen == "triton":
         from .triton import augment as _triton
 
         _triton(*arguments)
