@@ -22,18 +22,10 @@ from torch import Tensor
 
 from ..backend import Backend, resolve
 from . import plan
-from .layout import ALIGNMENT, is_dense, memory_order, same_order, segment_table, shard_table
+from .flat import FlatParameters
+from .layout import is_dense, segment_table, shard_table
 
-__all__ = [
-    "ALIGNMENT",
-    "HYPER",
-    "annealed_sgd_",
-    "is_dense",
-    "memory_order",
-    "same_order",
-    "segment_table",
-    "shard_table",
-]
+__all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "segment_table", "shard_table"]
 
 # The columns of the `hyper` table.
 HYPER = ("lr", "momentum", "weight_decay", "direction", "scale")

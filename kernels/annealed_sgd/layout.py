@@ -11,7 +11,7 @@ from torch import Tensor
 # lines and 16-bit copies are all aligned.
 ALIGNMENT = 64
 
-# The columns of a segment table: int64, on the CPU, one row for each stretch of the flat buffer that is one parameter's.
+# The columns of a segment table (int64, on the CPU): a row for each stretch of the flat buffer that is one parameter's.
 BEGIN, LENGTH, GROUP, GRAD, OFFSET = range(5)
 
 

@@ -1,8 +1,9 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false  (Triton's own language)
 """`annealed_sgd_` on the GPU: one launch over all groups, one program a tile of one parameter.
 
-A tile knows its place, group and gradient from a table made once (`plan.tiles`); gradients stay where autograd left them
-and are reached through a table of addresses. Full tiles take a branch without masks, whose loads and stores are 128 bits
-wide. The launch configuration is fixed: autotuning would run a kernel that writes in place more than once.
+A tile knows its place, group and gradient from a table made once (`plan.tiles`); gradients stay where autograd left
+them and are reached through a table of addresses. Full tiles take a branch without masks, whose loads and stores are
+128 bits wide. The launch configuration is fixed: autotuning would run a kernel that writes in place more than once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ALIGNED_ELEMENTS = 8
 
 @triton.jit
 def _update(
-    param, momentum_buffer, grad, ema, bf16, at, mask, inv_scale, momentum, weight_decay, step, ema_new, WITH_NORMS: tl.constexpr
+    param, momentum_buffer, grad, ema, bf16, at, mask,
+    inv_scale, momentum, weight_decay, step, ema_new, WITH_NORMS: tl.constexpr,
 ):  # fmt: skip
     """The rule for one tile; `at` are its places in the flat buffers, `grad` points to its gradients."""
     p = tl.load(param + at, mask=mask)
