@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import RunError, UsageError
+from ..errors import RunError
 from .container import Container
 from .layouts import digits, layout_of
 from .layouts.common import Contents, Faults
@@ -79,8 +79,8 @@ def open_images(data: str | Path = "auto", bad: str = "error") -> ImageSet:
     """Opens a data set by name or path.
 
     Args:
-        data: "auto" (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else the digits, saying which), "digits", or the path of
-            a folder or an uncompressed .tar in one of the known layouts.
+        data: "auto" (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else the digits, saying which), "digits", or the path
+            of a folder or an uncompressed .tar in one of the known layouts.
         bad: "error" or "skip": what to do with images that are empty or have no label.
 
     Raises:
@@ -116,7 +116,9 @@ def _frozen(
     if faults.skipped:
         notes += (f"left out {len(faults.skipped)} bad images: " + "; ".join(list(faults.skipped.values())[:3]),)
     if contents.mean[0] == contents.mean[1]:
-        notes += (f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",)
+        notes += (
+            f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",
+        )
     return ImageSet(name, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
 
 
@@ -125,7 +127,7 @@ def _find_tiny_imagenet() -> str | Path:
     places = [Path(place) for place in (os.environ.get("SEAL_FAST_DATA"), "data") if place]
     for place in places:
         for candidate in _candidates(place):
-            _log.info("data: Tiny-ImageNet in %s", candidate)
+            _log.info("data: found %s", candidate)
             return candidate
     looked = " or ".join(str(place) for place in places)
     _log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,21 +34,22 @@ class Container:
             RunError: the tar is truncated or damaged.
         """
         self.path = Path(path)
-        self._tar = None
+        self._tar: int | None = None
         self._prefix = ""
         try:
             if self.path.is_dir():
                 files, folders, odd = _scan(self.path)
             elif self.path.exists():
-                self._tar = open(self.path, "rb", buffering=0)
-                files, folders, odd = index_tar(self._tar.fileno(), self.path)
+                self._tar = os.open(self.path, os.O_RDONLY)
+                weakref.finalize(self, os.close, self._tar)
+                files, folders, odd = index_tar(self._tar, self.path)
             else:
                 raise UsageError(f"{self.path}: no such file or folder")
         except OSError as error:
             raise UsageError(f"cannot read {error.filename or self.path}: {error.strerror}") from None
         hidden = {name for name in files if _is_hidden(name)}
         self.notes = _notes(odd, "neither a file nor a folder") + _notes(hidden, "hidden")
-        names = sorted(files.keys() - hidden, key=lambda name: name.split("/"))
+        names = sorted(files.keys() - hidden, key=lambda name: name.replace("/", "\0"))  # part by part
         for folder in {name.rpartition("/")[0] for name in names}:
             folders.update(_with_parents(folder))
         while (top := _single_top(names)) is not None:
@@ -68,19 +70,21 @@ class Container:
             if self._tar is not None:
                 # pread, not mmap: mapped pages would count as this process's memory, and a file cut short behind our
                 # back would end in SIGBUS instead of a sentence.
-                data = os.pread(self._tar.fileno(), size, offset)
+                data = os.pread(self._tar, size, offset)
             else:
                 with open(self.path / self._prefix / name, "rb", buffering=0) as file:
                     data = file.read(size)
         except OSError as error:
             raise RunError(f"cannot read {self.where(name)}: {error.strerror}") from None
         if len(data) != size:
-            raise RunError(f"{self.where(name)} has become shorter than when the run began: keep the data set unchanged")
+            raise RunError(
+                f"{self.where(name)} has become shorter than when the run began: keep the data set unchanged"
+            )
         return np.frombuffer(data, np.uint8)
 
     def where(self, name: str) -> str:
         """How messages name a file."""
-        return f"{self._prefix}{name} in {self.path}" if self._tar else str(self.path / self._prefix / name)
+        return f"{self._prefix}{name} in {self.path}" if self._tar is not None else str(self.path / self._prefix / name)
 
 
 def _scan(root: Path) -> tuple[dict[str, tuple[int, int]], set[str], list[str]]:

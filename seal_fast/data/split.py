@@ -27,6 +27,10 @@ class Source(Protocol):
         """The image in row `row`: uint8, encoded bytes [size] or pixels [h, w, 1]."""
         ...
 
+    def where(self, row: int) -> str:
+        """How messages name the image in row `row`."""
+        ...
+
     def take(self, rows: Rows) -> Source:
         """The same source with these rows only, in this order."""
         ...
@@ -45,12 +49,19 @@ class Files:
         self._container, self._names = container, names
 
     def read(self, row: int) -> np.ndarray:
+        """The bytes of a file."""
         return self._container.read(self._names[row])
 
+    def where(self, row: int) -> str:
+        """The file, and the tar it lies in."""
+        return self._container.where(self._names[row])
+
     def take(self, rows: Rows) -> Files:
+        """These files only."""
         return Files(self._container, [self._names[row] for row in rows])
 
     def digest(self) -> bytes:
+        """Sizes in bytes."""
         return np.array([self._container.files[name][1] for name in self._names], np.int64).tobytes()
 
 
@@ -63,13 +74,20 @@ class Pixels:
         self.pixels = pixels
 
     def read(self, row: int) -> np.ndarray:
+        """The pixels of an image, [h, w, 1]."""
         return self.pixels[row][..., None]
 
+    def where(self, row: int) -> str:
+        """Its number; pixels in memory always decode, so this is never the whole of a message."""
+        return f"image {row}"
+
     def take(self, rows: Rows) -> Pixels:
+        """These images only."""
         return Pixels(self.pixels[np.asarray(rows, np.int64)])
 
     def digest(self) -> bytes:
-        return hashlib.sha256(np.ascontiguousarray(self.pixels)).digest()
+        """sha256 of all pixels."""
+        return hashlib.sha256(memoryview(np.ascontiguousarray(self.pixels))).digest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +109,12 @@ class Split:
 
     def take(self, rows: Rows) -> Split:
         """The split with these rows only, in this order."""
-        return Split(tuple(self.names[row] for row in rows), self.labels[np.asarray(rows, np.int64)], self.source.take(rows))
+        return Split(
+            tuple(self.names[row] for row in rows), self.labels[np.asarray(rows, np.int64)], self.source.take(rows)
+        )
 
     def spread(self, count: int | None) -> Split:
-        """At most `count` images, evenly spaced over the sorted order, so that a class's share stays about what it was."""
+        """At most `count` images, evenly spaced over the sorted order, so that each class keeps about its share."""
         if count is None or count >= len(self):
             return self
         return self.take(np.arange(count) * len(self) // count)

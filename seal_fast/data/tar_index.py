@@ -1,8 +1,8 @@
 """Where the files of a .tar lie: one pass over its headers, nothing unpacked.
 
-`tarfile` builds an object of a kilobyte for every member and takes some 35 us for it, which is most of the time and memory
-of opening an image set; an index needs the name, the offset and the size. What is understood: POSIX ustar and pax, GNU
-(long names, base-256 numbers) and the old V7 headers. Format: IEEE Std 1003.1, pax, "ustar Interchange Format".
+`tarfile` builds an object for every member, which would be most of the time and memory of opening an image set; an index
+needs the name, the offset and the size. What is understood: POSIX ustar and pax, GNU (long names, base-256 numbers) and
+the old V7 headers. Format: IEEE Std 1003.1, pax, "ustar Interchange Format".
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def index_tar(descriptor: int, path: Path) -> tuple[dict[str, tuple[int, int]], 
         if kind == _PAX_GLOBAL:
             continue  # comments and defaults of owner and time; none concerns where the bytes lie
         if any(key.startswith("GNU.sparse") for key in extended) or kind == b"S":
-            raise RunError(f"{path}: {name} is stored sparse and cannot be read in place: make the tar without --sparse")
+            raise RunError(
+                f"{path}: {name} is stored sparse and cannot be read in place: make the tar without --sparse"
+            )
         clean = posixpath.normpath(name).lstrip("/")
         if kind == _FOLDER or (kind in _FILE and name.endswith("/")):
             folders.add(clean)
@@ -134,7 +136,7 @@ def _number(field: bytes, path: Path, at: int) -> int:
 
 
 def _pax_records(data: bytes, path: Path, at: int) -> dict[str, str]:
-    """Records of the form "LENGTH KEY=VALUE\\n", LENGTH counting the whole record."""
+    """Records of the form "LENGTH KEY=VALUE" and a newline, LENGTH counting the whole record."""
     records: dict[str, str] = {}
     try:
         while data:

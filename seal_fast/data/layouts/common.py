@@ -85,8 +85,8 @@ def class_folders(container: Container, root: str, faults: Faults) -> dict[str, 
     for label, names in by_class.items():
         if not names:
             raise RunError(
-                f"{container.where(root + label)} holds no image: each class needs at least one, so remove the folder or "
-                f"fill it ({', '.join(SUFFIXES)})"
+                f"{container.where(root + label)} holds no image: each class needs at least one, so remove the folder "
+                f"or fill it ({', '.join(SUFFIXES)})"
             )
     return by_class
 
@@ -105,6 +105,8 @@ def labelled_files(container: Container, pairs: Iterable[tuple[str, int]], fault
 
 def grey_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of grey images, white being 1, for each of the three channels they become."""
+    if not pixels.size:
+        return (0.5,) * 3, (0.5,) * 3
     counts = np.zeros(256, np.int64)
     for part in np.array_split(pixels.reshape(-1), max(1, pixels.size // 1_000_000)):  # bincount widens to 8 bytes
         counts += np.bincount(part, minlength=256)

@@ -36,12 +36,12 @@ def read(container: Container, faults: Faults) -> Contents:
     """
     found = _found(container)
     held_out = "t10k" if ("t10k", "images") in found else "test"
-    train, val = _split(container, found, "train"), _split(container, found, held_out)
-    shapes = {split.source.pixels.shape[1:] for split in (train, val)}
-    if len(shapes) > 1:
-        raise RunError(f"{container.path}: training and test images differ in size: {sorted(shapes)}")
+    (train, pixels), (val, held_out_pixels) = _split(container, found, "train"), _split(container, found, held_out)
+    if pixels.shape[1:] != held_out_pixels.shape[1:]:
+        shapes = [" x ".join(map(str, array.shape[1:])) for array in (pixels, held_out_pixels)]
+        raise RunError(f"{container.path}: training images of {shapes[0]} pixels, test images of {shapes[1]}")
     classes = tuple(str(label) for label in range(int(train.labels.max(initial=-1)) + 1))
-    mean, std = grey_statistics(train.source.pixels) if len(train) else ((0.5,) * 3, (0.5,) * 3)
+    mean, std = grey_statistics(pixels)
     return Contents(classes, train, val, mirror=False, mean=mean, std=std)
 
 
@@ -54,11 +54,13 @@ def _found(container: Container) -> dict[tuple[str, str], str]:
     return found
 
 
-def _split(container: Container, found: dict[tuple[str, str], str], part: str) -> Split:
+def _split(container: Container, found: dict[tuple[str, str], str], part: str) -> tuple[Split, np.ndarray]:
     arrays = []
     for kind, dimensions in (("images", 3), ("labels", 1)):
         if (part, kind) not in found:
-            raise RunError(f"{container.path}: the idx file {part}-{kind}-idx{dimensions}-ubyte is missing (.gz would do)")
+            raise RunError(
+                f"{container.path}: the idx file {part}-{kind}-idx{dimensions}-ubyte is missing (.gz would do)"
+            )
         arrays.append(_array(container, found[part, kind], dimensions))
     pixels, labels = arrays
     images = found[part, "images"]
@@ -67,7 +69,7 @@ def _split(container: Container, found: dict[tuple[str, str], str], part: str) -
             f"{container.where(images)} holds {len(pixels)} images, but {found[part, 'labels']} {len(labels)} labels"
         )
     names = tuple(f"{images}[{row:06d}]" for row in range(len(pixels)))
-    return Split(names, labels.astype(np.int64), Pixels(pixels))
+    return Split(names, labels.astype(np.int64), Pixels(pixels)), pixels
 
 
 def _array(container: Container, name: str, dimensions: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...errors import RunError
 from ..container import Container
+from ..split import Split
 from .common import Contents, Faults, class_folders, labelled_files
 
 NAME = "image-folder"
@@ -27,10 +28,13 @@ def read(container: Container, faults: Faults) -> Contents:
     classes = tuple(train)
     for label in val:
         if label not in train:
-            raise RunError(f"{container.where(held_out + label)} is no class of train/: both need the same class folders")
+            raise RunError(
+                f"{container.where(held_out + label)} is no class of train/: both need the same class folders"
+            )
     label_of = {name: label for label, name in enumerate(classes)}
-    splits = (
-        labelled_files(container, ((name, label_of[c]) for c, names in split.items() for name in names), faults)
-        for split in (train, val)
-    )
-    return Contents(classes, *splits)
+
+    def split(by_class: dict[str, list[str]]) -> Split:
+        pairs = ((name, label_of[label]) for label, names in by_class.items() for name in names)
+        return labelled_files(container, pairs, faults)
+
+    return Contents(classes, split(train), split(val))

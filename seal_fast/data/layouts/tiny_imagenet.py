@@ -33,12 +33,14 @@ def read(container: Container, faults: Faults) -> Contents:
     label_of = {wnid: label for label, wnid in enumerate(train)}
     pairs = ((name, label_of[wnid]) for wnid, names in train.items() for name in names)
     return Contents(
-        tuple(train), labelled_files(container, pairs, faults), labelled_files(container, _val(container, label_of, faults), faults)
+        tuple(train),
+        labelled_files(container, pairs, faults),
+        labelled_files(container, _val(container, label_of, faults), faults),
     )
 
 
 def _val(container: Container, label_of: dict[str, int], faults: Faults) -> list[tuple[str, int]]:
-    """The val images with their labels, sorted; each line of the annotations is FILE, WNID and four numbers of a box."""
+    """The val images with their labels, sorted; a line of the annotations is FILE, WNID and four numbers of a box."""
     if _ANNOTATIONS not in container.files:
         raise RunError(f"{container.where(_ANNOTATIONS)} is missing: it holds the labels of val/images")
     images = {name for name in container.files if name.startswith("val/images/") and is_image(name)}
