@@ -28,6 +28,7 @@ class ImageSet:
 
     Attributes:
         name: short, for the names of runs.
+        source: what `open_images` takes to open it again: "digits" or an absolute path.
         layout: "tiny-imagenet", "image-folder", "idx" or "digits".
         classes: names, in the order of the labels.
         train: to learn from.
@@ -40,6 +41,7 @@ class ImageSet:
     """
 
     name: str
+    source: str
     layout: str
     classes: tuple[str, ...]
     train: Split
@@ -95,7 +97,7 @@ def open_images(data: str | Path = "auto", bad: str = "error") -> ImageSet:
     container = Container(data)
     layout = layout_of(container)
     name = re.sub(r"[^\w.+-]+", "-", container.path.resolve().name.removesuffix(".tar")) or "data"
-    return _frozen(name, layout.NAME, layout.read(container, faults), faults, container.notes, str(container.path))
+    return _frozen(name, layout.NAME, layout.read(container, faults), faults, container.notes, str(container.path.resolve()))
 
 
 def _frozen(
@@ -119,7 +121,7 @@ def _frozen(
         notes += (
             f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",
         )
-    return ImageSet(name, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
+    return ImageSet(name, where, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
 
 
 def _find_tiny_imagenet() -> str | Path:
