@@ -66,7 +66,7 @@ def start(config: Config) -> Runtime:
             "--device cuda: this machine has no CUDA device that torch can use; drop the flag to use the CPU"
         )
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
     # TF32 for what is left in fp32 on a GPU; cuDNN tries its algorithms once per shape, and shapes never change here.
     if config.dtype == "float32":
         torch.set_float32_matmul_precision("high")

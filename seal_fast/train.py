@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ import torch
 from seal_fast import arguments, checkpoint, curves, methods, runtime
 from seal_fast.checkpoint import TrainState
 from seal_fast.config import Config, difference, dumps, to_dict
-from seal_fast.data import make_input, open_images
+from seal_fast.data import ImageSet, Input, make_input, open_images
 from seal_fast.engine import Engine, Interrupted
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
-from seal_fast.log import Log
+from seal_fast.log import Log, to_terminal
 from seal_fast.models import build, load_weights
 from seal_fast.optim import AnnealedSGD
-from seal_fast.partition import split
+from seal_fast.partition import Partition, split
 from seal_fast.run_folder import RunFolder
-from seal_fast.schedule import Timeline
 from seal_fast.summary import summarise
 
 
@@ -40,37 +39,62 @@ def run(config: Config) -> dict[str, Any]:
     images = open_images(config.data)
     out = config.out or Path("runs") / f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder(out)
-    with folder.locked():
-        source = make_input(
-            images,
-            kind=config.input,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
-            dtype=machine.compute,
-            device=machine.device,
-            seed=config.seed,
-            augment=config.augment,
-            shuffle=config.shuffle,
-            limit_train=config.limit_train,
-            threads=torch.get_num_threads(),
-            on_bad_image=config.on_bad_image,
-        )
+    with (
+        folder.locked(),
+        contextlib.closing(open_input(config, machine, images)) as source,
+        assemble(config, machine, images, source, folder) as engine,
+    ):
         try:
-            resolved = replace(config, data=images.source, image_size=source.image_size, input=source.kind)
-            return _train(resolved, machine, images, source, folder)
-        finally:
-            source.close()
+            engine.run()
+        except BaseException:
+            with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
+                conclude(engine)
+            raise
+        summary = conclude(engine)
+        best, last = summary["best"], summary["last"]
+        engine.log.say(
+            f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
+            f"last {last['val_top1']:.2f} %; {folder.path}"
+        )
+        return summary
 
 
-def _train(config: Config, machine: runtime.Runtime, images: Any, source: Any, folder: RunFolder) -> dict[str, Any]:
+def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> Input:
+    """The batches of a configuration."""
+    return make_input(
+        images,
+        kind=config.input,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
+        dtype=machine.compute,
+        device=machine.device,
+        seed=config.seed,
+        augment=config.augment,
+        shuffle=config.shuffle,
+        limit_train=config.limit_train,
+        threads=torch.get_num_threads(),
+        on_bad_image=config.on_bad_image,
+    )
+
+
+@contextlib.contextmanager
+def assemble(
+    config: Config, machine: runtime.Runtime, images: ImageSet, source: Input, folder: RunFolder
+) -> Iterator[Engine]:
+    """An engine ready to run, at the start of its timeline or at the checkpoint that the folder holds.
+
+    Raises:
+        UsageError: a setting cannot make a run, or contradicts the run found in the folder.
+    """
+    config = replace(config, data=images.source, image_size=source.image_size, input=source.kind)
     timeline = methods.timeline(config)
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
         load_weights(model, config.init_weights)
     model.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
-    state = make_state(config, machine, model, partition.groups)
+    state = make_state(config, machine, model, partition)
     identity = {"config": to_dict(replace(config, out=None)), "images": images.fingerprint}
     resuming = folder.checkpoint.exists()
     if resuming:
@@ -79,7 +103,6 @@ def _train(config: Config, machine: runtime.Runtime, images: Any, source: Any, f
         write_text(folder.config, dumps(config))
     at = state.position
     folder.truncate(at.generation, at.epoch)
-    plate = runtime.name_plate(machine)
     metadata = {
         "model": config.model,
         "stem": config.stem,
@@ -88,33 +111,25 @@ def _train(config: Config, machine: runtime.Runtime, images: Any, source: Any, f
     }
     log = Log(folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch))
     try:
-        for text in introduction(config, timeline, images, source, plate, partition, folder):
+        engine = Engine(config, timeline, partition, machine, source, state, folder, log, identity, metadata)
+        for text in introduction(engine, images):
             log.say(text)
         if resuming:
             log.say(f"continuing from {folder.checkpoint} at {at}")
-        engine = Engine(config, timeline, partition, machine, source, state, folder, log, identity, metadata)
-        try:
-            engine.run()
-        except BaseException:
-            with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
-                _conclude(config, timeline, machine, source, folder, plate)
-            raise
-        summary = _conclude(config, timeline, machine, source, folder, plate)
-        best = summary["best"]
-        log.say(
-            f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
-            f"last {summary['last']['val_top1']:.2f} %; {folder.path}"
-        )
-        return summary
+        yield engine
     finally:
         log.close()
 
 
-def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module, groups: dict) -> TrainState:
+def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module, partition: Partition) -> TrainState:
     """A fresh training state: the optimiser's groups are the partition's, for life."""
+    torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())
     optimizer = AnnealedSGD(
-        [{"name": group, "params": [(name, parameters[name]) for name in names]} for group, names in groups.items()],
+        [
+            {"name": group, "params": [(name, parameters[name]) for name in names]}
+            for group, names in partition.groups.items()
+        ],
         lr=torch.tensor(config.lr, dtype=torch.float64),
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -141,43 +156,45 @@ def resume(config: Config, folder: RunFolder, state: TrainState, identity: dict[
     checkpoint.restore(saved, state)
 
 
-def introduction(
-    config: Config, timeline: Timeline, images: Any, source: Any, plate: dict, partition: Any, folder: RunFolder
-) -> list[str]:
+def introduction(engine: Engine, images: ImageSet) -> list[str]:
     """What a run says of itself before its first step."""
+    config, timeline, source = engine.config, engine.timeline, engine.input
+    plate = runtime.name_plate(engine.runtime)
     return [
         f"seal_fast {plate['seal_fast']} on {plate['gpu'] or plate['cpu']}, {plate['threads']} threads, "
         f"torch {plate['torch']}, {plate['compute']}{', compiled' if config.compile else ''}",
         f"data: {config.data} ({images.name}): {source.train_size} training and {source.val_size} validation images, "
         f"{source.num_classes} classes, {source.image_size} px, {source.kind}",
         *source.notes,
-        f"model: {config.model}, {config.stem} stem; {partition}",
+        f"model: {config.model}, {config.stem} stem; {engine.partition}",
         f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
-        f"run folder: {folder.path}",
+        f"run folder: {engine.folder.path}",
     ]
 
 
-def _conclude(
-    config: Config, timeline: Timeline, machine: runtime.Runtime, source: Any, folder: RunFolder, plate: dict
-) -> dict[str, Any]:
-    rows = folder.rows()
+def conclude(engine: Engine) -> dict[str, Any]:
+    """Write summary.json and curves.png from the metrics so far."""
+    rows = engine.folder.rows()
     summary = summarise(
         rows,
-        method=config.method,
-        finished=len(rows) == timeline.total_epochs(),
-        graphs=runtime.graphs(machine),
-        peak_memory_bytes=machine.peak_memory(),
-        skipped_images=source.skipped,
-        name_plate=plate,
+        method=engine.config.method,
+        finished=len(rows) == engine.timeline.total_epochs(),
+        graphs=runtime.graphs(engine.runtime),
+        peak_memory_bytes=engine.runtime.peak_memory(),
+        skipped_images=engine.input.skipped,
+        name_plate=runtime.name_plate(engine.runtime),
     )
-    write_json(folder.summary, summary)
+    write_json(engine.folder.summary, summary)
     if rows:
-        curves.draw(rows, f"{config.method}, {config.model} on {folder.path.name}", folder.curves)
+        curves.draw(
+            rows, f"{engine.config.method}, {engine.config.model}: {engine.folder.path.name}", engine.folder.curves
+        )
     return summary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 (the run failed), 2 (usage), or 128 + the signal that stopped it."""
+    to_terminal()
     try:
         config = arguments.parse(sys.argv[1:] if argv is None else argv)
         run(config)

@@ -7,22 +7,23 @@ from safetensors.torch import load_file
 
 from oracle import Recipe, train
 from seal_fast import checkpoint
+from seal_fast import train as program
 from seal_fast.config import Config
 from seal_fast.engine import hits
 from seal_fast.forgetting import reinitialise
 from seal_fast.methods import METHODS
-from seal_fast.models import build
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import run
 
 EXACT = Config(
     model="resnet18",
-    stem="imagenet",
+    stem="small",
     generations=3,
     epochs=3,
     ascent_epochs=1,
     warmup_epochs=1,
     batch_size=8,
+    lr=0.01,
     dtype="float64",
     augment=False,
     shuffle=False,
@@ -43,7 +44,7 @@ def read_images(folder):
 
 
 def oracle(config, folder):
-    model = build(config.model, 4, config.stem, config.seed).double()
+    model = program.build(config.model, 4, config.stem, config.seed).double()
     shapes = {name: p.shape for name, p in model.named_parameters()}
 
     def redraw(name, generation):
@@ -76,12 +77,13 @@ def assert_equals_oracle(config, folder, out):
     expected = oracle(config, folder)
     for name, tensor in expected.items():
         own = saved[name] if name.startswith("momentum.") else weights[name]
-        torch.testing.assert_close(own, tensor, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(own, tensor, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
 
 
-# 20 images in batches of 8: the last batch of an epoch is a smaller one
+# 20 images in batches of 8: the last batch of an epoch is a smaller one. The learning rate keeps rounding errors from
+# growing: at 0.1 this tiny problem is chaotic, and two orders of summation part ways after some twenty steps.
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_equals_the_float64_oracle(method, image_folder, tmp_path):
+def test_every_method_equals_the_float64_oracle(method, image_folder, tmp_path, small_network):
     assert_equals_oracle(replace(EXACT, method=method), image_folder, tmp_path / "run")
 
 
@@ -95,13 +97,13 @@ def test_every_method_equals_the_float64_oracle(method, image_folder, tmp_path):
     ],
     ids=str,
 )
-def test_other_settings_equal_the_oracle(changes, image_folder, tmp_path):
+def test_other_settings_equal_the_oracle(changes, image_folder, tmp_path, small_network):
     assert_equals_oracle(replace(EXACT, generations=2, **changes), image_folder, tmp_path / "run")
 
 
 def test_metrics_rows_tell_the_timeline(image_folder, tmp_path, small_network):
     out = tmp_path / "run"
-    summary = run(replace(EXACT, data=str(image_folder), out=out, eval_every=2, keep="ascents"))
+    summary = run(replace(EXACT, data=str(image_folder), out=out, eval_every=2, keep="ascents", lr=0.1))
     rows = RunFolder(out).rows()
     assert [(r["generation"], r["epoch"], r["phase"]) for r in rows] == [
         (g, e, "ascent" if g and e == 0 else "descent") for g in range(3) for e in range(3)
@@ -126,13 +128,11 @@ def test_training_metrics_equal_a_direct_count(image_folder, tmp_path, small_net
     """With a learning rate of 0 the network stands still, so an epoch's sums can be counted again outside."""
     import torch.nn.functional as F
 
-    from seal_fast.train import build as small_build
-
     out = tmp_path / "run"
     config = replace(EXACT, data=str(image_folder), out=out, generations=1, epochs=1, ascent_epochs=0, lr=0.0)
     run(replace(config, warmup_epochs=0))
     row = RunFolder(out).rows()[0]
-    model = small_build("resnet18", 4, config.stem, config.seed).double().train()
+    model = program.build("resnet18", 4, config.stem, config.seed).double().train()
     images, labels = read_images(image_folder)
     loss, right = 0.0, 0
     for x, y in zip(images.split(8), labels.split(8), strict=True):

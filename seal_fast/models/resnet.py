@@ -96,25 +96,33 @@ class ResNet(nn.Module):
         depths: how many blocks each of the four layers holds.
         num_classes: outputs of the last linear layer.
         stem: `imagenet` is a 7x7 conv and a 3x3 max-pool, both of stride 2; `small` a 3x3 conv of stride 1, no pool.
+        width: channels of the first layer; the four layers have 1, 2, 4 and 8 times as many.
 
     Raises:
         UsageError: the stem is unknown.
     """
 
-    def __init__(self, block: type[_Block], depths: tuple[int, ...], num_classes: int = 1000, stem: Stem = "imagenet"):
+    def __init__(
+        self,
+        block: type[_Block],
+        depths: tuple[int, ...],
+        num_classes: int = 1000,
+        stem: Stem = "imagenet",
+        width: int = 64,
+    ):
         super().__init__()
         if stem not in get_args(Stem):
             raise UsageError(f"unknown stem {stem!r}: choose one of {', '.join(get_args(Stem))}")
-        self.conv1 = _conv(3, 64, 7, 2) if stem == "imagenet" else _conv(3, 64, 3)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = _conv(3, width, 7, 2) if stem == "imagenet" else _conv(3, width, 3)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else None
-        inputs = 64
+        inputs = width
         for layer, depth in enumerate(depths):
-            width = 64 * 2**layer
+            planes = width * 2**layer
             built = []
             for i in range(depth):
-                built.append(block(inputs, width, stride=2 if layer > 0 and i == 0 else 1))
-                inputs = width * block.expansion
+                built.append(block(inputs, planes, stride=2 if layer > 0 and i == 0 else 1))
+                inputs = planes * block.expansion
             self.add_module(f"layer{layer + 1}", nn.Sequential(*built))
         self.fc = nn.Linear(inputs, num_classes)
 

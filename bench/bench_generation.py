@@ -1,0 +1,253 @@
+"""Images per second of the engine, per phase and method, beside a textbook loop: ratios in one run.
+
+ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import textbook
+import torch
+
+from seal_fast import runtime
+from seal_fast.checkpoint import Position
+from seal_fast.config import Config
+from seal_fast.data import open_images
+from seal_fast.engine import Engine
+from seal_fast.methods import METHODS
+from seal_fast.models import build
+from seal_fast.run_folder import RunFolder
+from seal_fast.train import assemble, open_input
+
+BATCH, SIZE, STEPS, ROUNDS = 128, 64, 6, 5
+VARIANTS = {
+    "amp": {"amp": True},
+    "amp, compiled": {"amp": True, "compile": True},
+    "fp32": {},
+    "fp32, compiled": {"compile": True},
+}
+
+
+@pytest.fixture(scope="module")
+def images(data):
+    return open_images(data)
+
+
+@pytest.fixture(scope="module")
+def inputs(images):
+    """The input of each computing type, decoded once."""
+    made = {}
+
+    def make(config, machine):
+        if machine.compute not in made:
+            made[machine.compute] = open_input(config, machine, images)
+        return made[machine.compute]
+
+    yield make
+    for source in made.values():
+        source.close()
+
+
+@pytest.fixture(scope="module")
+def engines(images, inputs, tmp_path_factory):
+    """Engines by configuration; everything stays built between benchmarks."""
+    with contextlib.ExitStack() as stack:
+        made: dict[Config, Engine] = {}
+
+        def make(**changes) -> Engine:
+            config = Config(
+                data=images.source,
+                image_size=SIZE,
+                batch_size=BATCH,
+                limit_train=min(STEPS * BATCH, len(images.train)),
+                generations=2,
+                epochs=2,
+                ascent_epochs=1,
+                warmup_epochs=0,
+                lr=0.01,
+                checkpoint_seconds=1e9,
+                **changes,
+            )
+            if config not in made:
+                machine = runtime.start(config)
+                folder = RunFolder(tmp_path_factory.mktemp("run"))
+                with contextlib.redirect_stdout(io.StringIO()):
+                    entered = assemble(config, machine, images, inputs(config, machine), folder)
+                    made[config] = stack.enter_context(entered)
+            return made[config]
+
+        yield make
+
+
+def epoch(engine: Engine, generation: int = 0, epoch: int = 0) -> tuple[float, float]:
+    """One epoch of the engine's real steps, input and counters included: images per second, share waiting for input."""
+    state = engine.state
+    state.position = Position(generation, epoch)
+    state.counters.zero_()
+    state.seconds = state.wait_seconds = 0.0
+    phase, _ = engine.timeline.phase(generation, epoch)
+    engine.enter(phase)
+    engine.set_rates(phase)
+    engine.train()
+    images = engine.read_counters()[3]
+    return images / state.seconds, state.wait_seconds / state.seconds
+
+
+def textbook_loop(images) -> textbook.Loop:
+    """The opponent, on the same images as encoded bytes."""
+    blobs, labels = encoded(images)
+    model = build("resnet18", len(images.classes))
+    return textbook.Loop(model, textbook.Encoded(blobs, labels, SIZE), BATCH)
+
+
+def encoded(images) -> tuple[list[bytes], list[int]]:
+    """Some training images as encoded bytes, as they lie on the disk."""
+    count = min(len(images.train), (STEPS + 4) * BATCH)
+    labels = images.train.labels[:count].tolist()
+    return [images.train.read(i) for i in range(count)], labels
+
+
+def matrix_product_flops() -> float:
+    """What the machine reaches in bf16 products of square matrices: the roof over convolutions."""
+    a = torch.randn(2048, 2048).to(torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    begin, count = time.perf_counter(), 10
+    for _ in range(count):
+        a @ a
+    return 2 * 2048**3 * count / (time.perf_counter() - begin)
+
+
+def step_flops(model: torch.nn.Module) -> float:
+    """Floating-point operations of one image's forward and backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def test_engine_against_textbook_loop(benchmark, engines, images):
+    opponent = textbook_loop(images)
+    contenders = {name: engines(**changes) for name, changes in VARIANTS.items()}
+    speeds: dict[str, list[float]] = {"textbook": []} | {name: [] for name in contenders}
+    waits: list[float] = []
+    for engine in contenders.values():
+        epoch(engine)  # compiles
+
+    def one_round():
+        speeds["textbook"].append(opponent.images_per_s(STEPS))
+        for name, engine in contenders.items():
+            speed, wait = epoch(engine)
+            speeds[name].append(speed)
+            waits.append(wait)
+
+    benchmark.pedantic(one_round, rounds=ROUNDS)
+    info = benchmark.extra_info
+    info["textbook loop, images/s"] = base = statistics.median(speeds["textbook"])
+    for name in contenders:
+        median = statistics.median(speeds[name])
+        ratios = [a / b for a, b in zip(speeds[name], speeds["textbook"], strict=True)]
+        info[f"{name}, images/s"] = median
+        info[f"{name} / textbook"] = statistics.median(ratios)
+        info[f"{name} / textbook, range"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    for precision in ("amp", "fp32"):
+        pairs = zip(speeds[f"{precision}, compiled"], speeds[precision], strict=True)
+        info[f"compiled / eager, {precision}"] = statistics.median(a / b for a, b in pairs)
+    info["share of the step waiting for input"] = statistics.median(waits)
+    roof = matrix_product_flops()
+    info["bf16 matrix product, GFLOP/s"] = roof / 1e9
+    work = step_flops(build("resnet18", len(images.classes)))
+    info["amp, share of the matrix product's rate"] = statistics.median(speeds["amp"]) * work / roof
+    info["n"] = f"{ROUNDS} rounds of {STEPS} steps of {BATCH}; textbook {base:.0f} images/s"
+
+
+def test_phases_of_every_method(benchmark, engines):
+    """Ascent and descent epochs of every method, in turn."""
+    contenders = {method: engines(method=method, amp=True) for method in METHODS}
+    speeds: dict[tuple[str, str], list[float]] = {}
+    generations = {m: len(e.timeline.generations) for m, e in contenders.items()}
+
+    def one_round():
+        for method, engine in contenders.items():
+            for e in range(2):
+                g = generations[method] - 1
+                speed, _ = epoch(engine, g, e)
+                speeds.setdefault((method, engine.timeline.phase(g, e)[0].name), []).append(speed)
+
+    one_round()
+    speeds.clear()
+    benchmark.pedantic(one_round, rounds=3)
+    for (method, phase), values in speeds.items():
+        benchmark.extra_info[f"{method} {phase}, images/s"] = statistics.median(values)
+    ascent = [v for (_, phase), values in speeds.items() if phase == "ascent" for v in values]
+    both = [m for m in contenders if (m, "ascent") in speeds]
+    descent = [v for m in both for v in speeds[(m, "descent")]]
+    benchmark.extra_info["ascent / descent"] = statistics.median(ascent) / statistics.median(descent)
+
+
+def test_logging(benchmark, engines):
+    """Reading the counters, the row of metrics and its TensorBoard events, against an epoch of 100,000 images."""
+    engine = engines(amp=True)
+    speed, _ = epoch(engine)
+    row = dict.fromkeys(("val_loss", "val_top1", "val_top5", "train_loss", "train_top1", "images_per_s"), 1.0)
+    row |= {"generation": 0, "epoch": 0, "phase": "descent", "lr_early": 0.1, "lr_late": 0.1, "seconds": 1.0}
+
+    def log_one_epoch():
+        with contextlib.redirect_stdout(io.StringIO()):
+            for _ in range(100_000 // BATCH // engine.config.log_every):
+                engine.show_progress()
+            engine.log.epoch(row)
+
+    benchmark.pedantic(log_one_epoch, rounds=20)
+    benchmark.extra_info["logging / epoch of 100,000 images"] = benchmark.stats.stats.median / (100_000 / speed)
+
+
+def test_import(benchmark):
+    """Import time of seal_fast over that of torch, in fresh processes."""
+    import subprocess
+    import sys
+
+    def seconds(code: str) -> float:
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - begin
+
+    extra = []
+
+    def one_round():
+        extra.append(seconds("import torch, seal_fast.train") - seconds("import torch"))
+
+    benchmark.pedantic(one_round, rounds=5, warmup_rounds=1)
+    benchmark.extra_info["import seal_fast.train over import torch, s"] = statistics.median(extra)
+
+
+def test_compile_cache(benchmark, data, tmp_path):
+    """Seconds of compilation of a first and of a second process."""
+    import json
+    import os
+    import subprocess
+    import sys
+
+    flags = (
+        "--stem small --generations 1 --epochs 1 --ascent-epochs 0 --batch-size 128 --limit-train 256 --compile --amp"
+    )
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start(name: str) -> float:
+        command = [sys.executable, "-m", "seal_fast.train", "--data", "digits", "--out", str(tmp_path / name)]
+        subprocess.run([*command, *flags.split()], check=True, env=environment, stdout=subprocess.DEVNULL)
+        return json.loads((tmp_path / name / "summary.json").read_text())["compile_seconds"]
+
+    seconds = []
+    benchmark.pedantic(lambda: seconds.append(start(Path(f"run{len(seconds)}").name)), rounds=2)
+    cold, warm = seconds
+    benchmark.extra_info["cold compile, s"] = cold
+    benchmark.extra_info["warm compile, s"] = warm
+    benchmark.extra_info["warm / cold"] = warm / cold

@@ -1,0 +1,70 @@
+"""The opponent: a training loop as textbooks and papers' repositories write it, fed by Pillow through a DataLoader.
+
+fp32, NCHW, torch.optim.SGD, a host sync for loss and accuracy in every step. Written for this benchmark, in that style.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+class Encoded(Dataset):
+    """JPEG or PNG bytes; an item is decoded, padded by 4, cropped, flipped and normalised with Pillow."""
+
+    def __init__(self, blobs: Sequence[bytes], labels: Sequence[int], size: int) -> None:
+        self.blobs, self.labels, self.size = blobs, labels, size
+
+    def __len__(self) -> int:
+        return len(self.blobs)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        image = Image.open(io.BytesIO(self.blobs[i])).convert("RGB")
+        image = ImageOps.expand(image, 4)
+        x, y = random.randint(0, image.width - self.size), random.randint(0, image.height - self.size)
+        image = image.crop((x, y, x + self.size, y + self.size))
+        if random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+        return (pixels - MEAN) / STD, self.labels[i]
+
+
+class Loop:
+    """Trains step by step; `images_per_s(steps)` times a stretch of them, input and statistics included."""
+
+    def __init__(self, model: torch.nn.Module, dataset: Dataset, batch_size: int, workers: int = 2) -> None:
+        self.model, self.batch_size = model.train(), batch_size
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        self.loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
+
+    def images_per_s(self, steps: int) -> float:
+        """One stretch of steps; starting the workers is not counted."""
+        batches = iter(self.loader)
+        self.step(*next(batches))
+        total_loss, correct = 0.0, 0
+        begin = time.perf_counter()
+        for _ in range(steps):
+            loss, right = self.step(*next(batches))
+            total_loss += loss
+            correct += right
+        seconds = time.perf_counter() - begin
+        del batches
+        return steps * self.batch_size / seconds
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        output = self.model(images)
+        loss = F.cross_entropy(output, labels, label_smoothing=0.1)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), (output.argmax(1) == labels).sum().item()

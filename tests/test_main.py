@@ -1,0 +1,101 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from seal_fast.__main__ import COMMANDS, main
+
+
+def test_timeline_prints_the_phases(capsys):
+    assert main("timeline --method seal --epochs 160 --generations 2".split()) == 0
+    text = capsys.readouterr().out
+    assert "g1 epochs 0-39 ascent: early ascends (lr up to 0.001, weight decay 0)" in text
+
+
+def test_presets_are_listed(capsys):
+    assert main(["presets"]) == 0
+    assert "tiny-imagenet-seal: model resnet50" in capsys.readouterr().out
+
+
+def test_unknown_command_and_usage_error_exit_2(capsys):
+    assert main(["trian"]) == 2
+    assert "choose one of " + ", ".join(COMMANDS) in capsys.readouterr().err
+    assert main(["timeline", "--preset", "nothing"]) == 2
+    assert "error: --preset nothing" in capsys.readouterr().err
+    assert main([]) == 2 and main(["--help"]) == 0
+
+
+def test_a_whole_run_from_the_command_line(image_folder, tmp_path):
+    out = tmp_path / "run"
+    flags = "--generations 2 --epochs 2 --batch-size 8 --stem small --amp --profile --no-shuffle --limit-train 12"
+    command = [sys.executable, "-m", "seal_fast", "train", "--data", str(image_folder), "--out", str(out)]
+    done = subprocess.run([*command, *flags.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "early conv1 to layer2.1.bn2" in done.stdout and "best val top-1" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["finished"] and summary["name_plate"]["compute"] == "bfloat16"
+    assert summary["generations"][0]["phases"][0]["images_per_s"] > 0
+    # the configuration it wrote runs again as it is
+    again = [
+        sys.executable,
+        "-m",
+        "seal_fast.train",
+        "--config",
+        str(out / "config.toml"),
+        "--out",
+        str(tmp_path / "2"),
+    ]
+    assert subprocess.run(again, capture_output=True).returncode == 0
+
+    # TensorBoard finds the scalars, and its profiler plugin the trace
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "val/top1", "lr/early", "run/images_per_s"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    from torch_tb_profiler.io.cache import Cache
+    from torch_tb_profiler.profiler.loader import RunLoader
+
+    assert list((out / "profile").glob("*.pt.trace.json"))
+    assert RunLoader("profile", str(out / "profile"), Cache()).load().profiles
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layer-threshold", "layer9"], "--layer-threshold layer9: the model has no such layer"),
+        (["--device", "cuda"], "--device cuda: this machine has no CUDA device"),
+        (["--init-weights", "missing.safetensors"], "missing.safetensors"),
+    ],
+)
+def test_wrong_settings_end_in_one_sentence(flags, message, image_folder, tmp_path, capsys):
+    from seal_fast.train import main as train
+
+    code = train(["--data", str(image_folder), "--batch-size", "8", "--out", str(tmp_path / "run"), *flags])
+    errors = capsys.readouterr().err
+    assert code == 2 and message in errors and errors.count("\n") == 1
+
+
+def test_weights_and_biases_offline(image_folder, tmp_path, small_network, monkeypatch):
+    pytest.importorskip("wandb", reason="Weights & Biases is an optional extra")
+    from seal_fast.config import Config
+    from seal_fast.train import run
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    out = tmp_path / "run"
+    run(Config(data=str(image_folder), out=out, generations=1, epochs=2, batch_size=8, wandb=True))
+    assert list(out.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_import_is_light():
+    """Nothing heavy is imported, and no device touched, before it is needed."""
+    code = (
+        "import sys, torch, seal_fast.train; heavy = {'nvidia.dali', 'sklearn', 'matplotlib', 'ray', 'wandb', "
+        "'tensorboard', 'triton', 'torch._inductor'} & set(sys.modules); assert not heavy, heavy; "
+        "assert not torch.cuda.is_initialized()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,45 @@
+import os
+
+import pytest
+import torch
+
+from seal_fast import runtime
+from seal_fast.config import Config
+from seal_fast.errors import UsageError
+
+
+def test_precision_follows_the_flags():
+    plain = runtime.start(Config())
+    assert (plain.dtype, plain.compute, plain.amp) == (torch.float32, torch.float32, False)
+    assert runtime.start(Config(dtype="float64")).compute == torch.float64
+    amp = runtime.start(Config(amp=True))
+    assert (amp.dtype, amp.compute) == (torch.float32, torch.bfloat16) and not amp.scaler().is_enabled()
+    assert runtime.start(Config(amp=True, amp_dtype="float16")).scaler().is_enabled()
+    with amp.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_threads_are_set():
+    before = torch.get_num_threads()
+    runtime.start(Config(threads=1))
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_asked_for_and_missing_is_refused():
+    with pytest.raises(UsageError, match="--device cuda"):
+        runtime.start(Config(device="cuda"))
+
+
+def test_name_plate_says_what_a_number_needs():
+    plate = runtime.name_plate(runtime.start(Config()))
+    assert plate["torch"] == torch.__version__ and plate["cores"] == len(os.sched_getaffinity(0))
+    assert plate["triton"] and plate["dali"] and plate["cpu"]
+
+
+def test_without_compile_nothing_of_dynamo_is_asked():
+    machine = runtime.start(Config())
+    assert runtime.graphs(machine) == 0 and runtime.compile_seconds(machine) == 0.0
+    function = len
+    assert machine.compiled(function) is function
