@@ -14,7 +14,7 @@ from .decode import Decoder, Request
 from .inputs import Batch, Input, Settings
 from .split import Split
 
-_LOAD_BATCH = 64
+_LOAD_BATCH = 32  # as fast as larger ones, and DALI keeps several times a batch in memory
 
 
 class Resident(Input):
