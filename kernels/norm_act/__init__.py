@@ -62,7 +62,8 @@ def norm_act(
     if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
         return _reference(*arguments)
     native_runs = _resolve(backend, x.device.type) == "native"
-    if not native_runs or not _fits(x, weight, residual, training):
+    vectors = weight, bias, running_mean, running_var
+    if not native_runs or not training or not _fits(x, residual, vectors):
         if backend == "native":
             raise ValueError(
                 "norm_act: the native kernel takes channels-last bfloat16 or float32 input in training, float32 weights "
@@ -83,16 +84,15 @@ def _resolve(backend: str, device: str) -> str:
     return resolve("norm_act", backend, torch.device(device))
 
 
-def _fits(x: Tensor, weight: Tensor, residual: Tensor | None, training: bool) -> bool:
+def _fits(x: Tensor, residual: Tensor | None, vectors: tuple[Tensor, ...]) -> bool:
     """Whether the native kernel can run: it sees a matrix [N*H*W, C] without gaps, and more than one row of it."""
     return (
-        training
-        and x.dim() == 4
+        x.dim() == 4
         and x.dtype in _DTYPES
-        and weight.dtype == torch.float32
         and x.numel() > x.shape[1]
         and x.is_contiguous(memory_format=torch.channels_last)
         and (residual is None or (residual.shape == x.shape and residual.dtype == x.dtype))
+        and all(v.shape == x.shape[1:2] and v.dtype == torch.float32 and v.device == x.device for v in vectors)
     )
 
 
@@ -198,7 +198,11 @@ def _differentiate(ctx, grad: Tensor | None, *_of_statistics):
         wanted = [t for t in inputs if t.requires_grad]
         again = _reference(x, weight, bias, mean.clone(), var.clone(), True, 0.0, ctx.eps, residual, ctx.act)
         found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
-        return (*(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias, residual)), None, None)
+        return (
+            *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias, residual)),
+            None,
+            None,
+        )
     grad_x, grad_residual, grad_weight, grad_bias = torch.ops.seal_fast.norm_act_backward(
         grad, x, y, weight, bias, mean, var, ctx.eps, ctx.act
     )

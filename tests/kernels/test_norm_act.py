@@ -154,6 +154,8 @@ def test_refusals():
     mean, var = torch.zeros(8), torch.ones(8)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         norm_act(x[:1, :, :1, :1], weight, bias, mean, var, True, MOMENTUM, EPS)
+    with pytest.raises(RuntimeError, match="running_mean should contain 8 elements"):
+        norm_act(x, weight, bias, mean[:4], var, True, MOMENTUM, EPS)
     with pytest.raises(ValueError, match="backend must be one of"):
         norm_act(x, weight, bias, mean, var, True, MOMENTUM, EPS, backend="fast")
     if native.available():
