@@ -53,6 +53,7 @@ def test_links_and_odd_entries(tmp_path):
         file = tarfile.TarInfo("x/real.bin")
         file.size = 3
         tar.addfile(file, io.BytesIO(b"abc"))
+        add("y/first.bin", tarfile.SYMTYPE, "twice.bin")
         add("y/hard.bin", tarfile.LNKTYPE, "x/real.bin")
         add("y/soft.bin", tarfile.SYMTYPE, "../x/real.bin")
         add("y/twice.bin", tarfile.SYMTYPE, "soft.bin")
@@ -62,7 +63,7 @@ def test_links_and_odd_entries(tmp_path):
         add("z", tarfile.DIRTYPE)
     container = Container(path)
     assert {name: container.read(name).tobytes() for name in container.files} == dict.fromkeys(
-        ["x/real.bin", "y/hard.bin", "y/soft.bin", "y/twice.bin"], b"abc"
+        ["x/real.bin", "y/first.bin", "y/hard.bin", "y/soft.bin", "y/twice.bin"], b"abc"
     )
     assert container.folders == {"x", "y", "z"}
     assert container.notes == ("left out 3 entries that are neither a file nor a folder, y/dangling.bin first",)
@@ -173,3 +174,34 @@ def test_a_file_that_shrinks_is_named(tmp_path):
     Path(folder / "b.bin").unlink()
     with pytest.raises(RunError, match=r"cannot read .*b\.bin: No such file"):
         container.read("b.bin")
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names(tmp_path, form):
+    """Longer than the 100 bytes that a header has for a name: each format has its own way around."""
+    long = "/".join(["a" * 70, "b" * 70, "c" * 70])
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for name in (long, "x/short"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 3
+            tar.addfile(entry, io.BytesIO(name[:3].encode()))
+    container = Container(tmp_path / "a.tar")
+    assert {name: container.read(name).tobytes() for name in container.files} == {long: b"aaa", "x/short": b"x/s"}
+
+
+def test_a_cut_within_a_file_names_it(tmp_path):
+    tar = tar_of(write(tmp_path / "set", {"a.bin": b"x" * 600, "b.bin": b"y" * 2000}))
+    start = Container(tar).files["b.bin"][0]
+    tar.write_bytes(tar.read_bytes()[: start + 700])
+    with pytest.raises(RunError, match=f"set/b.bin should end at byte {start + 2000}, the file ends at {start + 700}"):
+        Container(tar)
+
+
+@pytest.mark.parametrize("record", [b"0 path=x\n", b"-3 path=x\n", b"path=x\n", b"x path=x\n"])
+def test_a_damaged_extended_header_is_refused(tmp_path, record):
+    entry = tarfile.TarInfo("PaxHeader")
+    entry.type, entry.size = tarfile.XHDTYPE, len(record)
+    raw = entry.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(raw)
+    with pytest.raises(RunError, match="unreadable extended tar header at byte 512"):
+        Container(tmp_path / "a.tar")

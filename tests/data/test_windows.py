@@ -45,3 +45,11 @@ def test_draws_depend_on_the_position_alone():
     assert np.array_equal(np.concatenate([draws(7, 1, 2, 0, 33), draws(7, 1, 2, 33, 67)]), whole)
     for other in (draws(8, 1, 2, 0, 100), draws(7, 0, 2, 0, 100), draws(7, 1, 3, 0, 100)):
         assert not (other == whole).any(axis=1).any()
+
+
+@given(height=side, width=side, area=unit, ratio=unit)
+def test_every_place_can_be_drawn(height, width, area, ratio):
+    last = np.float32(1 - 2.0**-24)
+    for draw, edge in ((np.float32(0), 0), (last, 1)):
+        top, left, h, w = window(height, width, (area, ratio, draw, draw), np)
+        assert (top, left) == (edge * (height - h), edge * (width - w))
