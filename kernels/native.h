@@ -35,4 +35,6 @@ T *pointer(uintptr_t address) {
   return reinterpret_cast<T *>(address);
 }
 
+void bind_augment(nanobind::module_ &m);
+
 }  // namespace seal_fast

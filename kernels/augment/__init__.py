@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import philox
+from .. import native, philox
 from ..backend import resolve
 from .reference import augment as _reference
 
@@ -74,9 +75,8 @@ def augment(
         _check_out(out, shape, dtype, images.device)
     scale = [1 / (255 * s) for s in std]
     bias = [-m / s for m, s in zip(mean, std, strict=True)]
-    chosen = resolve("augment", backend, images.device)
     torch.ops.seal_fast.augment(
-        images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position, chosen
+        images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position, backend
     )
     return out
 
@@ -104,13 +104,13 @@ def _check(
         raise ValueError(f"index is on {index.device} and images on {images.device}: move the index to the images")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be bfloat16, float16, float32 or float64, not {dtype}")
-    if len(mean) != 3 or len(std) != 3 or not all(s > 0 for s in std):
-        raise ValueError(f"mean and std must be three numbers each, std positive, not {list(mean)} and {list(std)}")
-    border = pad if train else 0
-    if pad < 0 or not 1 <= size <= min(images.shape[1], images.shape[2]) + 2 * border:
+    numbers = all(abs(m) < math.inf for m in mean) and all(0 < s < math.inf for s in std)
+    if len(mean) != 3 or len(std) != 3 or not numbers:
+        raise ValueError(f"mean and std must be three finite numbers each, std positive: not {mean} and {std}")
+    if pad < 0 or not 1 <= size <= min(images.shape[1], images.shape[2]) + 2 * pad * train:
         raise ValueError(
-            f"size {size} with pad {border} does not fit images of {images.shape[1]} x {images.shape[2]}: choose pad >= 0 "
-            "and 1 <= size <= the smaller side + 2 * pad (evaluation crops and never pads)"
+            f"size {size} with pad {pad if train else 0} does not fit images of {images.shape[1]} x {images.shape[2]}: "
+            "choose pad >= 0 and 1 <= size <= the smaller side + 2 * pad (evaluation crops and never pads)"
         )
     if not 0 <= position <= (1 << 48) - index.shape[0]:
         raise ValueError(f"position is {position}: it must lie in [0, 2**48 - batch]")
@@ -125,12 +125,43 @@ def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: 
         raise ValueError("out must be channels-last: allocate it with memory_format=torch.channels_last")
 
 
-# The op: writes `out`, returns nothing. The backend is resolved before the call, so that a traced graph names it.
+# The op writes `out` and returns nothing. It chooses the backend itself: what it asks for that cannot be traced.
 _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(
     "augment(Tensor images, Tensor index, Tensor(a!) out, float[] scale, float[] bias, int pad, bool flip, bool train, "
     "SymInt seed, SymInt generation, SymInt epoch, SymInt position, str backend) -> ()"
 )
+
+
+def _native(
+    images: Tensor,
+    index: Tensor,
+    out: Tensor,
+    scale: Sequence[float],
+    bias: Sequence[float],
+    pad: int,
+    flip: bool,
+    train: bool,
+    *stream: int,
+) -> None:
+    """Calls the C++ kernel, which checks the rows and writes nothing if one is outside the images."""
+    bad = native.require().augment(
+        out.data_ptr(),
+        _DTYPES.index(out.dtype),
+        images.data_ptr(),
+        images.shape,
+        index.data_ptr(),
+        index.shape[0],
+        out.shape[-1],
+        scale,
+        bias,
+        pad,
+        flip,
+        train,
+        *stream,
+    )
+    if bad >= 0:
+        raise IndexError(f"index[{bad}] is {index[bad]}: its values must lie in [0, {images.shape[0]})")
 
 
 def _run(
@@ -149,7 +180,15 @@ def _run(
     backend: str,
 ) -> None:
     arguments = images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position
-    _reference(*arguments)
+    chosen = resolve("augment", backend, images.device)
+    if chosen == "native":
+        _native(*arguments)
+    elif chosen == "triton":
+        from .triton import augment as _triton
+
+        _triton(*arguments)
+    else:
+        _reference(*arguments)
 
 
 _library.impl("augment", _run, "CompositeExplicitAutograd")

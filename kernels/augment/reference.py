@@ -57,16 +57,26 @@ def augment(
     epoch: int,
     position: int,
 ) -> None:
-    """Fills `out` [B, 3, S, S] with `pixel * scale[c] + bias[c]`; see `seal_fast.kernels.augment.augment`."""
-    _, height, width, _ = images.shape
+    """Fills `out` [B, 3, S, S] with `pixel * scale[c] + bias[c]`; see `seal_fast.kernels.augment.augment`.
+
+    Raises:
+        IndexError: a row outside the images, on the CPU; elsewhere its image becomes NaN, since asking would wait.
+    """
+    count, height, width, _ = images.shape
     size, device = out.shape[-1], images.device
+    known = (index >= 0) & (index < count)
+    if device.type == "cpu" and not known.all():
+        raise IndexError(f"index holds rows outside the {count} images: its values must lie in [0, {count})")
     top, left, flipped = choices(index, height, width, size, pad, flip, train, seed, generation, epoch, position)
     steps = torch.arange(size, device=device)
     rows = top[:, None] + steps
     columns = left[:, None] + torch.where(flipped[:, None], size - 1 - steps, steps)
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    pixels = images[index[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
+    pixels = (
+        images[torch.where(known, index, 0)[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
+    )
     compute = torch.float64 if out.dtype == torch.float64 else torch.float32
     factor, offset = (torch.tensor(list(v), dtype=torch.float64, device=device).to(compute) for v in (scale, bias))
-    out.copy_((pixels.to(compute) * factor + offset).permute(0, 3, 1, 2))
+    values = torch.where(known[:, None, None, None], pixels.to(compute) * factor + offset, torch.nan)
+    out.copy_(values.permute(0, 3, 1, 2))
