@@ -35,6 +35,7 @@ T *pointer(uintptr_t address) {
   return reinterpret_cast<T *>(address);
 }
 
+void bind_annealed_sgd(nanobind::module_ &m);
 void bind_augment(nanobind::module_ &m);
 
 }  // namespace seal_fast

@@ -5,20 +5,14 @@ Source: LLF, arXiv 2202.00155, and its released code for the distribution.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from seal_fast.models import fan_in, generator
 from seal_fast.schedule import Distribution
-
-
-def generator(seed: int, *labels: object) -> torch.Generator:
-    """A CPU random generator that depends on nothing but the seed and the labels: not on order, device or history."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *labels))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 @torch.no_grad()
@@ -38,14 +32,14 @@ def reinitialise(
         weight = parameters[name]
         if weight.ndim < 2:  # a bias, or BatchNorm's scale or shift
             continue
-        fan_in = weight[0].numel()
+        inputs = fan_in(weight)
         fresh = torch.empty(weight.shape, dtype=weight.dtype)
-        source = generator(seed, "reinitialise", generation, name)
+        source = generator(seed, f"reinitialise {generation} {name}")
         if distribution == "kaiming-uniform":
-            bound = 1 / math.sqrt(fan_in)
+            bound = 1 / math.sqrt(inputs)
             fresh.uniform_(-bound, bound, generator=source)
         else:
-            fresh.normal_(0, math.sqrt(2 / fan_in), generator=source)
+            fresh.normal_(0, math.sqrt(2 / inputs), generator=source)
         weight.copy_(fresh)
         drawn.append(name)
     return drawn

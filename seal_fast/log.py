@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -9,6 +10,16 @@ from typing import Any
 from seal_fast.config import Config, to_dict
 from seal_fast.errors import UsageError
 from seal_fast.run_folder import RunFolder
+
+
+def to_terminal() -> None:
+    """Show what the package's logger says (which data were found, which kernel is missing) as plain lines."""
+    logger = logging.getLogger("seal_fast")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def clock(seconds: float) -> str:

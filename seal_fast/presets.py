@@ -20,7 +20,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": "digits",
         "model": "resnet18",
         "stem": "small",
-        "image_size": 16,
         "generations": 3,
         "epochs": 8,
         "batch_size": 64,

@@ -19,7 +19,7 @@ from seal_fast.data import ImageSet, Input, make_input, open_images
 from seal_fast.engine import Engine, Interrupted
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
-from seal_fast.log import Log
+from seal_fast.log import Log, to_terminal
 from seal_fast.models import build, load_weights
 from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition, split
@@ -194,6 +194,7 @@ def conclude(engine: Engine) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 (the run failed), 2 (usage), or 128 + the signal that stopped it."""
+    to_terminal()
     try:
         config = arguments.parse(sys.argv[1:] if argv is None else argv)
         run(config)

@@ -73,7 +73,7 @@ def test_a_whole_run_from_the_command_line(image_folder, tmp_path):
 def test_wrong_settings_end_in_one_sentence(flags, message, image_folder, tmp_path, capsys):
     from seal_fast.train import main as train
 
-    code = train(["--data", str(image_folder), "--out", str(tmp_path / "run"), *flags])
+    code = train(["--data", str(image_folder), "--batch-size", "8", "--out", str(tmp_path / "run"), *flags])
     errors = capsys.readouterr().err
     assert code == 2 and message in errors and errors.count("\n") == 1
 

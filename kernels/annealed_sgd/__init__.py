@@ -1,0 +1,191 @@
+"""`annealed_sgd_`: SGD with momentum whose sign and strength are numbers on the device, in one pass over a flat buffer.
+
+For every element of a parameter in group k, with `lr, momentum, weight_decay, direction, scale = hyper[k]`:
+
+    g    = grad / grad_scale
+    buf  = momentum * buf + (g + weight_decay * p)
+    p    = p - direction * scale * lr * buf                 (direction +1 descends, -1 ascends, scale 0 freezes)
+    ema  = ema + (1 - ema_decay) * (p - ema)                (optional)
+    bf16 = p, rounded to nearest even                       (optional)
+    norms[k] += (sum of g^2, sum of (change of p)^2)        (optional)
+
+and nothing at all if `found_inf` is set. The descent is `torch.optim.SGD`'s; the ascent of the early layers is SEAL's
+simulated annealing (arXiv 2304.04858, section 3), where the sign flips after the momentum and not on the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backend import Backend, resolve
+from . import plan
+from .flat import FlatParameters
+from .layout import is_dense, segment_table, shard_table
+
+__all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "segment_table", "shard_table"]
+
+# The columns of the `hyper` table.
+HYPER = ("lr", "momentum", "weight_decay", "direction", "scale")
+
+_library = torch.library.Library("seal_fast", "FRAGMENT")
+_library.define(
+    "annealed_sgd_(Tensor(a!) param, Tensor(b!) momentum_buffer, Tensor?[] grads, Tensor segments, Tensor hyper, *, "
+    "Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(c!)? ema=None, Tensor? ema_decay=None, "
+    "Tensor(d!)? bf16=None, Tensor(e!)? norms=None, str backend='auto') -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def annealed_sgd_(
+    param: Tensor,
+    momentum_buffer: Tensor,
+    grads: Sequence[Tensor | None],
+    segments: Tensor,
+    hyper: Tensor,
+    *,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    ema: Tensor | None = None,
+    ema_decay: Tensor | None = None,
+    bf16: Tensor | None = None,
+    norms: Tensor | None = None,
+    backend: Backend = "auto",
+) -> None:
+    """Update a flat buffer of parameters, or any contiguous slice of one, in place; all groups in one launch.
+
+    Args:
+        param: flat weights [n], float32 or float64.
+        momentum_buffer: flat momentum [n], of the same type.
+        grads: gradients that `segments` refers to, each dense and in the memory order of its parameter, of param's type
+            (or bfloat16 beside float32). Where one is None, its parameters and all that belongs to them stay untouched.
+        segments: int64 [parameters, 5] on the CPU, from `segment_table` or `shard_table`. What lies between segments is
+            never read or written.
+        hyper: float64 [groups, 5] on param's device, columns as in `HYPER`.
+        grad_scale: float32 scalar; gradients are divided by it (a `GradScaler`'s scale).
+        found_inf: float32 scalar; anything but 0 turns the call into no operation.
+        ema: flat running average of the weights [n], of param's type. Needs `ema_decay`.
+        ema_decay: float64 scalar.
+        bf16: bfloat16 [n], receives the rounded new weights.
+        norms: float64 [groups, 2], to which the squared norms of gradient (unscaled, before weight decay) and update
+            are added.
+        backend: see `seal_fast.kernels.backend.resolve`.
+
+    Raises:
+        ValueError: the tensors do not fit together; the message names the argument.
+        BackendUnavailable: a named backend cannot run here.
+    """
+    torch.ops.seal_fast.annealed_sgd_.default(
+        param,
+        momentum_buffer,
+        grads,
+        segments,
+        hyper,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        ema=ema,
+        ema_decay=ema_decay,
+        bf16=bf16,
+        norms=norms,
+        backend=backend,
+    )
+
+
+def _run(
+    param: Tensor,
+    momentum_buffer: Tensor,
+    grads: list[Tensor | None],
+    segments: Tensor,
+    hyper: Tensor,
+    *,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    ema: Tensor | None = None,
+    ema_decay: Tensor | None = None,
+    bf16: Tensor | None = None,
+    norms: Tensor | None = None,
+    backend: str = "auto",
+) -> None:
+    optional = (grad_scale, found_inf, ema, ema_decay, bf16, norms)
+    _check(param, momentum_buffer, grads, segments, hyper, *optional)
+    chosen = resolve("annealed_sgd_", backend, param.device)
+    if chosen == "native":
+        from .native import annealed_sgd_ as run
+    elif chosen == "triton":
+        from .triton import annealed_sgd_ as run
+    else:
+        from .reference import annealed_sgd_ as run
+    run(param, momentum_buffer, grads, segments, hyper, *optional)
+
+
+_library.impl("annealed_sgd_", _run, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("seal_fast::annealed_sgd_", lib=_library)
+def _fake(*args, **kwargs) -> None:
+    return None
+
+
+def _check(
+    param: Tensor,
+    momentum_buffer: Tensor,
+    grads: list[Tensor | None],
+    segments: Tensor,
+    hyper: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    ema: Tensor | None,
+    ema_decay: Tensor | None,
+    bf16: Tensor | None,
+    norms: Tensor | None,
+) -> None:
+    """Everything the kernels take for granted; they get raw addresses."""
+    n, dtype, device = param.numel(), param.dtype, param.device
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"annealed_sgd_: param must be float32 or float64, not {dtype}")
+    if (ema is None) != (ema_decay is None):
+        raise ValueError("annealed_sgd_: give ema and ema_decay together, or neither")
+    groups = hyper.shape[0]
+    for name, tensor, shape, kind in (
+        ("param", param, (n,), dtype),
+        ("momentum_buffer", momentum_buffer, (n,), dtype),
+        ("ema", ema, (n,), dtype),
+        ("bf16", bf16, (n,), torch.bfloat16),
+        ("hyper", hyper, (groups, len(HYPER)), torch.float64),
+        ("norms", norms, (groups, 2), torch.float64),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape or tensor.dtype != kind or tensor.device != device or not tensor.is_contiguous():
+            raise ValueError(
+                f"annealed_sgd_: {name} must be a contiguous {kind} tensor of shape {list(shape)} on {device}, "
+                f"not {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            )
+    for name, tensor, kind in (
+        ("grad_scale", grad_scale, torch.float32),
+        ("found_inf", found_inf, torch.float32),
+        ("ema_decay", ema_decay, torch.float64),
+    ):
+        if tensor is not None and (tensor.numel() != 1 or tensor.dtype != kind or tensor.device != device):
+            raise ValueError(f"annealed_sgd_: {name} must be one {kind} number on {device}")
+
+    _check_gradients(param, grads, plan.elements_needed(segments, n, groups, len(grads)))
+
+
+def _check_gradients(param: Tensor, grads: list[Tensor | None], needed: Sequence[int]) -> None:
+    given = [g for g in grads if g is not None]
+    # A network has hundreds of gradients and this runs every step: whole-list questions first, the culprit only then.
+    kinds = {g.dtype for g in given}
+    right_kind = kinds <= {param.dtype} or (param.dtype == torch.float32 and kinds == {torch.bfloat16})
+    if not right_kind or not set(map(Tensor.get_device, given)) <= {param.get_device()}:
+        allowed = f"{param.dtype}, or all bfloat16," if param.dtype == torch.float32 else str(param.dtype)
+        found = ", ".join(sorted({f"{g.dtype} on {g.device}" for g in given}))
+        raise ValueError(f"annealed_sgd_: gradients must be all {allowed} on {param.device}; they are {found}")
+    for index, (g, elements) in enumerate(zip(grads, needed, strict=True)):
+        if g is not None and (g.numel() < elements or not (g.is_contiguous() or is_dense(g))):
+            raise ValueError(
+                f"annealed_sgd_: gradient {index} must be dense, with at least {elements} elements; "
+                f"it has shape {list(g.shape)} and strides {list(g.stride())}"
+            )

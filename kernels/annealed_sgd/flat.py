@@ -1,0 +1,109 @@
+"""Parameters as views of one flat buffer, and further buffers (momentum, averages, copies) that are laid out alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import BEGIN, is_dense, same_order, segment_table
+
+
+class FlatParameters:
+    """Moves parameters into one flat buffer; each stays the same object, with its shape and strides.
+
+    A channels-last weight thus lies there in channels-last order, and gradients, which autograd lays out like their
+    parameters, line up with it element by element.
+
+    Args:
+        params: dense tensors of one type (float32 or float64) on one device.
+        names: what to call them in errors.
+        groups: the group of each, a row of the `hyper` table.
+
+    Attributes:
+        buffer: the weights [n].
+        segments: where each lies, for `annealed_sgd_`.
+
+    Raises:
+        ValueError: the parameters cannot share a buffer; the message says which and why.
+    """
+
+    def __init__(self, params: Sequence[Tensor], names: Sequence[str], groups: Sequence[int]) -> None:
+        self.params, self.names = list(params), list(names)
+        self._check()
+        first = self.params[0]
+        self.segments, elements = segment_table([p.numel() for p in self.params], groups)
+        self.begins: list[int] = self.segments[:, BEGIN].tolist()
+        self.buffer = torch.zeros(elements, dtype=first.dtype, device=first.device)
+        for p, view in zip(self.params, self.views(self.buffer), strict=True):
+            view.copy_(p.detach())
+            p.data = view
+        self._addresses = [p.data_ptr() for p in self.params]
+        self._strides: list[tuple[int, ...] | None] = []
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """A buffer of this layout, seen as tensors of the parameters' shapes and strides."""
+        return [
+            buffer[begin : begin + p.numel()].as_strided(p.shape, p.stride())
+            for begin, p in zip(self.begins, self.params, strict=True)
+        ]
+
+    def copies(self, buffer: Tensor) -> dict[str, Tensor]:
+        """A buffer of this layout as contiguous copies by parameter name."""
+        contiguous = [view.clone(memory_format=torch.contiguous_format) for view in self.views(buffer)]
+        return dict(zip(self.names, contiguous, strict=True))
+
+    @torch.no_grad()
+    def write(self, buffer: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Write tensors by parameter name, of any memory layout, into a buffer of this layout.
+
+        Raises:
+            ValueError: names or shapes are not those of the parameters; nothing is written then.
+        """
+        if wrong := set(self.names) ^ state.keys():
+            raise ValueError(f"the state is of other parameters: {min(wrong)} is not in both")
+        values = [state[name] for name in self.names]
+        for name, p, value in zip(self.names, self.params, values, strict=True):
+            if value.shape != p.shape:
+                raise ValueError(f"{name} has shape {list(p.shape)}, and in the state {list(value.shape)}")
+        for view, value in zip(self.views(buffer), values, strict=True):
+            view.copy_(value)
+
+    def check_in_place(self) -> None:
+        """Raise RuntimeError if a parameter was moved out of the buffer; reads no device memory."""
+        addresses = list(map(Tensor.data_ptr, self.params))
+        if addresses != self._addresses:
+            name = next(n for n, a, b in zip(self.names, addresses, self._addresses, strict=True) if a != b)
+            raise RuntimeError(
+                f"parameter {name} was moved (by model.to() or a new .data) after its optimiser was built: "
+                "move the model first, then build the optimiser"
+            )
+
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients as autograd left them; one in another memory order than its parameter is copied."""
+        grads = [p.grad for p in self.params]
+        strides = [None if g is None else g.stride() for g in grads]
+        if strides != self._strides:  # asked anew only when something changed
+            for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
+                if g is not None and not (g.stride() == p.stride() or (is_dense(g) and same_order(g, p))):
+                    grads[i], strides[i] = torch.empty_like(p).copy_(g), None
+            self._strides = strides
+        return grads
+
+    def _check(self) -> None:
+        if not self.params:
+            raise ValueError("there are no parameters to optimise")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("parameter names must differ from each other")
+        first = self.params[0]
+        for name, p in zip(self.names, self.params, strict=True):
+            if p.dtype not in (torch.float32, torch.float64):
+                raise ValueError(f"parameter {name} is {p.dtype}: keep master weights in float32 or float64")
+            if p.dtype != first.dtype or p.device != first.device:
+                raise ValueError(
+                    f"parameter {name} is {p.dtype} on {p.device} and {self.names[0]} is {first.dtype} on "
+                    f"{first.device}: parameters share one buffer, so give them one type and one device"
+                )
+            if not is_dense(p):
+                raise ValueError(f"parameter {name} is not dense in memory: make it contiguous first")

@@ -1,0 +1,194 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false  (Triton's own language)
+"""`annealed_sgd_` on the GPU: one launch over all groups, one program a tile of one parameter.
+
+A tile knows its place, group and gradient from a table made once (`plan.tiles`); gradients stay where autograd left
+them and are reached through a table of addresses. Full tiles take a branch without masks, whose loads and stores are
+128 bits wide. The launch configuration is fixed: autotuning would run a kernel that writes in place more than once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import plan
+
+# Elements a program handles: 8 a thread, the least with which even the bfloat16 copy is written 128 bits wide.
+BLOCK = 1024
+TAIL = 512
+WARPS = 4
+# 128 bits of the narrowest type (bfloat16) are 8 elements.
+ALIGNED_ELEMENTS = 8
+
+
+@triton.jit
+def _update(
+    param, momentum_buffer, grad, ema, bf16, at, mask,
+    inv_scale, momentum, weight_decay, step, ema_new, WITH_NORMS: tl.constexpr,
+):  # fmt: skip
+    """The rule for one tile; `at` are its places in the flat buffers, `grad` points to its gradients."""
+    p = tl.load(param + at, mask=mask)
+    old_buf = tl.load(momentum_buffer + at, mask=mask)
+    g = tl.load(grad, mask=mask).to(p.dtype) * inv_scale
+    buf = momentum * old_buf + (g + weight_decay * p)
+    delta = step * buf
+    # A frozen parameter keeps its bits, even where the buffer holds an infinity.
+    new_p = tl.where(step == 0, p, p - delta)
+    tl.store(momentum_buffer + at, buf, mask=mask)
+    tl.store(param + at, new_p, mask=mask)
+    if ema is not None:
+        old = tl.load(ema + at, mask=mask)
+        tl.store(ema + at, old + ema_new * (new_p - old), mask=mask)
+    if bf16 is not None:
+        tl.store(bf16 + at, new_p.to(tl.float32).to(tl.bfloat16), mask=mask)
+    grad_square = tl.full((), 0.0, tl.float64)
+    update_square = tl.full((), 0.0, tl.float64)
+    if WITH_NORMS:
+        moved = tl.where(step == 0, 0.0, delta)
+        if mask is not None:
+            g = tl.where(mask, g, 0.0)
+            moved = tl.where(mask, moved, 0.0)
+        g = g.to(tl.float64)
+        moved = moved.to(tl.float64)
+        grad_square = tl.sum(g * g)
+        update_square = tl.sum(moved * moved)
+    return grad_square, update_square
+
+
+@triton.jit
+def annealed_sgd_kernel(
+    param,
+    momentum_buffer,
+    grads,
+    tiles,
+    hyper,
+    grad_scale,
+    found_inf,
+    ema,
+    ema_decay,
+    bf16,
+    norms,
+    GRAD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """One program a row of `tiles`; whatever is None costs nothing."""
+    if found_inf is not None:
+        if tl.load(found_inf) != 0:
+            return
+    row = tiles + tl.program_id(0) * 5
+    begin = tl.load(row)
+    count = tl.load(row + 1)
+    group = tl.load(row + 2)
+    address = tl.load(grads + tl.load(row + 3))
+    offset = tl.load(row + 4)
+    if address == 0:  # no gradient
+        return
+
+    numbers = hyper + group * 5
+    dtype = param.dtype.element_ty
+    step = (tl.load(numbers + 3) * tl.load(numbers + 4) * tl.load(numbers)).to(dtype)
+    momentum = tl.load(numbers + 1).to(dtype)
+    weight_decay = tl.load(numbers + 2).to(dtype)
+    inv_scale = tl.full((), 1.0, dtype)
+    if grad_scale is not None:
+        inv_scale = (1.0 / tl.load(grad_scale).to(tl.float64)).to(dtype)
+    ema_new = tl.full((), 0.0, dtype)
+    if ema is not None:
+        ema_new = (1.0 - tl.load(ema_decay)).to(dtype)
+
+    grad = address.to(tl.pointer_type(GRAD))
+    if ALIGNED:
+        # The compiler cannot see through a table: these promises (checked by the caller) make accesses 128 bits wide.
+        begin = tl.multiple_of(begin, 8)
+        offset = tl.multiple_of(offset, 8)
+        grad = tl.multiple_of(grad, 16)
+    grad += offset
+    grad_square = tl.full((), 0.0, tl.float64)
+    update_square = tl.full((), 0.0, tl.float64)
+    if ALIGNED and count == BLOCK:
+        place = tl.arange(0, BLOCK)
+        grad_square, update_square = _update(
+            param, momentum_buffer, grad + place, ema, bf16, begin + place, None,
+            inv_scale, momentum, weight_decay, step, ema_new, norms is not None,
+        )  # fmt: skip
+    else:
+        # In small pieces, because masks over a whole tile would cost the full tiles three times their registers.
+        for start in range(0, count, TAIL):
+            place = start + tl.arange(0, TAIL)
+            squares = _update(
+                param, momentum_buffer, grad + place, ema, bf16, begin + place, place < count,
+                inv_scale, momentum, weight_decay, step, ema_new, norms is not None,
+            )  # fmt: skip
+            grad_square += squares[0]
+            update_square += squares[1]
+    if norms is not None:
+        tl.atomic_add(norms + group * 2, grad_square, sem="relaxed")
+        tl.atomic_add(norms + group * 2 + 1, update_square, sem="relaxed")
+
+
+def annealed_sgd_(
+    param: Tensor,
+    momentum_buffer: Tensor,
+    grads: Sequence[Tensor | None],
+    segments: Tensor,
+    hyper: Tensor,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    ema: Tensor | None,
+    ema_decay: Tensor | None,
+    bf16: Tensor | None,
+    norms: Tensor | None,
+) -> None:
+    """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
+    table = plan.contents(segments)
+    tiles = plan.tiles(table, BLOCK, param.device)
+    if len(tiles) == 0:
+        return
+    addresses = tuple(0 if g is None else g.data_ptr() for g in grads)
+    pointers = [t.data_ptr() for t in (param, momentum_buffer, ema, bf16) if t is not None]
+    aligned = plan.aligned(table, ALIGNED_ELEMENTS) and all(a % 16 == 0 for a in (*addresses, *pointers))
+    kind = next((g.dtype for g in grads if g is not None), param.dtype)
+    annealed_sgd_kernel[(len(tiles),)](
+        param,
+        momentum_buffer,
+        _address_table(addresses, param.device),
+        tiles,
+        hyper,
+        grad_scale,
+        found_inf,
+        ema,
+        ema_decay,
+        bf16,
+        norms,
+        GRAD=_TRITON_TYPE[kind],
+        ALIGNED=aligned,
+        BLOCK=BLOCK,
+        TAIL=TAIL,
+        num_warps=WARPS,
+    )
+
+
+_TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
+_captured: list[Tensor] = []
+
+
+def _address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A replay of the CUDA graph copies the addresses again, from pinned memory that must therefore stay.
+        _captured.append(torch.tensor(addresses, dtype=torch.int64, pin_memory=True))
+        return _captured[-1].to(device, non_blocking=True)
+    return _cached_address_table(addresses, device)
+
+
+# Autograd's gradients keep returning to the same addresses, so a step mostly copies nothing.
+@functools.lru_cache(maxsize=16)
+def _cached_address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    pinned = device.type == "cuda"
+    return torch.tensor(addresses, dtype=torch.int64, pin_memory=pinned).to(device, non_blocking=True)

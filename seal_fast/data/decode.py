@@ -1,0 +1,217 @@
+"""Image files to uint8 pixels, by DALI: on the GPU's own decoder there, on CPU threads without one."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .windows import window
+
+_AHEAD = 3  # batches that DALI holds: one handed out, one decoded, one in work
+
+
+class Request(NamedTuple):
+    """A batch to decode.
+
+    Attributes:
+        images: bytes of files [size], or grey pixels [h, w, 1]; uint8.
+        draws: the windows' random numbers, float32 [n, 4], where random resized crops are asked for.
+    """
+
+    images: list[np.ndarray]
+    draws: np.ndarray | None = None
+
+
+class Decoded(NamedTuple):
+    """A decoded batch.
+
+    Attributes:
+        pixels: uint8 [n, size, size, channels] on the decoder's device.
+        bad: places in the batch that cannot be decoded; their pixels are 0.
+    """
+
+    pixels: Tensor
+    bad: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes batches to one size.
+
+    An image of another size has its shorter side resized (triangular filter, antialiased) and its middle cut out; an
+    image of this size keeps its bits. With windows, a random part of the image is resized to the whole instead.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        encoded: whether the images are files (three channels come out) or grey pixels (one).
+        device: where the pixels come to lie.
+        threads: of DALI, for what runs on the CPU.
+        batch_size: of the largest batch.
+        exact: whether images are expected to have this size already; a wrong guess costs one batch.
+        windows: whether requests carry draws for random resized crops.
+    """
+
+    size: int
+    encoded: bool
+    device: torch.device
+    threads: int
+    batch_size: int
+    exact: bool = False
+    windows: bool = False
+
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Decoded]:
+        """Decodes lazily, a few batches ahead of what is asked for."""
+        source = iter(requests)
+        waiting: deque[Request] = deque()
+
+        def feed() -> Iterator[Any]:
+            for request in source:
+                waiting.append(request)
+                yield (request.images, list(request.draws)) if request.draws is not None else request.images
+
+        graph = self
+        while True:
+            pipe = graph._pipeline(feed())
+            while True:
+                try:
+                    (output,) = pipe.run()
+                except StopIteration:
+                    return
+                except RuntimeError:
+                    break  # DALI fails the whole batch without naming the image, and the pipeline with it
+                if graph._fits(output):
+                    waiting.popleft()
+                    yield Decoded(graph._own(output))
+                    continue
+                # Not of this size after all: from here on everything passes the resize.
+                graph = replace(graph, exact=False)
+                source = itertools.chain(tuple(waiting), source)
+                waiting.clear()
+                break
+            while waiting:
+                yield graph._one_by_one(waiting.popleft())
+
+    def _pipeline(self, source: Iterator[Any], ahead: int = _AHEAD) -> Any:
+        from nvidia.dali import Pipeline, fn, math, types
+
+        decoder, device_id = _where(self.device)
+        resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
+        pipe = Pipeline(
+            batch_size=self.batch_size, num_threads=self.threads, device_id=device_id, prefetch_queue_depth=ahead
+        )
+        with pipe:
+            if not self.encoded:
+                pixels = fn.external_source(source, layout="HWC")
+                pixels = pixels if device_id is None else pixels.gpu()
+            else:
+                if self.windows:
+                    files, draw = fn.external_source(
+                        source, num_outputs=2, dtype=[types.UINT8, types.FLOAT], ndim=[1, 1]
+                    )
+                else:
+                    files, draw = fn.external_source(source, dtype=types.UINT8, ndim=1), None
+                # DALI 2.4 crashes the process where a decoder meets an unreadable header in a batch of good ones.
+                # Reading the shapes first, in an operator that the decoder waits for, makes that an error.
+                shape = fn.cast(fn.peek_image_shape(files, adjust_orientation=False), dtype=types.FLOAT)
+                anchor, extent = types.Constant([0.0, 0.0]), shape[0:2]
+                if draw is not None:
+                    box = window(shape[0], shape[1], (draw[0], draw[1], draw[2], draw[3]), math)
+                    anchor, extent = fn.stack(*box[:2]), fn.stack(*box[2:])
+                pixels = fn.decoders.image_slice(
+                    files,
+                    anchor,
+                    extent,
+                    device=decoder,
+                    output_type=types.RGB,
+                    adjust_orientation=False,
+                    axis_names="HW",
+                    normalized_anchor=False,
+                    normalized_shape=False,
+                )
+            if self.windows:
+                pixels = fn.resize(pixels, size=(self.size, self.size), **resize)
+            elif not self.exact:
+                pixels = fn.resize(pixels, resize_shorter=self.size, **resize)
+                pixels = fn.crop(pixels, crop=(self.size, self.size))
+            pipe.set_outputs(pixels)
+        pipe.build()
+        return pipe
+
+    def _fits(self, output: Any) -> bool:
+        return output.is_dense_tensor() and tuple(output.shape()[0][:2]) == (self.size, self.size)
+
+    def _own(self, output: Any) -> Tensor:
+        """DALI's output as a tensor that stays valid for as long as it is referred to."""
+        tensor = torch.from_dlpack(output.as_tensor())
+        if self.device.type != "cuda":
+            return tensor  # refers to the output, whose memory DALI does not use again before that is gone
+        # DALI knows nothing of torch's streams, so the copy must be done before it may have its memory back.
+        copy = tensor.clone()
+        torch.cuda.current_stream(self.device).synchronize()
+        return copy
+
+    def _one_by_one(self, request: Request) -> Decoded:
+        """Decodes each image on its own, to find the ones that cannot be."""
+        channels = 3 if self.encoded else 1
+        pixels = torch.zeros(
+            (len(request.images), self.size, self.size, channels), dtype=torch.uint8, device=self.device
+        )
+        alone = replace(self, exact=False, batch_size=1)
+        bad: list[int] = []
+        todo = iter(range(len(request.images)))
+
+        def feed() -> Iterator[Any]:
+            for row in todo:
+                rows.append(row)
+                image = [request.images[row]]
+                yield (image, [request.draws[row]]) if request.draws is not None else image
+
+        while True:
+            rows: list[int] = []
+            pipe = alone._pipeline(feed(), ahead=1)
+            for place in itertools.count():
+                try:
+                    (output,) = pipe.run()
+                except StopIteration:
+                    return Decoded(pixels, tuple(bad))
+                except RuntimeError:
+                    bad.append(rows[place])
+                    break
+                pixels[rows[place]] = alone._own(output)[0]
+
+
+def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]]:
+    """(height, width) of images, from their headers alone; those whose header cannot be read are left out."""
+    if not encoded:
+        return [(image.shape[0], image.shape[1]) for image in images]
+    from nvidia.dali import Pipeline, fn, types
+
+    todo = iter(images)
+    sizes: list[tuple[int, int]] = []
+    while True:
+        pipe = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+        with pipe:
+            files = fn.external_source(([image] for image in todo), ndim=1, dtype=types.UINT8)
+            pipe.set_outputs(fn.peek_image_shape(files, adjust_orientation=False))
+        try:
+            while True:
+                shape = np.array(pipe.run()[0].at(0))
+                sizes.append((int(shape[0]), int(shape[1])))
+        except StopIteration:
+            return sizes
+        except RuntimeError:
+            continue  # the pipeline is lost; a new one goes on with the next image
+
+
+def _where(device: torch.device) -> tuple[str, int | None]:
+    """DALI's device for decoding and the number of its GPU: the one place that asks."""
+    if device.type != "cuda":
+        return "cpu", None
+    return "mixed", device.index if device.index is not None else torch.cuda.current_device()

@@ -1,0 +1,180 @@
+"""What both inputs share: sizes, order, batches and the last batch; and how the training loop sees them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import RunError, UsageError
+from ..kernels import philox
+from ..kernels.augment import augment
+from .catalogue import ImageSet
+from .split import Split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the device.
+
+    Attributes:
+        images: [B, 3, S, S], channels-last, normalised, of the input's dtype.
+        labels: int64 [B].
+        valid: bool [B], False for what only fills up the last batch of an evaluation; None in training.
+    """
+
+    images: Tensor
+    labels: Tensor
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are fed; see `make_input` for each."""
+
+    image_size: int
+    batch_size: int
+    eval_batch_size: int
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    augment: bool
+    shuffle: bool
+    pad: int
+    threads: int
+    on_bad_image: str
+
+
+class Input:
+    """Feeds batches, as a pure function of (seed, generation, epoch, step). Base of `Resident` and `Stream`.
+
+    Attributes:
+        kind: "resident" or "stream".
+        image_size: height and width of the batches, in pixels.
+        batch_size: of training batches; the last of an epoch may be smaller.
+        eval_batch_size: of all evaluation batches.
+        num_classes: of the data set.
+        wait_seconds: host seconds the consumer has spent waiting for batches; set it to 0 to count anew.
+        notes: sentences about what was left out or assumed.
+    """
+
+    kind = ""
+
+    def __init__(self, images: ImageSet, train: Split, settings: Settings):
+        self._settings = settings
+        self._images = images
+        self._splits = {"train": train, "val": images.val}
+        self._bad: dict[str, None] = {}
+        self.image_size, self.num_classes = settings.image_size, len(images.classes)
+        self.batch_size, self.eval_batch_size = settings.batch_size, settings.eval_batch_size
+        self.wait_seconds = 0.0
+        self.notes = list(images.notes)
+
+    @property
+    def train_size(self) -> int:
+        """Number of training images that are fed."""
+        return len(self._splits["train"])
+
+    @property
+    def val_size(self) -> int:
+        """Number of held-out images."""
+        return len(self._splits["val"])
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the images found bad so far and left out."""
+        return [*self._images.skipped, *self._bad]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches of an epoch, a smaller last one included; but a last one of a single image is dropped."""
+        full, rest = divmod(self.train_size, self.batch_size)
+        return full + (rest > 1 or rest == self.batch_size)
+
+    def train(self, generation: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch, from `first_step` on; what comes before is neither read nor decoded."""
+        return self._timed(self._train(generation, epoch, self._cuts(first_step)))
+
+    def evaluation(self, split: str = "val") -> Iterator[Batch]:
+        """All images of a split in sorted order, neither cropped nor flipped at random, all batches of one size."""
+        return self._timed(self._evaluation(split))
+
+    def close(self) -> None:
+        """Lets go of memory and threads; the input cannot be used again."""
+        self._splits = {}
+
+    def _train(self, generation: int, epoch: int, cuts: list[tuple[int, int]]) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def _evaluation(self, split: str) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _cuts(self, first_step: int) -> list[tuple[int, int]]:
+        """First and past-the-last position of each batch."""
+        size = self.batch_size
+        return [
+            (step * size, min((step + 1) * size, self.train_size)) for step in range(first_step, self.steps_per_epoch)
+        ]
+
+    def _order(self, generation: int, epoch: int, device: torch.device | str) -> Tensor:
+        if self._settings.shuffle:
+            return philox.permutation(self.train_size, self._settings.seed, generation, epoch, device)
+        return torch.arange(self.train_size, device=device)
+
+    def _augment(
+        self, pixels: Tensor, index: Tensor, train: bool, *, pad: int, generation=0, epoch=0, position=0
+    ) -> Tensor:
+        settings = self._settings
+        return augment(
+            pixels,
+            index,
+            size=self.image_size,
+            mean=self._images.mean,
+            std=self._images.std,
+            dtype=settings.dtype,
+            seed=settings.seed,
+            generation=generation,
+            epoch=epoch,
+            position=position,
+            pad=pad,
+            flip=self._images.mirror,
+            train=train and settings.augment,
+        )
+
+    def _report_bad(self, split: Split, rows: np.ndarray) -> None:
+        """Takes note of images that cannot be decoded.
+
+        Raises:
+            RunError: unless bad images are skipped.
+        """
+        if self._settings.on_bad_image != "skip":
+            raise RunError(
+                f"{split.source.where(rows[0])} is not a readable image (corrupt or truncated): replace or remove it, "
+                "or leave such images out with --on-bad-image skip"
+            )
+        self._bad |= dict.fromkeys(split.names[row] for row in rows)
+
+    def _check_batch_size(self) -> None:
+        """Refuses a batch that no epoch could fill.
+
+        Raises:
+            UsageError: naming the flag.
+        """
+        if self.batch_size > self.train_size:
+            raise UsageError(
+                f"--batch-size {self.batch_size} is larger than the training set of {self.train_size} images: "
+                f"choose at most {self.train_size}"
+            )

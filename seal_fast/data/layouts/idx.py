@@ -1,0 +1,95 @@
+"""The idx files of MNIST and Fashion-MNIST, plain or .gz.
+
+Format (Y. LeCun, the MNIST database, "File formats"): two zero bytes, the element type (8: uint8), the number of
+dimensions, each dimension as a big-endian int32, then the elements.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import zlib
+
+import numpy as np
+
+from ...errors import RunError
+from ..container import Container
+from ..split import Pixels, Split
+from .common import Contents, Faults, grey_statistics
+
+NAME = "idx"
+DESCRIPTION = "idx files ({train,t10k}-{images-idx3,labels-idx1}-ubyte, .gz too)"
+_FILE = re.compile(r"(?:.*/)?(train|t10k|test)[-_](images|labels)[-_.]idx([13])[-_]ubyte(\.gz)?")
+
+
+def matches(container: Container) -> bool:
+    """Whether there is a file of training images."""
+    return ("train", "images") in _found(container)
+
+
+def read(container: Container, faults: Faults) -> Contents:
+    """All pixels and labels; classes are the numbers from 0 to the largest label.
+
+    Raises:
+        RunError: a file is missing, damaged or truncated, or images and labels differ in number.
+    """
+    found = _found(container)
+    held_out = "t10k" if ("t10k", "images") in found else "test"
+    (train, pixels), (val, held_out_pixels) = _split(container, found, "train"), _split(container, found, held_out)
+    if pixels.shape[1:] != held_out_pixels.shape[1:]:
+        shapes = [" x ".join(map(str, array.shape[1:])) for array in (pixels, held_out_pixels)]
+        raise RunError(f"{container.path}: training images of {shapes[0]} pixels, test images of {shapes[1]}")
+    classes = tuple(str(label) for label in range(int(train.labels.max(initial=-1)) + 1))
+    mean, std = grey_statistics(pixels)
+    return Contents(classes, train, val, mirror=False, mean=mean, std=std)
+
+
+def _found(container: Container) -> dict[tuple[str, str], str]:
+    """(part, kind) to file name; a plain file is preferred to a compressed one."""
+    found: dict[tuple[str, str], str] = {}
+    for name in sorted(container.files, reverse=True):
+        if match := _FILE.fullmatch(name):
+            found[match[1], match[2]] = name
+    return found
+
+
+def _split(container: Container, found: dict[tuple[str, str], str], part: str) -> tuple[Split, np.ndarray]:
+    arrays = []
+    for kind, dimensions in (("images", 3), ("labels", 1)):
+        if (part, kind) not in found:
+            raise RunError(
+                f"{container.path}: the idx file {part}-{kind}-idx{dimensions}-ubyte is missing (.gz would do)"
+            )
+        arrays.append(_array(container, found[part, kind], dimensions))
+    pixels, labels = arrays
+    images = found[part, "images"]
+    if len(pixels) != len(labels):
+        raise RunError(
+            f"{container.where(images)} holds {len(pixels)} images, but {found[part, 'labels']} {len(labels)} labels"
+        )
+    names = tuple(f"{images}[{row:06d}]" for row in range(len(pixels)))
+    return Split(names, labels.astype(np.int64), Pixels(pixels)), pixels
+
+
+def _array(container: Container, name: str, dimensions: int) -> np.ndarray:
+    """The elements of one idx file, uint8."""
+    where = container.where(name)
+    file = io.BytesIO(container.read(name).tobytes())
+    try:
+        with gzip.open(file) if name.endswith(".gz") else file as stream:
+            magic = stream.read(4)
+            if magic != bytes([0, 0, 8, dimensions]):
+                raise RunError(
+                    f"{where} is no idx file of {dimensions} dimensions of bytes: it begins with {magic.hex(' ')}, "
+                    f"not 00 00 08 0{dimensions}"
+                )
+            shape = np.frombuffer(stream.read(4 * dimensions).ljust(4 * dimensions, b"\0"), ">i4").astype(np.int64)
+            expected = int(shape.prod())
+            data = stream.read(expected + 1) if expected >= 0 else b""
+    except (EOFError, OSError, zlib.error) as error:
+        raise RunError(f"{where} is truncated or damaged ({error}): download it again") from None
+    if len(data) != expected:
+        held = f"only {len(data)}" if len(data) < expected else "more"
+        raise RunError(f"{where} is damaged: its header promises {expected} bytes, it holds {held}; download it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)

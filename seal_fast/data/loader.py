@@ -1,0 +1,109 @@
+"""`make_input`: the one entry the training loop uses to get batches."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..errors import UsageError
+from .catalogue import ImageSet
+from .inputs import Input, Settings
+from .memory import free_bytes
+from .resident import Resident
+from .stream import Stream
+
+_SIZE_OF_MIXED_SETS = 64
+_MOST_THREADS = 16
+
+
+def make_input(
+    images: ImageSet,
+    kind: str = "auto",
+    *,
+    image_size: int | None = None,
+    batch_size: int,
+    eval_batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    augment: bool = True,
+    shuffle: bool = True,
+    pad: int | None = None,
+    limit_train: int | None = None,
+    threads: int | None = None,
+    on_bad_image: str = "error",
+) -> Input:
+    """Builds the input of a run; the resident one is loaded on return.
+
+    Args:
+        images: from `open_images`.
+        kind: "resident", "stream", or "auto": resident if both splits, decoded, take at most half of the free memory.
+        image_size: height and width of the batches, in pixels; None is the images' own, or 64 where they differ.
+        batch_size: images a training step.
+        eval_batch_size: images an evaluation step.
+        dtype: of the images: bfloat16, float16, float32 or float64.
+        device: where the batches are needed.
+        seed: of the order and the augmentation.
+        augment: random crops, and flips where the set allows them; False feeds training images as they are evaluated.
+        shuffle: a new order each epoch; False feeds in sorted path order.
+        pad: black border before the random crop, in pixels; None is a sixteenth of the size (4 at 64).
+        limit_train: use this many training images only, evenly spaced over the sorted path order.
+        threads: of DALI; None is one a core, 16 at most.
+        on_bad_image: "error", or "skip": leave out what cannot be decoded.
+
+    Raises:
+        UsageError: a value that cannot be, such as a batch larger than the training set.
+        RunError: an image cannot be decoded (resident; the stream raises when it comes to it).
+    """
+    device = torch.device(device)
+    for flag, value, least in (
+        ("--batch-size", batch_size, 1),
+        ("--eval-batch-size", eval_batch_size, 1),
+        ("--image-size", image_size, 1),
+        ("--limit-train", limit_train, 1),
+        ("--threads", threads, 1),
+        ("pad", pad, 0),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{flag} is {value}: it must be at least {least}")
+    if kind not in ("auto", "resident", "stream"):
+        raise UsageError(f"--input is {kind!r}: choose auto, resident or stream")
+    if on_bad_image not in ("error", "skip"):
+        raise UsageError(f"--on-bad-image is {on_bad_image!r}: choose error or skip")
+    size = image_size or images.native_size or _SIZE_OF_MIXED_SETS
+    settings = Settings(
+        image_size=size,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        augment=augment,
+        shuffle=shuffle,
+        pad=size // 16 if pad is None else pad,
+        threads=threads or min(_MOST_THREADS, len(os.sched_getaffinity(0))),
+        on_bad_image=on_bad_image,
+    )
+    train = images.train.spread(limit_train)
+    if batch_size > len(train):
+        raise UsageError(
+            f"--batch-size {batch_size} is larger than the training set of {len(train)} images: "
+            f"choose at most {len(train)}"
+        )
+    needed = (len(train) + len(images.val)) * size * size * (3 if train.source.encoded else 1)
+    free = free_bytes(device)
+    if kind == "resident" and needed > free:
+        raise UsageError(
+            f"--input resident needs {needed / 2**30:.1f} GiB for the decoded images, and {free / 2**30:.1f} GiB are "
+            "free: choose --input stream"
+        )
+    resident = kind == "resident" or kind == "auto" and needed <= free // 2
+    made = (Resident if resident else Stream)(images, train, settings)
+    if limit_train is not None and limit_train < len(images.train):
+        made.notes.append(
+            f"training on {limit_train} of {len(images.train)} images, evenly spaced over the sorted paths"
+        )
+    if made.train_size % batch_size == 1 and batch_size > 1:
+        made.notes.append("the last training batch would hold a single image, of which BatchNorm cannot learn: dropped")
+    return made

@@ -1,0 +1,91 @@
+"""The resident input: every image decoded once into a uint8 NHWC tensor on the device; an epoch is a permutation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import RunError
+from .catalogue import ImageSet
+from .decode import Decoder, Request
+from .inputs import Batch, Input, Settings
+from .split import Split
+
+_LOAD_BATCH = 64
+
+
+class Resident(Input):
+    """Feeds from memory: one tensor of pixels and one of labels per split."""
+
+    kind = "resident"
+
+    def __init__(self, images: ImageSet, train: Split, settings: Settings):
+        """Decodes both splits.
+
+        Raises:
+            RunError: an image cannot be decoded.
+            UsageError: bad images were skipped, and those left do not fill a batch.
+        """
+        super().__init__(images, train, settings)
+        self._pixels: dict[str, Tensor] = {}
+        self._labels: dict[str, Tensor] = {}
+        exact = images.native_size == settings.image_size
+        for name, split in self._splits.items():
+            self._pixels[name], kept = self._load(split, exact)
+            self._splits[name] = kept
+            self._labels[name] = torch.from_numpy(kept.labels).to(settings.device)
+        self._check_batch_size()
+
+    def close(self) -> None:
+        """Lets go of the memory."""
+        super().close()
+        self._pixels, self._labels = {}, {}
+
+    def _load(self, split: Split, exact: bool) -> tuple[Tensor, Split]:
+        settings, size, source = self._settings, self.image_size, split.source
+        decoder = Decoder(size, source.encoded, settings.device, settings.threads, _LOAD_BATCH, exact)
+        shape = (len(split), size, size, 3 if source.encoded else 1)
+        pixels = torch.empty(shape, dtype=torch.uint8, device=settings.device)
+        starts = range(0, len(split), _LOAD_BATCH)
+        requests = (
+            Request([source.read(row) for row in range(start, min(start + _LOAD_BATCH, len(split)))])
+            for start in starts
+        )
+        good = np.ones(len(split), bool)
+        filled = 0
+        for start, decoded in zip(starts, decoder(requests), strict=True):
+            fresh = decoded.pixels
+            if decoded.bad:
+                bad = start + np.array(decoded.bad)
+                self._report_bad(split, bad)
+                good[bad] = False
+                fresh = fresh[torch.from_numpy(good[start : start + len(fresh)]).to(settings.device)]
+            rows = pixels[filled : filled + len(fresh)]
+            if settings.device.type == "cpu":
+                # On one thread: torch's copy wakes a team of threads, which then spin where DALI's want to decode.
+                np.copyto(rows.numpy(), fresh.numpy())
+            else:
+                rows.copy_(fresh)
+            filled += len(fresh)
+        if not filled:
+            raise RunError("no image can be decoded: every one is corrupt or truncated")
+        return pixels[:filled], split if filled == len(split) else split.take(np.flatnonzero(good))
+
+    def _train(self, generation: int, epoch: int, cuts: list[tuple[int, int]]) -> Iterator[Batch]:
+        pixels, labels = self._pixels["train"], self._labels["train"]
+        order = self._order(generation, epoch, self._settings.device)
+        pad = self._settings.pad
+        for start, stop in cuts:
+            index = order[start:stop]
+            images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=start)
+            yield Batch(images, labels[index])
+
+    def _evaluation(self, split: str) -> Iterator[Batch]:
+        pixels, labels, size = self._pixels[split], self._labels[split], self.eval_batch_size
+        place = torch.arange(size, device=self._settings.device)
+        for start in range(0, len(pixels), size):
+            index = (place + start).clamp(max=len(pixels) - 1)
+            yield Batch(self._augment(pixels, index, False, pad=0), labels[index], place + start < len(pixels))

@@ -1,0 +1,127 @@
+"""A split of a data set (names, labels and where the pixels come from), and how it is cut and summarised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .container import Container
+
+Rows = Sequence[int] | np.ndarray
+
+
+class Source(Protocol):
+    """What a split reads its images from.
+
+    Attributes:
+        encoded: whether `read` gives the bytes of image files (they decode to RGB) or grey pixels [h, w, 1].
+    """
+
+    encoded: bool
+
+    def read(self, row: int) -> np.ndarray:
+        """The image in row `row`: uint8, encoded bytes [size] or pixels [h, w, 1]."""
+        ...
+
+    def where(self, row: int) -> str:
+        """How messages name the image in row `row`."""
+        ...
+
+    def take(self, rows: Rows) -> Source:
+        """The same source with these rows only, in this order."""
+        ...
+
+    def digest(self) -> bytes:
+        """What identifies the content without decoding it: sizes of files, or all pixels."""
+        ...
+
+
+class Files:
+    """Image files in a container."""
+
+    encoded = True
+
+    def __init__(self, container: Container, names: Sequence[str]):
+        self._container, self._names = container, names
+
+    def read(self, row: int) -> np.ndarray:
+        """The bytes of a file."""
+        return self._container.read(self._names[row])
+
+    def where(self, row: int) -> str:
+        """The file, and the tar it lies in."""
+        return self._container.where(self._names[row])
+
+    def take(self, rows: Rows) -> Files:
+        """These files only."""
+        return Files(self._container, [self._names[row] for row in rows])
+
+    def digest(self) -> bytes:
+        """Sizes in bytes."""
+        return np.array([self._container.files[name][1] for name in self._names], np.int64).tobytes()
+
+
+class Pixels:
+    """Grey images that are in memory already: uint8 [n, h, w]."""
+
+    encoded = False
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+
+    def read(self, row: int) -> np.ndarray:
+        """The pixels of an image, [h, w, 1]."""
+        return self.pixels[row][..., None]
+
+    def where(self, row: int) -> str:
+        """Its number; pixels in memory always decode, so this is never the whole of a message."""
+        return f"image {row}"
+
+    def take(self, rows: Rows) -> Pixels:
+        """These images only."""
+        return Pixels(self.pixels[np.asarray(rows, np.int64)])
+
+    def digest(self) -> bytes:
+        """sha256 of all pixels."""
+        return hashlib.sha256(memoryview(np.ascontiguousarray(self.pixels))).digest()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images of one split, sorted by path (folder by folder, as pathlib sorts).
+
+    Attributes:
+        names: path of each image within the data set, or file and number where a file holds many.
+        labels: class of each image, int64 [n].
+        source: where the images are read.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: Rows) -> Split:
+        """The split with these rows only, in this order."""
+        return Split(
+            tuple(self.names[row] for row in rows), self.labels[np.asarray(rows, np.int64)], self.source.take(rows)
+        )
+
+    def spread(self, count: int | None) -> Split:
+        """At most `count` images, evenly spaced over the sorted order, so that each class keeps about its share."""
+        if count is None or count >= len(self):
+            return self
+        return self.take(np.arange(count) * len(self) // count)
+
+    def digest(self) -> bytes:
+        """sha256 over names, labels and the source's own digest."""
+        total = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
+        total.update(self.labels.astype("<i8").tobytes())
+        total.update(self.source.digest())
+        return total.digest()
