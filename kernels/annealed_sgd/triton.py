@@ -1,10 +1,12 @@
-# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false  (Triton's own language)
 """`annealed_sgd_` on the GPU: one launch over all groups, one program a tile of one parameter.
 
 A tile knows its place, group and gradient from a table made once (`plan.tiles`); gradients stay where autograd left
 them and are reached through a table of addresses. Full tiles take a branch without masks, whose loads and stores are
 128 bits wide. The launch configuration is fixed: autotuning would run a kernel that writes in place more than once.
 """
+
+# What Triton's compiler reads is not quite Python.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportCallIssue=false
 
 from __future__ import annotations
 

@@ -1,0 +1,296 @@
+"""`annealed_sgd_` against the rule written out with numpy in float64. Triton runs here where there is a GPU, and in its
+interpreter in a process of its own (the interpreter is chosen when triton is imported)."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seal_fast.kernels import native
+from seal_fast.kernels.annealed_sgd import annealed_sgd_, segment_table, shard_table
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+BACKENDS = [
+    pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(
+        ("native", "cpu"),
+        id="native",
+        marks=pytest.mark.skipif(not native.available(), reason="installed without native kernels"),
+    ),
+    pytest.param(
+        ("triton", "cpu"),
+        id="triton-interpreted",
+        marks=pytest.mark.skipif(not INTERPRETING, reason="test_triton_interpreted runs it in a process of its own"),
+    ),
+    pytest.param(("triton", "cuda"), id="triton", marks=[pytest.mark.gpu, GPU]),
+]
+# What a result may be off by, in units of the type's own precision, for values of order one.
+TOLERANCE = {dtype: 32 * torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
+TYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float64)]
+SIZES = [1, 17, 1000, 4097, 0, 1024]
+DESCENT, ASCENT, FROZEN = (0.1, 0.9, 5e-4, 1, 1), (0.1, 0.9, 0, -1, 0.01), (0.1, 0.9, 5e-4, 1, 0)
+
+
+def double(tensor):
+    return tensor.detach().double().cpu().numpy()
+
+
+def oracle(p, buf, grad, numbers, scale=1.0):
+    """The rule for one parameter in float64: new p, new buffer, the unscaled gradient and the change of p."""
+    lr, momentum, weight_decay, direction, strength = numbers
+    g = grad / scale
+    buf = momentum * buf + (g + weight_decay * p)
+    change = np.zeros_like(p) if strength == 0 else direction * strength * lr * buf
+    return p - change, buf, g, change
+
+
+def close(actual, expected, dtype):
+    np.testing.assert_allclose(double(actual), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+class Case:
+    """Random weights, momentum, gradients and all the optional buffers over a flat layout."""
+
+    def __init__(self, sizes, groups, hyper, dtype=torch.float64, grad_dtype=None, device="cpu", missing=(), seed=0):
+        draw = torch.Generator().manual_seed(seed)
+
+        def normal(n, kind=dtype):
+            return torch.randn(n, generator=draw, dtype=torch.float64).to(kind).to(device)
+
+        self.sizes, self.groups, self.dtype = sizes, groups, dtype
+        self.segments, self.n = segment_table(sizes, groups)
+        self.param, self.momentum, self.ema = normal(self.n), normal(self.n), normal(self.n)
+        self.bf16 = torch.full((self.n,), 7.0, dtype=torch.bfloat16, device=device)
+        self.grads = [None if i in missing else normal(n, grad_dtype or dtype) for i, n in enumerate(sizes)]
+        self.hyper = torch.tensor(hyper, dtype=torch.float64, device=device)
+        self.norms = torch.zeros(len(hyper), 2, dtype=torch.float64, device=device)
+        self.scale = torch.tensor(4.0, device=device)
+        self.clean = torch.zeros((), device=device)
+        self.decay = torch.tensor(0.9, dtype=torch.float64, device=device)
+
+    def optional(self):
+        return dict(
+            grad_scale=self.scale, found_inf=self.clean, ema=self.ema, ema_decay=self.decay, bf16=self.bf16,
+            norms=self.norms,
+        )  # fmt: skip
+
+    def buffers(self):
+        return {"param": self.param, "momentum": self.momentum, "ema": self.ema, "bf16": self.bf16, "norms": self.norms}
+
+    def run(self, backend, **optional):
+        annealed_sgd_(self.param, self.momentum, self.grads, self.segments, self.hyper, backend=backend, **optional)
+
+    def expect(self, scaled):
+        """The buffers' expected values after one step, in float64; what lies between segments stays as it is."""
+        want = {name: double(tensor) for name, tensor in self.buffers().items()}
+        for (begin, length, group, *_), grad in zip(self.segments.tolist(), self.grads, strict=True):
+            if grad is None:
+                continue
+            here = slice(begin, begin + length)
+            p, buf, g, change = oracle(
+                want["param"][here],
+                want["momentum"][here],
+                double(grad),
+                self.hyper[group].tolist(),
+                4 if scaled else 1,
+            )
+            want["param"][here], want["momentum"][here] = p, buf
+            want["ema"][here] = 0.9 * want["ema"][here] + 0.1 * p
+            want["norms"][group] += [(g**2).sum(), (change**2).sum()]
+        return want
+
+
+@pytest.mark.parametrize("dtype, grad_dtype", TYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_plain_steps_through_all_phases(backend, dtype, grad_dtype):
+    case = Case(SIZES, [0, 1, 0, 1, 0, 1], [DESCENT, DESCENT], dtype, grad_dtype, backend[1])
+    for numbers in (DESCENT, ASCENT, FROZEN):
+        case.hyper[0] = torch.tensor(numbers, dtype=torch.float64)
+        want = case.expect(scaled=False)
+        case.run(backend[0])
+        close(case.param, want["param"], dtype)
+        close(case.momentum, want["momentum"], dtype)
+
+
+@pytest.mark.parametrize("dtype, grad_dtype", TYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_everything_in_one_pass(backend, dtype, grad_dtype):
+    case = Case(SIZES, [0, 1, 0, 1, 2, 2], [DESCENT, ASCENT, FROZEN], dtype, grad_dtype, backend[1], missing=[1])
+    between = torch.ones(case.n, dtype=torch.bool)
+    for (begin, length, *_), grad in zip(case.segments.tolist(), case.grads, strict=True):
+        between[begin : begin + length] = grad is None
+    for _ in range(2):
+        want = case.expect(scaled=True)
+        case.run(backend[0], **case.optional())
+        for name in ("param", "momentum", "ema"):
+            close(case.buffers()[name], want[name], dtype)
+        np.testing.assert_allclose(case.norms.cpu(), want["norms"], rtol=1e-6 if dtype == torch.float32 else 1e-12)
+    rounded = torch.where(between.to(backend[1]), torch.tensor(7, dtype=torch.bfloat16), case.param.bfloat16())
+    if backend == ("triton", "cpu"):  # the interpreter cuts off where the hardware rounds to nearest even
+        torch.testing.assert_close(case.bf16, rounded, rtol=2**-7, atol=0)
+    else:
+        assert torch.equal(case.bf16, rounded)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_found_inf_makes_it_no_operation(backend):
+    case = Case([70, 5], [0, 0], [DESCENT], device=backend[1])
+    case.clean.fill_(1)
+    case.grads[0][3] = float("inf")
+    before = {name: tensor.clone() for name, tensor in case.buffers().items()}
+    case.run(backend[0], **case.optional())
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.buffers().items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_frozen_group_keeps_its_bits(backend):
+    case = Case([70], [0], [FROZEN], torch.float32, device=backend[1])
+    case.param[:3] = torch.tensor([-0.0, 1e-42, 3e38])
+    case.momentum[:3] = torch.tensor([float("inf"), float("nan"), -1.0])
+    before = case.param.clone()
+    case.run(backend[0], norms=case.norms)
+    assert torch.equal(before.view(torch.int32), case.param.view(torch.int32))
+    assert case.norms[0, 1] == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_comes_through(backend):
+    case = Case([40], [0], [DESCENT], torch.float32, device=backend[1])
+    case.grads[0][[0, 39]] = float("nan")
+    case.run(backend[0], bf16=case.bf16)
+    for tensor in (case.param, case.momentum, case.bf16):
+        assert torch.isnan(tensor[:40]).nonzero().flatten().tolist() == [0, 39]
+
+
+@pytest.mark.parametrize("flat_gradient", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shards_together_do_what_the_whole_does(backend, flat_gradient):
+    sizes, groups = [1, 17, 1000, 130], [0, 1, 0, 1]
+    whole = Case(sizes, groups, [DESCENT, ASCENT], device=backend[1])
+    parts = Case(sizes, groups, [DESCENT, ASCENT], device=backend[1])
+    flat = torch.full_like(parts.param, float("nan"))  # what lies between the segments must not be read
+    for (begin, length, *_), grad in zip(parts.segments.tolist(), parts.grads, strict=True):
+        flat[begin : begin + length] = grad
+    whole.run(backend[0], **whole.optional())
+    cuts = [0, 128, 131, 700, parts.n]  # aligned, not aligned, within a parameter
+    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        annealed_sgd_(
+            parts.param[begin:end],
+            parts.momentum[begin:end],
+            [flat[begin:end]] if flat_gradient else parts.grads,
+            shard_table(parts.segments, begin, end, flat_gradient=flat_gradient),
+            parts.hyper,
+            backend=backend[0],
+            **parts.optional() | {"ema": parts.ema[begin:end], "bf16": parts.bf16[begin:end]},
+        )
+    for name, tensor in parts.buffers().items():
+        torch.testing.assert_close(tensor, whole.buffers()[name], rtol=1e-13, atol=1e-13)
+
+
+@st.composite
+def cases(draw):
+    groups = draw(st.integers(1, 3))
+    number = st.floats(0, 1)
+    hyper = [
+        (draw(number), draw(number), draw(number), draw(st.sampled_from([1, -1])), draw(st.sampled_from([0, 0.01, 1])))
+        for _ in range(groups)
+    ]
+    sizes = draw(st.lists(st.integers(0, 300), min_size=1, max_size=6))
+    group_of = [draw(st.integers(0, groups - 1)) for _ in sizes]
+    missing = draw(st.sets(st.integers(0, len(sizes) - 1)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    return Case(sizes, group_of, hyper, dtype, missing=missing, seed=draw(st.integers(0, 1000)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:3])
+@settings(max_examples=25 if INTERPRETING else 100, deadline=None)
+@given(case=cases())
+def test_any_layout_and_numbers(backend, case):
+    want = case.expect(scaled=True)
+    case.run(backend[0], **case.optional())
+    for name in ("param", "momentum", "ema"):
+        close(case.buffers()[name], want[name], case.dtype)
+
+
+@pytest.mark.skipif(not native.available(), reason="installed without native kernels")
+def test_native_result_does_not_depend_on_threads():
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            case = Case([30001, 20011], [0, 1], [DESCENT, ASCENT], torch.float32)
+            case.run("native", **case.optional())
+            results.append(case)
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name in ("param", "momentum", "ema", "bf16"):
+            assert torch.equal(results[0].buffers()[name], other.buffers()[name])
+        torch.testing.assert_close(results[0].norms, other.norms, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_opcheck(backend):
+    case = Case([5, 70], [0, 1], [DESCENT, ASCENT], missing=[0])
+    arguments = (case.param, case.momentum, case.grads, case.segments, case.hyper)
+    op = torch.ops.seal_fast.annealed_sgd_.default
+    torch.library.opcheck(op, arguments, case.optional() | {"backend": backend[0]})
+    torch.library.opcheck(op, arguments, {"backend": backend[0]})
+
+
+def test_traced_into_a_graph_it_still_writes_in_place():
+    eager, graph = (Case([5, 70], [0, 1], [DESCENT, ASCENT]) for _ in range(2))
+    compiled = torch.compile(annealed_sgd_, backend="aot_eager", fullgraph=True)
+    for case, run in ((eager, annealed_sgd_), (graph, compiled)):
+        run(case.param, case.momentum, case.grads, case.segments, case.hyper, **case.optional())
+    assert all(torch.equal(tensor, graph.buffers()[name]) for name, tensor in eager.buffers().items())
+
+
+def wrong(**change):
+    case = Case([5, 6], [0, 0], [DESCENT], torch.float32)
+    return dict(
+        param=case.param, momentum_buffer=case.momentum, grads=case.grads, segments=case.segments, hyper=case.hyper
+    ) | {name: value(case) for name, value in change.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "message, change",
+    [
+        ("param must be float32", dict(param=lambda c: c.param.half())),
+        ("param must be a contiguous", dict(param=lambda c: c.param[None])),
+        ("momentum_buffer must be", dict(momentum_buffer=lambda c: c.momentum[:-1])),
+        ("hyper must be", dict(hyper=lambda c: c.hyper.float())),
+        ("norms must be", dict(norms=lambda c: torch.zeros(1, 1))),
+        ("bf16 must be", dict(bf16=lambda c: c.param.half())),
+        ("ema and ema_decay together", dict(ema=lambda c: c.ema)),
+        ("grad_scale must be one", dict(grad_scale=lambda c: torch.ones(2))),
+        ("gradients must be all torch.float32, or all bfloat16", dict(grads=lambda c: [c.grads[0].double(), None])),
+        ("gradients must be all", dict(grads=lambda c: [c.grads[0], c.grads[1].bfloat16()])),
+        ("gradient 1 must be dense, with at least 6", dict(grads=lambda c: [None, torch.ones(5)])),
+        ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(1).expand(6)])),
+        ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(12)[::2]])),
+        ("1 gradients given", dict(grads=lambda c: c.grads[:1])),
+        ("segments must be an int64", dict(segments=lambda c: c.segments.int())),
+        ("point outside", dict(segments=lambda c: c.segments + 100)),
+        ("segments overlap", dict(segments=lambda c: c.segments[[0, 0]])),
+    ],
+)
+def test_refuses_what_does_not_fit(message, change):
+    with pytest.raises(ValueError, match=message):
+        annealed_sgd_(**wrong(**change))
+
+
+@pytest.mark.skipif(INTERPRETING, reason="this is that process")
+def test_triton_interpreted():
+    """All of this file's Triton tests, under the interpreter."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "interpreted", __file__]
+    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0 and "passed" in done.stdout and "failed" not in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,236 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_network import LR, backward, close, named_groups, network, train
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seal_fast.optim import AnnealedSGD
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_descent_is_torch_sgd(dtype, channels_last):
+    ours, theirs = network(dtype, channels_last), network(dtype, channels_last)
+    train(ours, AnnealedSGD(named_groups(ours), LR, weight_decay=5e-4), 5)
+    train(theirs, torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9, weight_decay=5e-4), 5)
+    close(ours, theirs, dtype)
+
+
+def test_ascent_is_maximize_without_weight_decay_and_from_fresh_momentum():
+    ours, theirs = network(), network()
+    optimizer = AnnealedSGD(ours.parameters(), LR)
+    optimizer.set_hyper("group0", direction=-1, scale=0.5)
+    train(ours, optimizer)
+    train(theirs, torch.optim.SGD(theirs.parameters(), 0.05, momentum=0.9, maximize=True))
+    close(ours, theirs)
+
+
+@st.composite
+def parameters(draw):
+    """A tensor of random shape whose dimensions lie in memory in random order."""
+    shape = draw(st.lists(st.integers(1, 5), max_size=4))
+    order = draw(st.permutations(range(len(shape))))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    tensor = torch.randn([shape[i] for i in order], dtype=torch.float64)
+    return tensor.permute([order.index(i) for i in range(len(shape))]) if shape else tensor
+
+
+number = st.floats(0, 1)
+phases = st.fixed_dictionaries(
+    dict(lr=number, momentum=number, weight_decay=number, direction=st.sampled_from([1, -1]), scale=number)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tensors=st.lists(parameters(), min_size=2, max_size=5),
+    timeline=st.lists(st.tuples(phases, phases, st.booleans()), min_size=1, max_size=3),
+)
+def test_any_shapes_strides_and_phase_switches(tensors, timeline):
+    expected = [t.contiguous().clone() for t in tensors]
+    buffers = [torch.zeros_like(t) for t in expected]
+    params = [nn.Parameter(t) for t in tensors]
+    strides = [p.stride() for p in params]
+    optimizer = AnnealedSGD([{"params": params[:1]}, {"params": params[1:]}], LR)
+    assert [p.stride() for p in params] == strides
+    for first, second, clear in timeline:
+        optimizer.set_hyper("group0", **first)
+        optimizer.set_hyper("group1", **second)
+        if clear:
+            optimizer.clear_momentum()
+            buffers = [torch.zeros_like(t) for t in expected]
+        for _ in range(2):
+            for i, (p, q) in enumerate(zip(params, expected, strict=True)):
+                rule = second if i else first
+                grad = torch.randn(p.shape, dtype=torch.float64)
+                p.grad = grad if i % 2 else torch.empty_like(p).copy_(grad)  # in logical or in the parameter's order
+                buffers[i] = rule["momentum"] * buffers[i] + grad + rule["weight_decay"] * q
+                expected[i] = q - rule["direction"] * rule["scale"] * rule["lr"] * buffers[i]
+            optimizer.step()
+        for p, q in zip(params, expected, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def test_a_parameter_without_gradient_is_left_alone_and_its_momentum_too():
+    model = network()
+    optimizer = AnnealedSGD(named_groups(model), LR, weight_decay=0.1)
+    train(model, optimizer)
+    before, momentum = copy.deepcopy(model), optimizer.momentum_state()
+    backward(model)
+    model[3].weight.grad = None
+    optimizer.step()
+    assert torch.equal(model[3].weight, before[3].weight)
+    assert torch.equal(optimizer.momentum_state()["3.weight"], momentum["3.weight"])
+    assert not torch.equal(model[0].weight, before[0].weight)
+
+
+def test_accumulated_gradients():
+    ours, theirs = network(), network()
+    optimizer, peer = AnnealedSGD(named_groups(ours), LR), torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    for set_to_none in (False, True):
+        for model in (ours, theirs):
+            backward(model, 1)
+            backward(model, 2)
+        optimizer.step()
+        peer.step()
+        optimizer.zero_grad(set_to_none)
+        peer.zero_grad(set_to_none)
+    assert all(p.grad is None for p in ours.parameters())
+    close(ours, theirs)
+
+
+def test_closure_runs_with_gradients_and_its_loss_comes_back():
+    model = network()
+    optimizer = AnnealedSGD(model.parameters(), LR)
+    before = copy.deepcopy(model)
+
+    def closure():
+        backward(model)
+        return torch.tensor(3.0)
+
+    assert optimizer.step(closure) == 3
+    assert not torch.equal(model[0].weight, before[0].weight)
+
+
+# --- numbers on the device -------------------------------------------------------------------------------------------
+
+
+class Syncs(TorchDispatchMode):
+    """Counts values taken from the device to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_neither_a_step_nor_a_phase_switch_waits_for_the_device():
+    model = network(torch.float32)
+    optimizer = AnnealedSGD(named_groups(model), LR, norms=True, ema_decay=0.9, bf16_copy=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    backward(model, factor=8.0)
+    with Syncs() as syncs:
+        optimizer.set_hyper("early", lr=0.2, direction=-1, scale=0.01, weight_decay=0)
+        optimizer.clear_momentum()
+        optimizer.step()
+        scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+    assert syncs.count == 0
+    with syncs:
+        assert torch.ones(()).item() == 1
+    assert syncs.count == 1  # it does notice
+
+
+def test_grad_scaler_unscales_and_skips_infinities():
+    ours, theirs = network(torch.float32), network(torch.float32)
+    optimizer, peer = AnnealedSGD(named_groups(ours), LR), torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    for seed, bad in enumerate([False, True, False, False]):
+        scale = scaler.get_scale()
+        backward(ours, seed, scale if scale != 1024 else 1024.0)
+        scaler.scale(torch.ones(()))
+        if bad:
+            ours[0].weight.grad[0] = float("inf")
+            before, momentum = copy.deepcopy(ours), optimizer.momentum_state()
+        scaler.step(optimizer)
+        scaler.update()
+        if bad:
+            assert scaler.get_scale() == 512
+            assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), before.parameters(), strict=True))
+            assert all(torch.equal(momentum[n], m) for n, m in optimizer.momentum_state().items())
+        else:
+            backward(theirs, seed)
+            peer.step()
+        ours.zero_grad()
+        theirs.zero_grad()
+    assert scaler.get_scale() == 1024  # grew again
+    close(ours, theirs, torch.float32)
+
+
+def test_schedulers_of_torch_write_through():
+    ours, theirs = network(), network()
+    optimizer, peer = AnnealedSGD(named_groups(ours), LR), torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 4) for o in (optimizer, peer)]
+    for step in range(3):
+        train(ours, optimizer, 1, step)
+        train(theirs, peer, 1, step)
+        for schedule in schedules:
+            schedule.step()
+    assert optimizer.hyper[:, 0].tolist() == pytest.approx([peer.param_groups[0]["lr"]] * 2)
+    close(ours, theirs)
+
+
+def test_a_compiled_model_is_not_compiled_again_by_a_phase_switch():
+    eager, compiled = network(), network()
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled.compile(backend=counter)
+    for model in (eager, compiled):
+        optimizer = AnnealedSGD(named_groups(model), LR)
+        train(model, optimizer, 2)
+        optimizer.set_hyper("early", direction=-1, scale=0.01)
+        optimizer.clear_momentum()
+        train(model, optimizer, 2, first=2)
+    assert counter.frame_count == 1
+    close(eager, compiled)
+
+
+def test_norms_of_gradient_and_update_add_up_by_group():
+    model = network()
+    optimizer = AnnealedSGD(named_groups(model), LR, norms=True)
+    backward(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    squares = torch.tensor(
+        [(p.grad.norm() ** 2, (p.detach() - q).norm() ** 2) for p, q in zip(model.parameters(), before, strict=True)],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(optimizer.norms, torch.stack([squares[:4].sum(0), squares[4:].sum(0)]))
+
+
+def test_average_and_bf16_weights():
+    model = network(torch.float32, channels_last=True)
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = AnnealedSGD(named_groups(model), LR, ema_decay=0.75, bf16_copy=True)
+    for seed in range(3):
+        train(model, optimizer, 1, seed)
+        average = {name: 0.75 * average[name] + 0.25 * p.detach() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(optimizer.ema_state()[name], average[name])
+        assert torch.equal(optimizer.bf16_weights()[name], p.bfloat16())
+        assert optimizer.bf16_weights()[name].stride() == p.stride()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    optimizer.refresh_bf16()
+    assert not optimizer.bf16_weights()["0.weight"].any()
+    with pytest.raises(RuntimeError, match="build AnnealedSGD with bf16_copy=True"):
+        AnnealedSGD(network().parameters(), LR).bf16_weights()
