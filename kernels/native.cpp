@@ -1,7 +1,8 @@
-// The Python module of the native CPU kernels. Each op's native.cpp defines its own bind function; this file lists them.
-#include <nanobind/nanobind.h>
-
+// The Python module of the native CPU kernels. Each op's native.cpp defines its own bind function; this file lists
+// them.
 #include "native.h"
+
+#include <nanobind/nanobind.h>
 
 NB_MODULE(SEAL_FAST_MODULE, m) {
   m.doc() = "seal_fast's native CPU kernels; called with raw addresses by the Python wrappers, which check everything.";

@@ -1,4 +1,5 @@
-// What the native kernels share: 16-bit floating-point conversions, how work is split over threads, and the bind functions.
+// What the native kernels share: 16-bit floating-point conversions, how work is split over threads, and the bind
+// functions.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -31,11 +32,11 @@ constexpr int64_t kSerialElements = 16384;
 
 // An address as Python's tensor.data_ptr() gives it.
 template <typename T>
-T *pointer(uintptr_t address) {
-  return reinterpret_cast<T *>(address);
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
-void bind_annealed_sgd(nanobind::module_ &m);
-void bind_augment(nanobind::module_ &m);
+void bind_annealed_sgd(nanobind::module_& m);
+void bind_augment(nanobind::module_& m);
 
 }  // namespace seal_fast

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "resnet18",
         "stem": "small",
         "generations": 3,
-        "epochs": 8,
+        "epochs": 6,
         "batch_size": 64,
         "eval_every": 1,
         "amp": True,

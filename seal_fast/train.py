@@ -92,7 +92,7 @@ def assemble(
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
         load_weights(model, config.init_weights)
-    model.to(device=machine.device, dtype=machine.dtype, memory_format=torch.channels_last)
+    model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
     state = make_state(config, machine, model, partition)
     identity = {"config": to_dict(replace(config, out=None)), "images": images.fingerprint}

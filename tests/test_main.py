@@ -19,7 +19,7 @@ def test_presets_are_listed(capsys):
 
 
 def test_unknown_command_and_usage_error_exit_2(capsys):
-    assert main(["trian"]) == 2
+    assert main(["tarin"]) == 2
     assert "choose one of " + ", ".join(COMMANDS) in capsys.readouterr().err
     assert main(["timeline", "--preset", "nothing"]) == 2
     assert "error: --preset nothing" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import Backend, resolve
+from ..backend import resolve
 from . import plan
 from .flat import FlatParameters
 from .layout import is_dense, segment_table, shard_table
@@ -28,7 +28,7 @@ from .layout import is_dense, segment_table, shard_table
 __all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "segment_table", "shard_table"]
 
 # The columns of the `hyper` table.
-HYPER = ("lr", "momentum", "weight_decay", "direction", "scale")
+HYPER: tuple[str, ...] = ("lr", "momentum", "weight_decay", "direction", "scale")
 
 _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(
@@ -52,7 +52,7 @@ def annealed_sgd_(
     ema_decay: Tensor | None = None,
     bf16: Tensor | None = None,
     norms: Tensor | None = None,
-    backend: Backend = "auto",
+    backend: str = "auto",
 ) -> None:
     """Update a flat buffer of parameters, or any contiguous slice of one, in place; all groups in one launch.
 

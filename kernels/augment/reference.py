@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import philox
@@ -62,21 +63,22 @@ def augment(
     Raises:
         IndexError: a row outside the images, on the CPU; elsewhere its image becomes NaN, since asking would wait.
     """
-    count, height, width, _ = images.shape
-    size, device = out.shape[-1], images.device
+    count, height, width, channels = images.shape
+    batch, size, device = index.shape[0], out.shape[-1], images.device
     known = (index >= 0) & (index < count)
     if device.type == "cpu" and not known.all():
         raise IndexError(f"index holds rows outside the {count} images: its values must lie in [0, {count})")
     top, left, flipped = choices(index, height, width, size, pad, flip, train, seed, generation, epoch, position)
+    border = pad if train else 0
+    padded = F.pad(images[torch.where(known, index, 0)], (0, 0, border, border, border, border))
     steps = torch.arange(size, device=device)
-    rows = top[:, None] + steps
-    columns = left[:, None] + torch.where(flipped[:, None], size - 1 - steps, steps)
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    pixels = (
-        images[torch.where(known, index, 0)[:, None, None], rows[:, :, None], columns[:, None, :]] * inside[..., None]
-    )
+    rows = border + top[:, None] + steps
+    columns = border + left[:, None] + torch.where(flipped[:, None], size - 1 - steps, steps)
+    # Gathering whole pixels by their number is several times as fast as indexing with three index tensors.
+    rows += torch.arange(batch, device=device)[:, None] * padded.shape[1]
+    number = rows[:, :, None] * padded.shape[2] + columns[:, None, :]
+    pixels = padded.view(-1, channels).index_select(0, number.flatten()).view(batch, size, size, channels)
     compute = torch.float64 if out.dtype == torch.float64 else torch.float32
     factor, offset = (torch.tensor(list(v), dtype=torch.float64, device=device).to(compute) for v in (scale, bias))
-    values = torch.where(known[:, None, None, None], pixels.to(compute) * factor + offset, torch.nan)
-    out.copy_(values.permute(0, 3, 1, 2))
+    offset = torch.where(known[:, None, None, None], offset, torch.nan)
+    out.copy_((pixels.to(compute) * factor).add_(offset).permute(0, 3, 1, 2))

@@ -93,35 +93,41 @@ def open_images(data: str | Path = "auto", bad: str = "error") -> ImageSet:
     if str(data) == "auto":
         data = _find_tiny_imagenet()
     if str(data) == "digits":
-        return _frozen("digits", "digits", digits.read(), faults, ())
+        return _frozen("digits", "digits", digits.NAME, digits.read(), faults, ())
     container = Container(data)
     layout = layout_of(container)
     name = re.sub(r"[^\w.+-]+", "-", container.path.resolve().name.removesuffix(".tar")) or "data"
-    return _frozen(name, layout.NAME, layout.read(container, faults), faults, container.notes, str(container.path.resolve()))
+    source = str(container.path.resolve())
+    return _frozen(name, source, layout.NAME, layout.read(container, faults), faults, container.notes)
 
 
 def _frozen(
-    name: str, layout: str, contents: Contents, faults: Faults, notes: tuple[str, ...], where: str = "digits"
+    name: str, source: str, layout: str, contents: Contents, faults: Faults, notes: tuple[str, ...]
 ) -> ImageSet:
+    """The last checks, the same for every layout.
+
+    Raises:
+        RunError: a split without images, or classes that only one split has.
+    """
     for part, split in (("training", contents.train), ("validation", contents.val)):
         if not len(split):
-            raise RunError(f"{where}: no {part} images")
+            raise RunError(f"{source}: no {part} images")
+        if split.labels.max() >= len(contents.classes):
+            raise RunError(f"{source}: {part} label {split.labels.max()} is no class of the training images")
         absent = np.flatnonzero(np.bincount(split.labels, minlength=len(contents.classes)) == 0)
         if len(absent):
             names = ", ".join(contents.classes[label] for label in absent[:3])
             raise RunError(
-                f"{where}: {len(absent)} of {len(contents.classes)} classes have no {part} image ({names} first): "
+                f"{source}: {len(absent)} of {len(contents.classes)} classes have no {part} image ({names} first): "
                 "accuracy would be measured on other classes than those learned"
             )
-        if split.labels.max() >= len(contents.classes):
-            raise RunError(f"{where}: {part} label {split.labels.max()} is no class of the training images")
     if faults.skipped:
         notes += (f"left out {len(faults.skipped)} bad images: " + "; ".join(list(faults.skipped.values())[:3]),)
     if contents.mean[0] == contents.mean[1]:
         notes += (
             f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",
         )
-    return ImageSet(name, where, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
+    return ImageSet(name, source, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
 
 
 def _find_tiny_imagenet() -> str | Path:

@@ -47,17 +47,19 @@ class Container:
                 raise UsageError(f"{self.path}: no such file or folder")
         except OSError as error:
             raise UsageError(f"cannot read {error.filename or self.path}: {error.strerror}") from None
-        hidden = {name for name in files if _is_hidden(name)}
-        self.notes = _notes(odd, "neither a file nor a folder") + _notes(hidden, "hidden")
-        names = sorted(files.keys() - hidden, key=lambda name: name.replace("/", "\0"))  # part by part
+        hidden = {_hidden_top(name) for name in files} - {""}
+        visible = (name for name in files if not _hidden_top(name))
+        names = sorted(visible, key=lambda name: name.replace("/", "\0"))  # part by part
         for folder in {name.rpartition("/")[0] for name in names}:
             folders.update(_with_parents(folder))
         while (top := _single_top(names)) is not None:
             self._prefix += top
             names = [name.removeprefix(top) for name in names]
+        odd, hidden = ({name.removeprefix(self._prefix) for name in group} for group in (odd, hidden))
+        self.notes = _notes(odd, "neither a file nor a folder") + _notes(hidden, "hidden")
         self.files = {name: files[self._prefix + name] for name in names}
         inside = (folder.removeprefix(self._prefix) for folder in folders if folder.startswith(self._prefix))
-        self.folders = {folder for folder in inside if folder and not _is_hidden(folder)}
+        self.folders = {folder for folder in inside if folder and not _hidden_top(folder)}
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of a file, uint8 [size].
@@ -92,7 +94,7 @@ def _scan(root: Path) -> tuple[dict[str, tuple[int, int]], set[str], list[str]]:
     files: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
     odd: list[str] = []
-    todo = [(root, "", (root.stat().st_ino,))]
+    todo: list[tuple[Path, str, tuple[int, ...]]] = [(root, "", (root.stat().st_ino,))]
     while todo:
         folder, prefix, above = todo.pop()
         with os.scandir(folder) as entries:
@@ -105,16 +107,20 @@ def _scan(root: Path) -> tuple[dict[str, tuple[int, int]], set[str], list[str]]:
                     continue
                 if entry.is_file():
                     files[name] = 0, status.st_size
-                elif entry.is_dir() and status.st_ino not in above and not entry.name.startswith("."):
-                    folders.add(name)
-                    todo.append((Path(entry.path), f"{name}/", (*above, status.st_ino)))
                 elif not entry.is_dir():
                     odd.append(name)
+                elif entry.name.startswith("."):
+                    files[name] = 0, 0  # stands for all that is in it
+                elif status.st_ino not in above:
+                    folders.add(name)
+                    todo.append((Path(entry.path), f"{name}/", (*above, status.st_ino)))
     return files, folders, odd
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or "/." in name
+def _hidden_top(name: str) -> str:
+    """The first part of a path that is hidden, with what leads to it; empty if none is."""
+    start = 0 if name.startswith(".") else name.find("/.") + 1
+    return name[: name.find("/", start) % (len(name) + 1)] if start or name.startswith(".") else ""
 
 
 def _with_parents(folder: str) -> Iterable[str]:

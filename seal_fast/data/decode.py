@@ -99,11 +99,10 @@ class Decoder:
                 yield graph._one_by_one(waiting.popleft())
 
     def _pipeline(self, source: Iterator[Any], ahead: int = _AHEAD) -> Any:
-        from nvidia.dali import Pipeline, fn, math, types
-
+        dali, fn, math, types = _dali()
         decoder, device_id = _where(self.device)
         resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
-        pipe = Pipeline(
+        pipe = dali.Pipeline(
             batch_size=self.batch_size, num_threads=self.threads, device_id=device_id, prefetch_queue_depth=ahead
         )
         with pipe:
@@ -191,12 +190,11 @@ def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]
     """(height, width) of images, from their headers alone; those whose header cannot be read are left out."""
     if not encoded:
         return [(image.shape[0], image.shape[1]) for image in images]
-    from nvidia.dali import Pipeline, fn, types
-
+    dali, fn, _, types = _dali()
     todo = iter(images)
     sizes: list[tuple[int, int]] = []
     while True:
-        pipe = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+        pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
         with pipe:
             files = fn.external_source(([image] for image in todo), ndim=1, dtype=types.UINT8)
             pipe.set_outputs(fn.peek_image_shape(files, adjust_orientation=False))
@@ -208,6 +206,14 @@ def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]
             return sizes
         except RuntimeError:
             continue  # the pipeline is lost; a new one goes on with the next image
+
+
+def _dali() -> tuple[Any, Any, Any, Any]:
+    """DALI, its operators, arithmetic and types; Any, for it makes most of its names when it is imported."""
+    import nvidia.dali as dali
+    from nvidia.dali import fn, math, types
+
+    return dali, fn, math, types
 
 
 def _where(device: torch.device) -> tuple[str, int | None]:

@@ -87,7 +87,7 @@ class Pixels:
 
     def digest(self) -> bytes:
         """sha256 of all pixels."""
-        return hashlib.sha256(memoryview(np.ascontiguousarray(self.pixels))).digest()
+        return hashlib.sha256(np.ascontiguousarray(self.pixels).data).digest()
 
 
 @dataclass(frozen=True, eq=False)

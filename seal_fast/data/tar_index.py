@@ -1,8 +1,8 @@
 """Where the files of a .tar lie: one pass over its headers, nothing unpacked.
 
-`tarfile` builds an object for every member, which would be most of the time and memory of opening an image set; an index
-needs the name, the offset and the size. What is understood: POSIX ustar and pax, GNU (long names, base-256 numbers) and
-the old V7 headers. Format: IEEE Std 1003.1, pax, "ustar Interchange Format".
+`tarfile` builds an object for every member, which would be most of the time and memory of opening an image set; an
+index needs the name, the offset and the size. What is understood: POSIX ustar and pax, GNU (long names, base-256
+numbers) and the old V7 headers. Format: IEEE Std 1003.1, pax, "ustar Interchange Format".
 """
 
 from __future__ import annotations

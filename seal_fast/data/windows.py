@@ -26,9 +26,9 @@ def window(
     """The window (top, left, height, width), whole pixels as floats, inside an image of `height` x `width` pixels.
 
     Area uniform in [8 %, 100 %] of the image, logarithm of the aspect ratio uniform in [3/4, 4/3], place uniform. Where
-    torchvision draws again up to ten times until a window fits, the ratio is drawn here from those that fit, so that one
-    draw is enough; an image too narrow for any gets the nearest ratio. The scheme: Szegedy et al., "Going Deeper with
-    Convolutions" (CVPR 2015), section 6.
+    torchvision draws again up to ten times until a window fits, the ratio is drawn here from those that fit, so that
+    one draw is enough; an image too narrow for any gets the nearest ratio. The scheme: Szegedy et al., "Going Deeper
+    with Convolutions" (CVPR 2015), section 6.
 
     Args:
         height: of the image, float.

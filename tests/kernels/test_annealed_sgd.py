@@ -210,7 +210,7 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:3])
-@settings(max_examples=25 if INTERPRETING else 100, deadline=None)
+@settings(max_examples=8 if INTERPRETING else 100, deadline=None)
 @given(case=cases())
 def test_any_layout_and_numbers(backend, case):
     want = case.expect(scaled=True)

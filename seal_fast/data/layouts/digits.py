@@ -17,9 +17,9 @@ def read() -> Contents:
     """
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # values are whole numbers from 0 to 16
-    labels = data.target.astype(np.int64)
+    values, labels = load_digits(return_X_y=True)
+    values, labels = np.asarray(values), np.asarray(labels, np.int64)
+    pixels = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # values are whole numbers from 0 to 16
     rank = np.zeros(len(labels), np.int64)  # of an image within its class
     for label in range(10):
         rank[labels == label] = np.arange(np.count_nonzero(labels == label))

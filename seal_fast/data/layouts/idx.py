@@ -35,7 +35,7 @@ def read(container: Container, faults: Faults) -> Contents:
         RunError: a file is missing, damaged or truncated, or images and labels differ in number.
     """
     found = _found(container)
-    held_out = "t10k" if ("t10k", "images") in found else "test"
+    held_out = "test" if ("test", "images") in found else "t10k"
     (train, pixels), (val, held_out_pixels) = _split(container, found, "train"), _split(container, found, held_out)
     if pixels.shape[1:] != held_out_pixels.shape[1:]:
         shapes = [" x ".join(map(str, array.shape[1:])) for array in (pixels, held_out_pixels)]
@@ -84,7 +84,10 @@ def _array(container: Container, name: str, dimensions: int) -> np.ndarray:
                     f"{where} is no idx file of {dimensions} dimensions of bytes: it begins with {magic.hex(' ')}, "
                     f"not 00 00 08 0{dimensions}"
                 )
-            shape = np.frombuffer(stream.read(4 * dimensions).ljust(4 * dimensions, b"\0"), ">i4").astype(np.int64)
+            sizes = stream.read(4 * dimensions)
+            if len(sizes) < 4 * dimensions:
+                raise EOFError("it ends within its header")
+            shape = np.frombuffer(sizes, ">i4").astype(np.int64)
             expected = int(shape.prod())
             data = stream.read(expected + 1) if expected >= 0 else b""
     except (EOFError, OSError, zlib.error) as error:
