@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator
@@ -37,8 +38,13 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
         except BaseException as error:  # handed to the consumer, who raises it
             put((None, error))
 
+    def end() -> None:
+        stop.set()
+        thread.join()
+
     thread = threading.Thread(target=work, name="seal_fast-input", daemon=True)
     thread.start()
+    atexit.register(end)  # an interpreter that goes while DALI still runs in a thread aborts
     try:
         while True:
             item, error = ready.get()
@@ -48,5 +54,5 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
                 raise error
             yield item  # type: ignore[misc]
     finally:
-        stop.set()
-        thread.join()
+        atexit.unregister(end)
+        end()

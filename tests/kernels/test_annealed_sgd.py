@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seal_fast.kernels import native
-from seal_fast.kernels.annealed_sgd import annealed_sgd_, segment_table, shard_table
+from seal_fast.kernels.annealed_sgd import annealed_sgd_, reference, segment_table, shard_table
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -217,6 +218,23 @@ def test_any_layout_and_numbers(backend, case):
     case.run(backend[0], **case.optional())
     for name in ("param", "momentum", "ema"):
         close(case.buffers()[name], want[name], case.dtype)
+
+
+class Syncs(TorchDispatchMode):
+    """Refuses to take a value from the device to the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_reference_does_not_wait_for_the_device():
+    case = Case([5, 70], [0, 1], [DESCENT, FROZEN])
+    with Syncs():
+        reference.annealed_sgd_(
+            case.param, case.momentum, case.grads, case.segments, case.hyper,
+            case.scale, case.clean, case.ema, case.decay, case.bf16, case.norms,
+        )  # fmt: skip
 
 
 @pytest.mark.skipif(not native.available(), reason="installed without native kernels")
