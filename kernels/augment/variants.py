@@ -9,7 +9,9 @@ from ..variant import Variant
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # Tiny-ImageNet's 64 x 64; the values of mean and std change no instruction.
 _SIZE, _ODD_SIZE, _PAD, _SCALE, _BIAS = 64, 33, 4, (1 / 58.4, 1 / 57.1, 1 / 57.4), (-2.1, -2.0, -1.8)
-_BYTEWISE = "a crop starts at any byte and a flip runs backwards, so a thread loads single bytes (a warp's lie together)"
+_BYTEWISE = (
+    "a crop starts at any byte and a flip runs backwards, so a thread loads single bytes (a warp's lie together)"
+)
 _ODD = f"an image of {_ODD_SIZE} x {_ODD_SIZE} ends at an odd value, so the next one is not aligned; " + _BYTEWISE
 
 

@@ -35,7 +35,10 @@ def faults(compiled: Compiled) -> list[str]:
     found, variant, resources = [], compiled.variant, compiled.resources
     if resources.spills or resources.stack:
         found.append(f"spills registers: {resources.spills} accesses, {resources.stack} bytes of stack")
-    for kind, accesses, right in (("load", compiled.loads, variant.load_bits), ("store", compiled.stores, variant.store_bits)):
+    for kind, accesses, right in (
+        ("load", compiled.loads, variant.load_bits),
+        ("store", compiled.stores, variant.store_bits),
+    ):
         if not accesses or min(accesses) < right:
             found.append(f"{kind}s {_widths(accesses) or 'nothing'} bits wide, {right} are possible")
     excess = compiled.bytes_per_element / compiled.minimum_bytes_per_element - 1
