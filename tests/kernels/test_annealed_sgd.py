@@ -243,15 +243,13 @@ def test_native_result_does_not_depend_on_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            case = Case([30001, 20011], [0, 1], [DESCENT, ASCENT], torch.float32)
+            case = Case([100001, 20011], [0, 1], [DESCENT, ASCENT], torch.float32)
             case.run("native", **case.optional())
             results.append(case)
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
-        for name in ("param", "momentum", "ema", "bf16"):
-            assert torch.equal(results[0].buffers()[name], other.buffers()[name])
-        torch.testing.assert_close(results[0].norms, other.norms, rtol=1e-12, atol=0)
+        assert all(torch.equal(tensor, other.buffers()[name]) for name, tensor in results[0].buffers().items())
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:2])
