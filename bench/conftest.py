@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 def pytest_configure(config):
     if getattr(config.option, "benchmark_only", False) and not config.option.benchmark_json:
         RESULTS.mkdir(exist_ok=True)
-        config.option.benchmark_json = (RESULTS / "latest.json").open("wb")
+        config.option.benchmark_json = str(RESULTS / "latest.json")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

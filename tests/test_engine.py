@@ -151,3 +151,12 @@ def test_hits_rank_like_argmax_and_topk():
     assert torch.equal(rank < 5, (logits.topk(5).indices == labels[:, None]).any(1))
     # a constant network is right as often as its first class occurs, not always
     assert torch.equal(hits(torch.zeros(12, 12), torch.arange(12)), torch.arange(12))
+
+
+def test_streamed_and_resident_input_train_alike(image_folder, tmp_path, small_network):
+    """Order and augmentation depend on the position only, so where the images are decoded changes nothing."""
+    config = replace(EXACT, data=str(image_folder), generations=2, augment=True, shuffle=True)
+    for kind in ("resident", "stream"):
+        run(replace(config, input=kind, out=tmp_path / kind))
+    resident, stream = (load_file(RunFolder(tmp_path / kind).weights("last")) for kind in ("resident", "stream"))
+    assert all(torch.equal(resident[name], stream[name]) for name in resident)

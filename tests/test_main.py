@@ -99,3 +99,19 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_corrupt_image_is_named_or_skipped(image_folder, tmp_path, capsys):
+    import shutil
+
+    from seal_fast.train import main as train
+
+    data = tmp_path / "data"
+    shutil.copytree(image_folder, data)
+    bad = data / "train" / "class1" / "002.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    flags = "--generations 1 --epochs 1 --batch-size 8 --stem small --ascent-epochs 0".split()
+    assert train(["--data", str(data), "--out", str(tmp_path / "a"), *flags]) == 1
+    assert str(bad) in capsys.readouterr().err
+    assert train(["--data", str(data), "--out", str(tmp_path / "b"), *flags, "--on-bad-image", "skip"]) == 0
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["skipped_images"] == ["train/class1/002.png"]

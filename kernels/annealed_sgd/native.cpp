@@ -1,13 +1,11 @@
-// annealed_sgd_ on the CPU: one pass over the flat buffers, vectorised by the
-// compiler, split evenly over the threads.
+// annealed_sgd_ on the CPU: one pass over the flat buffers, vectorised by the compiler, dealt out to threads in pieces.
 #include "../native.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
-#include <omp.h>
 
 #include <algorithm>
-#include <iterator>
+#include <span>
 #include <vector>
 
 namespace nb = nanobind;
@@ -15,8 +13,7 @@ namespace nb = nanobind;
 namespace seal_fast {
 namespace {
 
-// One row of the segment table, and one row of the hyper table: see layout.py
-// and HYPER in __init__.py.
+// One row of the segment table, and one row of the hyper table: see layout.py and HYPER in __init__.py.
 struct Segment {
   int64_t begin, length, group, grad, offset;
 };
@@ -36,8 +33,7 @@ struct Coefficients {
   T inv_scale, momentum, weight_decay, step, ema_new;
 };
 
-// The update rule for n neighbouring elements of one group. What is not asked
-// for costs nothing: it is not compiled.
+// The update rule for n neighbouring elements of one group. What is not asked for costs nothing: it is not compiled.
 template <typename T, typename G, bool kEma, bool kHalf, bool kNorms>
 void update(T* __restrict p, T* __restrict buf, const G* __restrict grad, T* __restrict ema, bf16* __restrict half,
             int64_t n, const Coefficients<T> c, double* norms) {
@@ -48,8 +44,7 @@ void update(T* __restrict p, T* __restrict buf, const G* __restrict grad, T* __r
     T old_p = p[i];
     T b = c.momentum * buf[i] + (g + c.weight_decay * old_p);
     T delta = c.step * b;
-    // A frozen parameter keeps its bits, even where the buffer holds an
-    // infinity.
+    // A frozen parameter keeps its bits, even where the buffer holds an infinity.
     T new_p = c.step == 0 ? old_p : old_p - delta;
     buf[i] = b;
     p[i] = new_p;
@@ -80,77 +75,69 @@ Update<T, G> choose(bool ema, bool half, bool norms) {
   return table[ema * 4 + half * 2 + norms];
 }
 
-struct Arguments {
-  std::vector<Segment> segments;  // only those that have a gradient
-  const std::vector<uintptr_t>& grads;
+struct Scalars {
   const Hyper* hyper;
   double inv_scale, ema_decay;
 };
 
-// Updates the elements of rank [first, last), counted over all segments: an
-// even share of the work for a thread.
-template <typename T, typename G>
-void update_range(const Flat<T>& flat, const Arguments& a, Update<T, G> f, int64_t first, int64_t last, double* norms) {
-  int64_t rank = 0;
-  for (const Segment& s : a.segments) {
-    int64_t from = std::max<int64_t>(first - rank, 0), to = std::min(last - rank, s.length);
-    rank += s.length;
-    if (from >= to) continue;
-    const Hyper& h = a.hyper[s.group];
-    Coefficients<T> c{static_cast<T>(a.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
-                      static_cast<T>(h.direction * h.scale * h.lr), static_cast<T>(1 - a.ema_decay)};
-    int64_t at = s.begin + from;
-    f(flat.param + at, flat.momentum + at, pointer<const G>(a.grads[s.grad]) + s.offset + from,
-      flat.ema ? flat.ema + at : nullptr, flat.half ? flat.half + at : nullptr, to - from, c,
-      norms ? norms + 2 * s.group : nullptr);
+// A stretch of one segment: what a thread takes at a time. Small enough that a thread held up by something else on the
+// machine does not hold up the others, large enough that taking one costs nothing.
+struct Piece {
+  Segment segment;
+  uintptr_t grad;
+  int64_t from, to;
+};
+constexpr int64_t kPieceElements = 32768;
+
+std::vector<Piece> cut(const Segment* segments, int64_t count, const std::vector<uintptr_t>& grads) {
+  std::vector<Piece> pieces;
+  for (const Segment& s : std::span(segments, count)) {
+    if (grads[s.grad] == 0) continue;
+    for (int64_t from = 0; from < s.length; from += kPieceElements)
+      pieces.push_back({s, grads[s.grad], from, std::min(from + kPieceElements, s.length)});
   }
+  return pieces;
 }
 
 template <typename T, typename G>
-void update_all(const Flat<T>& flat, const Arguments& a, int64_t groups, double* norms) {
+void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Scalars& scalars, double* norms) {
   Update<T, G> f = choose<T, G>(flat.ema, flat.half, norms);
-  int64_t total = 0;
-  for (const Segment& s : a.segments) total += s.length;
-  int threads = total < kSerialElements ? 1 : omp_get_max_threads();
-  // Each thread adds up on its own; the sum is then taken in thread order, so
-  // that a run repeats itself to the last bit.
-  int64_t row = norms ? 2 * groups : 0;
-  std::vector<double> sums(threads * row, 0.0);
-#pragma omp parallel num_threads(threads)
-  {
-    int thread = omp_get_thread_num(), team = omp_get_num_threads();
-    // Shares end at multiples of 64 elements, so that threads do not write to
-    // the same cache line.
-    auto share = [&](int64_t t) { return t == team ? total : total * t / team / 64 * 64; };
-    std::vector<double> mine(row, 0.0);
-    update_range<T, G>(flat, a, f, share(thread), share(thread + 1), norms ? mine.data() : nullptr);
-    std::copy(mine.begin(), mine.end(), sums.begin() + thread * row);
+  int64_t total = 0, count = pieces.size();
+  for (const Piece& piece : pieces) total += piece.to - piece.from;
+  // Norms are summed up piece by piece and then in the order of the pieces: the same to the last bit every time.
+  std::vector<double> sums(norms ? 2 * count : 0, 0.0);
+#pragma omp parallel for schedule(dynamic) if (total >= kSerialElements)
+  for (int64_t i = 0; i < count; ++i) {
+    const auto& [s, grad, from, to] = pieces[i];
+    const Hyper& h = scalars.hyper[s.group];
+    Coefficients<T> c{static_cast<T>(scalars.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
+                      static_cast<T>(h.direction * h.scale * h.lr), static_cast<T>(1 - scalars.ema_decay)};
+    int64_t at = s.begin + from;
+    f(flat.param + at, flat.momentum + at, pointer<const G>(grad) + s.offset + from, flat.ema ? flat.ema + at : nullptr,
+      flat.half ? flat.half + at : nullptr, to - from, c, norms ? &sums[2 * i] : nullptr);
   }
-  for (size_t i = 0; i < sums.size(); ++i) norms[i % row] += sums[i];
+  for (size_t i = 0; i < sums.size(); ++i) norms[2 * pieces[i / 2].segment.group + i % 2] += sums[i];
 }
 
 void annealed_sgd(bool is_double, bool bf16_grads, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
                   const std::vector<uintptr_t>& grads, uintptr_t segments, int64_t segment_count, uintptr_t hyper,
-                  int64_t groups, uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
+                  uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
   nb::gil_scoped_release release;
   if (found_inf && *pointer<float>(found_inf) != 0) return;
-  Arguments a{{}, grads, pointer<const Hyper>(hyper), 1, 1};
-  if (grad_scale) a.inv_scale = 1 / static_cast<double>(*pointer<float>(grad_scale));
-  if (ema_decay) a.ema_decay = *pointer<double>(ema_decay);
-  const Segment* rows = pointer<const Segment>(segments);
-  a.segments.reserve(segment_count);
-  std::copy_if(rows, rows + segment_count, std::back_inserter(a.segments),
-               [&](const Segment& s) { return grads[s.grad] != 0; });
+  Scalars scalars{pointer<const Hyper>(hyper), 1, 1};
+  if (grad_scale) scalars.inv_scale = 1 / static_cast<double>(*pointer<float>(grad_scale));
+  if (ema_decay) scalars.ema_decay = *pointer<double>(ema_decay);
+  std::vector<Piece> pieces = cut(pointer<const Segment>(segments), segment_count, grads);
   if (is_double) {
     Flat<double> flat{pointer<double>(param), pointer<double>(momentum), pointer<double>(ema), pointer<bf16>(half)};
-    update_all<double, double>(flat, a, groups, pointer<double>(norms));
+    update_all<double, double>(flat, pieces, scalars, pointer<double>(norms));
     return;
   }
   Flat<float> flat{pointer<float>(param), pointer<float>(momentum), pointer<float>(ema), pointer<bf16>(half)};
   if (bf16_grads)
-    update_all<float, bf16>(flat, a, groups, pointer<double>(norms));
+    update_all<float, bf16>(flat, pieces, scalars, pointer<double>(norms));
   else
-    update_all<float, float>(flat, a, groups, pointer<double>(norms));
+    update_all<float, float>(flat, pieces, scalars, pointer<double>(norms));
 }
 
 }  // namespace

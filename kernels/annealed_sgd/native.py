@@ -36,7 +36,6 @@ def annealed_sgd_(
         segments.data_ptr(),
         segments.shape[0],
         hyper.data_ptr(),
-        hyper.shape[0],
         _address(grad_scale),
         _address(found_inf),
         _address(ema_decay),

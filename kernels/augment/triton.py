@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 # Values that a program writes. Sixteen for each of its 128 threads pay for the ten rounds of Philox that every thread
-# repeats, and a batch of 128 images of 64 x 64 still makes 1536 programs: all of an A100's warps, once.
+# repeats, and a batch of 128 images of 64 x 64 still makes 1536 programs for an A100's 108 multiprocessors.
 _TILE = 2048
 WARPS = 4
 

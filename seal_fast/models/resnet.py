@@ -6,22 +6,19 @@ from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_fast.errors import UsageError
+from seal_fast.kernels import norm_act
 
 Stem = Literal["imagenet", "small"]
 
 
 def normalise(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, act: bool = True) -> Tensor:
     """BatchNorm, then the residual added, then ReLU; in train mode the running statistics move."""
-    y = F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training, norm.momentum or 0.0, norm.eps
-    )
-    if residual is not None:
-        y = y + residual
-    return F.relu(y) if act else y
+    mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
+    assert mean is not None and var is not None and momentum is not None
+    return norm_act(x, norm.weight, norm.bias, mean, var, norm.training, momentum, norm.eps, residual, act)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:

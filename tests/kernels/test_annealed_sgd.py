@@ -1,6 +1,7 @@
 """`annealed_sgd_` against the rule written out with numpy in float64. Triton runs here where there is a GPU, and in its
 interpreter in a process of its own (the interpreter is chosen when triton is imported)."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seal_fast.kernels import native
-from seal_fast.kernels.annealed_sgd import annealed_sgd_, segment_table, shard_table
+from seal_fast.kernels.annealed_sgd import annealed_sgd_, reference, segment_table, shard_table
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -210,7 +212,7 @@ def cases(draw):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:3])
-@settings(max_examples=25 if INTERPRETING else 100, deadline=None)
+@settings(max_examples=8 if INTERPRETING else 100, deadline=None)
 @given(case=cases())
 def test_any_layout_and_numbers(backend, case):
     want = case.expect(scaled=True)
@@ -219,21 +221,47 @@ def test_any_layout_and_numbers(backend, case):
         close(case.buffers()[name], want[name], case.dtype)
 
 
+class Syncs(TorchDispatchMode):
+    """Refuses to take a value from the device to the host."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_reference_does_not_wait_for_the_device():
+    case = Case([5, 70], [0, 1], [DESCENT, FROZEN])
+    with Syncs():
+        reference.annealed_sgd_(
+            case.param, case.momentum, case.grads, case.segments, case.hyper,
+            case.scale, case.clean, case.ema, case.decay, case.bf16, case.norms,
+        )  # fmt: skip
+
+
 @pytest.mark.skipif(not native.available(), reason="installed without native kernels")
 def test_native_result_does_not_depend_on_threads():
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            case = Case([30001, 20011], [0, 1], [DESCENT, ASCENT], torch.float32)
+            case = Case([100001, 20011], [0, 1], [DESCENT, ASCENT], torch.float32)
             case.run("native", **case.optional())
             results.append(case)
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
-        for name in ("param", "momentum", "ema", "bf16"):
-            assert torch.equal(results[0].buffers()[name], other.buffers()[name])
-        torch.testing.assert_close(results[0].norms, other.norms, rtol=1e-12, atol=0)
+        assert all(torch.equal(tensor, other.buffers()[name]) for name, tensor in results[0].buffers().items())
+
+
+@pytest.mark.parametrize("level", native.levels() if native.available() else ())
+def test_every_module_that_this_cpu_runs(level, monkeypatch):
+    module = importlib.import_module(f"seal_fast.kernels.{level}")
+    monkeypatch.setattr(native, "module", lambda: module)
+    case = Case([70, 40000], [0, 1], [DESCENT, ASCENT], torch.float32)
+    want = case.expect(scaled=True)
+    case.run("native", **case.optional())
+    for name in ("param", "momentum", "ema"):
+        close(case.buffers()[name], want[name], torch.float32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:2])
