@@ -66,7 +66,7 @@ def norm_act(
     if not native_runs or not training or not _fits(x, residual, vectors):
         if backend == "native":
             raise ValueError(
-                "norm_act: the native kernel takes channels-last bfloat16 or float32 input in training, float32 weights "
+                "norm_act: native takes channels-last bfloat16 or float32 input in training, float32 weights "
                 "and a residual like the input; choose backend 'auto' for anything else"
             )
         return _reference(*arguments)
@@ -104,7 +104,8 @@ _library.define(
 )
 # y is given only where ReLU's mask cannot be had from x: after a residual. grad_residual is empty otherwise.
 _library.define(
-    "norm_act_backward(Tensor grad, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, Tensor var, float eps, "
+    "norm_act_backward(Tensor grad, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
+    "float eps, "
     "bool act) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
