@@ -66,8 +66,8 @@ def norm_act(
     if not native_runs or not training or not _fits(x, residual, vectors):
         if backend == "native":
             raise ValueError(
-                "norm_act: native takes channels-last bfloat16 or float32 input in training, float32 weights "
-                "and a residual like the input; choose backend 'auto' for anything else"
+                "norm_act: the native kernel takes channels-last bfloat16 or float32 input in training, float32 "
+                "weights and a residual like the input; choose backend 'auto' for anything else"
             )
         return _reference(*arguments)
     y, mean, var = torch.ops.seal_fast.norm_act(x, weight, bias, residual, eps, act)
@@ -105,8 +105,7 @@ _library.define(
 # y is given only where ReLU's mask cannot be had from x: after a residual. grad_residual is empty otherwise.
 _library.define(
     "norm_act_backward(Tensor grad, Tensor x, Tensor? y, Tensor weight, Tensor bias, Tensor mean, Tensor var, "
-    "float eps, "
-    "bool act) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
+    "float eps, bool act) -> (Tensor grad_x, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -195,8 +194,8 @@ def _differentiate(ctx, grad: Tensor | None, *_of_statistics):
     if grad is None:
         return (None,) * 6
     if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
-        inputs = [t for t in (x, weight, bias, residual) if t is not None]
-        wanted = [t for t in inputs if t.requires_grad]
+        slots = x, weight, bias, residual
+        wanted = [t for t in slots if t is not None and t.requires_grad]
         again = _reference(x, weight, bias, mean.clone(), var.clone(), True, 0.0, ctx.eps, residual, ctx.act)
         found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
         return (
