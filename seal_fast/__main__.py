@@ -42,11 +42,19 @@ def prepare(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def kernels(argv: Sequence[str]) -> int:
+    """Judge the GPU kernels, or the whole compiled step, on a machine that need not have a GPU."""
+    from seal_fast.gpu_report.command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "timeline": timeline,
     "presets": presets,
     "prepare": prepare,
+    "kernels": kernels,
 }
 
 

@@ -11,7 +11,7 @@ _BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 _NETWORKS = {"ResNet-18": 11_689_512, "ResNet-50": 25_557_032}
 _SCALED = ("grad_scale", "found_inf")
 _EVERYTHING = (*_SCALED, "ema", "ema_decay", "bf16", "norms")
-_UNALIGNED = "a slice that begins anywhere is aligned to its elements only"
+_UNALIGNED = "single elements, as a slice may begin at any of them"
 
 
 def variants() -> Iterator[Variant]:

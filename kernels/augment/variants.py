@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ..variant import Variant
 
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # Tiny-ImageNet's 64 x 64; the values of mean and std change no instruction.
 _SIZE, _ODD_SIZE, _PAD, _SCALE, _BIAS = 64, 33, 4, (1 / 58.4, 1 / 57.1, 1 / 57.4), (-2.1, -2.0, -1.8)
-_BYTEWISE = (
-    "a crop starts at any byte and a flip runs backwards, so a thread loads single bytes (a warp's lie together)"
-)
-_ODD = f"an image of {_ODD_SIZE} x {_ODD_SIZE} ends at an odd value, so the next one is not aligned; " + _BYTEWISE
+_BYTEWISE = "loads of single bytes, as a crop starts anywhere and a flip runs backwards (a warp's bytes lie together)"
+_ODD = f"stores of single values, as images of {_ODD_SIZE} x {_ODD_SIZE} are not aligned; {_BYTEWISE}"
 
 
 def variants() -> Iterator[Variant]:
@@ -35,7 +34,7 @@ def _variant(
 ) -> Variant:
     from . import triton as launcher
 
-    constants = launcher.constants((1, _SIZE, _SIZE, channels), size, _SCALE, _BIAS, _PAD, True, train)
+    constants: dict[str, Any] = launcher.constants((1, _SIZE, _SIZE, channels), size, _SCALE, _BIAS, _PAD, True, train)
     stream = ("count", "seed", "generation", "epoch", "position")
     return Variant(
         op="augment",

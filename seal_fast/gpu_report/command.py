@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from seal_fast.errors import UsageError
+from seal_fast.errors import RunError, UsageError
 from seal_fast.gpu_report.datasheet import CARDS
 
 _STEP_FLAGS = ("model", "stem", "batch", "image_size", "classes", "amp", "layout")
@@ -19,9 +20,11 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UsageError: flags of the two reports are mixed, or a number is out of range.
-        RunError: this torch or Triton cannot compile for a card that is not there.
+        RunError: this torch or Triton cannot compile for a GPU that is not there.
     """
     arguments = _parse(argv)
+    if importlib.util.find_spec("triton") is None:
+        raise RunError("kernels compiles with Triton, which is not installed: run `pip install triton` (on Linux)")
     if arguments.step:
         from seal_fast.gpu_report import step_report
 
@@ -65,11 +68,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     step.add_argument("--classes", type=int, help="default: 200")
     step.add_argument("--amp", action=argparse.BooleanOptionalAction, help="bfloat16 autocast; default: both, compared")
     step.add_argument("--layout", choices=("NHWC", "NCHW"), help="channels-last or not; default: both, compared")
-    return parser.parse_args(sys.argv[2:] if argv is None else list(argv))
+    return parser.parse_args(list(argv))
 
 
-def _request(arguments: argparse.Namespace) -> dict[str, object]:
-    request = {
+def _request(arguments: argparse.Namespace) -> dict[str, Any]:
+    request: dict[str, Any] = {
         "model": arguments.model or "resnet18",
         "stem": arguments.stem or "imagenet",
         "batch": 32 if arguments.batch is None else arguments.batch,
@@ -77,11 +80,11 @@ def _request(arguments: argparse.Namespace) -> dict[str, object]:
         "classes": 200 if arguments.classes is None else arguments.classes,
         "arch": arguments.arch or 80,
     }
+    if arguments.dump:
+        raise UsageError("--dump writes the custom kernels, not the step: drop it or --step")
     for name in ("batch", "image_size", "classes"):
         if request[name] < 2:
             raise UsageError(f"--{name.replace('_', '-')} {request[name]}: must be at least 2")
-    if arguments.dump:
-        raise UsageError("--dump writes the custom kernels: drop it or --step")
     amps = (True, False) if arguments.amp is None else (arguments.amp,)
     layouts = ("NHWC", "NCHW") if arguments.layout is None else (arguments.layout,)
     return {**request, "columns": [{"amp": amp, "layout": layout} for layout in layouts for amp in amps]}

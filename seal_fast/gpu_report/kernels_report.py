@@ -35,10 +35,8 @@ def faults(compiled: Compiled) -> list[str]:
     found, variant, resources = [], compiled.variant, compiled.resources
     if resources.spills or resources.stack:
         found.append(f"spills registers: {resources.spills} accesses, {resources.stack} bytes of stack")
-    for kind, accesses, right in (
-        ("load", compiled.loads, variant.load_bits),
-        ("store", compiled.stores, variant.store_bits),
-    ):
+    wanted = {"load": (compiled.loads, variant.load_bits), "store": (compiled.stores, variant.store_bits)}
+    for kind, (accesses, right) in wanted.items():
         if not accesses or min(accesses) < right:
             found.append(f"{kind}s {_widths(accesses) or 'nothing'} bits wide, {right} are possible")
     excess = compiled.bytes_per_element / compiled.minimum_bytes_per_element - 1
@@ -105,16 +103,17 @@ def text(kernels: Sequence[Compiled]) -> str:
         )
         parts += [f"{k.variant.name}: {fault}" for k in members for fault in faults(k)]
     parts.append(
-        "loads, stores: of one thread on the bulk path, count x bits; bytes, minimum: of memory traffic an element;\n"
-        f"{VECTOR_BITS} bits is the widest access there is. Narrower where:"
+        "loads, stores: of one thread on the bulk path, count x bits; bytes, minimum: of memory traffic an element.\n"
+        f"{VECTOR_BITS} bits is the widest access there is; narrower ones have a reason:" + _reasons(kernels)
     )
-    reasons: dict[str, list[str]] = {}
-    for k in kernels:
-        names = reasons.setdefault(k.variant.narrow, [])
-        if k.variant.narrow and (name := f"{k.variant.op} {k.variant.name}") not in names:
-            names.append(name)
-    parts[-1] += "".join(f"\n- {reason} ({', '.join(names)})" for reason, names in reasons.items() if names)
     return "\n\n".join(parts)
+
+
+def _reasons(kernels: Sequence[Compiled]) -> str:
+    names: dict[tuple[str, str], list[str]] = {}
+    for op, name, reason in dict.fromkeys((k.variant.op, k.variant.name, k.variant.narrow) for k in kernels):
+        names.setdefault((op, reason), []).append(name)
+    return "".join(f"\n- {op} {', '.join(found)}: {reason}" for (op, reason), found in names.items() if reason)
 
 
 def _widths(accesses: Counter[int]) -> str:

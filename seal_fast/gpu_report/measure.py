@@ -19,7 +19,8 @@ def gpu_seconds(function: Callable[[], Any]) -> float:
     """Median time of a call, by CUDA events, the L2 cache cleared before each."""
     from triton.testing import do_bench
 
-    return do_bench(function, return_mode="median") / 1e3
+    milliseconds: Any = do_bench(function, return_mode="median")
+    return milliseconds / 1e3
 
 
 def updates(
@@ -34,30 +35,32 @@ def updates(
         seconds: measures a call.
         networks: names of models, at 1000 classes.
     """
-    rows = []
-    for network in networks:
-        model = build(network, 1000).to(device=device, memory_format=torch.channels_last)
-        named = list(model.named_parameters())
-        annealed = AnnealedSGD([{"name": "all", "params": named}], torch.tensor(1e-3), 0.9, 5e-4)
-        for p in model.parameters():
-            p.grad = torch.randn_like(p)
+    return [row for network in networks for row in _of_network(network, device, seconds)]
 
-        def sgd(**how: bool) -> Callable[[], Any]:
-            return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, **how).step
 
-        size = sum(p.numel() for p in model.parameters()) * _BYTES
-        half = torch.zeros(size // 2, dtype=torch.uint8, device=device)
-        other = torch.empty_like(half)
-        ways = {
-            "copy of as many bytes": lambda: other.copy_(half),
-            "AnnealedSGD": annealed.step,
-            "torch.optim.SGD(fused=True)": sgd(fused=True),
-            "torch.optim.SGD(foreach=True)": sgd(foreach=True),
-        }
-        times = {way: seconds(step) for way, step in ways.items()}
-        copy = times["copy of as many bytes"]
-        rows += [{"model": network, "way": w, "us": t * 1e6, "of_copy": copy / t} for w, t in times.items()]
-    return rows
+def _of_network(
+    network: str, device: torch.device, seconds: Callable[[Callable[[], Any]], float]
+) -> list[dict[str, Any]]:
+    model = build(network, 1000).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    named = list(model.named_parameters())
+    annealed = AnnealedSGD([{"name": "all", "params": named}], torch.tensor(1e-3), 0.9, 5e-4)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+
+    def sgd(**how: bool) -> Callable[[], Any]:
+        return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, **how).step
+
+    source = torch.zeros(sum(p.numel() for p in model.parameters()) * _BYTES // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    ways = {
+        "copy of as many bytes": lambda: target.copy_(source),
+        "AnnealedSGD": annealed.step,
+        "torch.optim.SGD(fused=True)": sgd(fused=True),
+        "torch.optim.SGD(foreach=True)": sgd(foreach=True),
+    }
+    times = {way: seconds(step) for way, step in ways.items()}
+    copy = times["copy of as many bytes"]
+    return [{"model": network, "way": way, "us": t * 1e6, "of_copy": copy / t} for way, t in times.items()]
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """Making torch's compiler believe that a GPU is there. It changes torch for good: for a process of its own only.
 
-Written against the private names of the torch named in `TORCH`; `check` refuses any other.
+Written against the private names of the torch named in `TORCH`; `unsupported` refuses any other.
 """
 
 from __future__ import annotations
@@ -12,23 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seal_fast.errors import RunError
 from seal_fast.gpu_report.datasheet import Card
 
 TORCH = "2.13"
 
 
-def check() -> None:
-    """Refuse a torch whose private names are not the ones known here.
-
-    Raises:
-        RunError: it is another version.
-    """
-    if not torch.__version__.startswith(f"{TORCH}."):
-        raise RunError(
-            f"kernels --step leans on private names of torch {TORCH}, and this is torch {torch.__version__}: "
-            f"install torch {TORCH} to use it"
-        )
+def unsupported() -> str | None:
+    """Why this torch cannot be made to pretend, with the cure; None if it can."""
+    if torch.__version__.startswith(f"{TORCH}."):
+        return None
+    return (
+        f"kernels --step leans on private names of torch {TORCH} and this is torch {torch.__version__}: "
+        f"use it with torch {TORCH}"
+    )
 
 
 def card(card: Card) -> None:

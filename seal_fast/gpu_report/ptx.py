@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-_ACCESS = re.compile(r"(ld|st)\.global(?:\.\w+)*?(?:\.v(\d))?\.[bsuf](\d+)\s+(.*)")
+_ACCESS = re.compile(r"(ld|st)\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+)\s+(.*)")
 _BRANCH = re.compile(r"bra(?:\.uni)?\s+(\$\w+)")
 _LABEL = re.compile(r"(\$\w+):")
 _REGISTER = re.compile(r"%[a-zA-Z]+\d+|%tid")

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from seal_fast.errors import RunError
 from seal_fast.gpu_report import pretend
@@ -33,6 +34,9 @@ class Facts:
     """What the compiled forward and backward consist of.
 
     Attributes:
+        amp: under bfloat16 autocast.
+        layout: NHWC or NCHW.
+        parameters: of the network.
         graphs: how many Dynamo cut the function into, each with its forward and backward; 1 is a step without a break.
         triton_kernels: different ones that Inductor wrote.
         triton_launches: their launches in a step.
@@ -45,6 +49,9 @@ class Facts:
         flops: floating-point operations of the library calls.
     """
 
+    amp: bool
+    layout: str
+    parameters: int
     graphs: int = 0
     triton_kernels: int = 0
     triton_launches: int = 0
@@ -74,17 +81,22 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     from torch._inductor.compile_fx import compile_fx
 
     from seal_fast.engine import measure
-    from seal_fast.models import build
+    from seal_fast.models import build, resnet
     from seal_fast.runtime import Runtime
 
     memory = torch.channels_last if layout == "NHWC" else torch.contiguous_format
-    model = build(request["model"], request["classes"], request["stem"]).to(memory_format=memory)
+    model = build(request["model"], request["classes"], request["stem"])
+    model.to(memory_format=memory)  # pyright: ignore[reportCallIssue]
     compute = torch.bfloat16 if amp else torch.float32
     runtime = Runtime(torch.device("cpu"), torch.float32, compute, amp, compile=True)
     size = request["image_size"]
     images = torch.zeros(request["batch"], 3, size, size, dtype=compute).to(memory_format=memory)
     labels = torch.zeros(request["batch"], dtype=torch.int64)
-    facts = Facts()
+    facts = Facts(amp, layout, sum(p.numel() for p in model.parameters()))
+    # Where the CPU has a kernel of its own for BatchNorm and ReLU, a GPU leaves them to Inductor.
+    network: Any = resnet
+    if hasattr(network, "norm_act"):
+        network.norm_act = functools.partial(network.norm_act, backend="reference")
 
     def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return measure(model, runtime, 0.1, images, labels, None)
@@ -92,8 +104,8 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     torch._dynamo.reset()
     backend = functools.partial(compile_fx, inner_compile=functools.partial(_compile_for_cuda, facts))
     with (
-        inductor.patch(force_disable_caches=True, compile_threads=1),
-        functorch.patch(force_non_lazy_backward_lowering=True),
+        inductor.patch(fx_graph_cache=False),
+        functorch.patch(force_non_lazy_backward_lowering=True, enable_autograd_cache=False),
     ):
         try:
             torch.compile(forward, fullgraph=True, dynamic=False, backend=backend)(images, labels)
@@ -134,10 +146,11 @@ def _count_library_call(facts: Facts, node: fx.Node) -> bool:
     """Add a node of the graph to the facts, if a library does it; whether that is so."""
     from torch.utils.flop_counter import flop_registry
 
-    packet = getattr(node.target, "overloadpacket", None)
+    packet: Any = getattr(node.target, "overloadpacket", None)
     if packet not in flop_registry:
         return False
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    values: Any = map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    args, kwargs = values
     result = node.meta["val"]
     facts.flops += flop_registry[packet](*args, **kwargs, out_val=result)
     if packet is _aten.convolution_backward:
@@ -161,7 +174,8 @@ def _count_graph(lowering: Any, facts: Facts, library_calls: int) -> SimpleNames
     nodes = [n for n in lowering.scheduler.nodes if not isinstance(n, scheduler.NopKernelSchedulerNode)]
     kernels = [n for n in nodes if not n.is_extern()]
     calls = [n for n in nodes if n.is_extern() and not isinstance(n.node, ir.MultiOutput)]
-    if len(launches) != len(kernels) or len(calls) != library_calls:
+    # One planned kernel may become several launches, but none may vanish.
+    if len(launches) < len(kernels) or len(calls) != library_calls:
         raise RunError(
             f"Inductor planned {len(kernels)} kernels and {len(calls)} library calls, and {len(launches)} and "
             f"{library_calls} are seen in its code and in the graph: this report cannot count them"
@@ -187,7 +201,6 @@ def _only_moves(node: Any) -> bool:
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
     """The facts of each column of the request, in order."""
-    pretend.check()
     pretend.card(CARDS[request["arch"]])
     torch.set_float32_matmul_precision("high")
     return [asdict(compile_step(request, **column)) for column in request["columns"]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns of equal width; the first row is the header, the first `left` columns are flush left, the others right."""
+    """Rows in columns; the first row is the header, the first `left` columns are flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

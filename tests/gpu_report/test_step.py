@@ -1,0 +1,112 @@
+"""The compiled training step as Inductor writes it for an A100, without one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from seal_fast.__main__ import main
+from seal_fast.gpu_report import pretend, step_report
+
+# python -m seal_fast kernels --step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
+RECORD = Path(__file__).parent / "resnet18_bf16_nhwc.json"
+supported = pytest.mark.skipif(pretend.unsupported() is not None, reason=str(pretend.unsupported()))
+
+
+@pytest.mark.slow
+@supported
+def test_the_step_is_as_fast_on_an_a100_as_recorded(capsys):
+    recorded = json.loads(RECORD.read_text())
+    assert main("kernels --step --amp --layout NHWC --json".split()) == 0
+    now = json.loads(capsys.readouterr().out)
+    assert {k: v for k, v in now.items() if k != "columns"} == {k: v for k, v in recorded.items() if k != "columns"}
+    (facts,), (before,) = now["columns"], recorded["columns"]
+    assert facts["graphs"] == 1  # no break
+    assert facts["layout_copies"] == 0
+    assert facts["fp32_convolutions"] == 0
+    counts = ("triton_kernels", "triton_launches", "casts", "triton_bytes", "library_bytes", "flops")
+    worse = {name: f"{before[name]} -> {facts[name]}" for name in counts if facts[name] > before[name]}
+    assert not worse
+    assert facts["library_calls"] == before["library_calls"]
+    assert facts["flops"] == flops_of_eager_step(now)
+
+
+def flops_of_eager_step(request):
+    """Counted by torch over the uncompiled network."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from seal_fast.models import MODELS
+
+    size = request["image_size"]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = MODELS[request["model"]](request["classes"], request["stem"])
+        model(torch.empty(request["batch"], 3, size, size)).sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.slow
+@supported
+def test_layout_copies_and_fp32_convolutions_are_seen(capsys):
+    """Weights that are not channels-last are copied, which must show."""
+    flags = "--no-amp --layout NCHW --model resnet18 --stem small --image-size 8 --batch 2"
+    assert main(["kernels", "--step", "--json", *flags.split()]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["columns"]
+    assert facts["layout_copies"] > 0 and facts["casts"] == 0
+    assert (
+        facts["fp32_convolutions"]
+        == facts["library_calls"]["convolution"] + facts["library_calls"]["convolution_backward"]
+    )
+
+
+FACTS = {
+    "amp": True,
+    "layout": "NHWC",
+    "parameters": 1_000_000,
+    "graphs": 1,
+    "triton_kernels": 5,
+    "triton_launches": 7,
+    "layout_copies": 0,
+    "casts": 2,
+    "triton_bytes": 300_000_000,
+    "library_calls": {"convolution": 10, "mm": 2},
+    "library_bytes": 88_000_000,
+    "fp32_convolutions": 0,
+    "flops": 312_000_000,
+}
+
+
+def test_predictions_follow_from_the_counts():
+    predicted = step_report.predict(FACTS, 80)
+    assert predicted == {
+        "launches": 7 + 12 + 3,
+        "bytes": 300_000_000 + 88_000_000 + 20_000_000,
+        "bandwidth_us": pytest.approx(408e6 / 2.04e12 * 1e6),
+        "arithmetic_us": pytest.approx(1.0),
+        "launches_us": pytest.approx(22 * 7),
+        "graph_us": pytest.approx(22),
+    }
+    assert step_report.predict({**FACTS, "amp": False}, 80)["arithmetic_us"] == pytest.approx(2.0)
+
+
+def test_columns_stand_beside_each_other():
+    columns = [{**FACTS, "predicted": step_report.predict(FACTS, 90)}] * 2
+    columns[1] = {**columns[1], "amp": False, "layout": "NCHW", "library_calls": {"mm": 3}}
+    request = {"model": "resnet18", "stem": "small", "batch": 2, "image_size": 8, "arch": 90}
+    lines = [line.split() for line in step_report.text({**request, "columns": columns}).splitlines()]
+    assert ["bf16", "NHWC", "fp32", "NCHW"] in lines
+    assert ["convolution", "10", "0"] in lines and ["mm", "2", "3"] in lines
+    assert ["launches", "22", "22"] in lines
+
+
+def test_another_torch_is_refused_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert main(["kernels", "--step"]) == 1
+    error = capsys.readouterr().err
+    assert "leans on private names of torch 2.13 and this is torch 2.99.0" in error and error.count("\n") == 1
+
+
+def test_a_failed_compilation_ends_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(step_report.sys, "executable", "/bin/false")
+    assert main(["kernels", "--step", "--layout", "NHWC"]) == 1
+    assert capsys.readouterr().err == "error: the step could not be compiled for sm_80: it gave no reason\n"
