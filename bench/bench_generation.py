@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-import textbook
 import torch
 
+import textbook
 from seal_fast import runtime
 from seal_fast.checkpoint import Position
 from seal_fast.config import Config

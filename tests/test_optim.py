@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_network import LR, backward, close, named_groups, network, train
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seal_fast.optim import AnnealedSGD
+from small_network import LR, backward, close, named_groups, network, train
 
 # --- the rule --------------------------------------------------------------------------------------------------------
 

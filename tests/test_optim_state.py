@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from small_network import LR, close, named_groups, network, train
 from torch import nn
 
 from seal_fast.optim import AnnealedSGD
+from small_network import LR, close, named_groups, network, train
 
 # --- state -----------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pictures import write_images
 from seal_fast import checkpoint, engine
 from seal_fast.config import Config
 from seal_fast.errors import RunError, UsageError
@@ -153,8 +154,6 @@ def test_another_training_is_refused_with_the_difference(image_folder, tmp_path,
     assert "--seed: 3 -> 9" in capsys.readouterr().err
 
     other = tmp_path / "other"
-    from conftest import write_images
-
     write_images(other / "train", 4, 6, 16, seed=0)
     write_images(other / "val", 4, 3, 16, seed=1)
     with pytest.raises(UsageError, match="not the images that the run"):

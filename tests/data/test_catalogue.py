@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from image_files import tar_of, tiny_imagenet_files, write
 
+from image_files import tar_of, tiny_imagenet_files, write
 from seal_fast.data import open_images
 from seal_fast.data.layouts import KNOWN
 from seal_fast.errors import UsageError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import tar_of, write
 
+from image_files import tar_of, write
 from seal_fast.data.container import Container
 from seal_fast.data.tar_index import index_tar
 from seal_fast.errors import RunError, UsageError

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
-from image_files import encoded, picture
 from PIL import Image
 
+from image_files import encoded, picture
 from seal_fast.data.decode import Decoder, Request, image_sizes
 from seal_fast.data.windows import draws, window
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from image_files import tiny_imagenet_files
 
+from image_files import tiny_imagenet_files
 from seal_fast.data import open_images
 from seal_fast.data.prepare import ARCHIVES, Archive, main, prepare
 from seal_fast.errors import RunError, UsageError
