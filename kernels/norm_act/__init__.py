@@ -78,10 +78,13 @@ def norm_act(
     return y
 
 
-# Asked once while tracing: the answer is a constant of the process.
-@torch.compiler.assume_constant_result
 def _resolve(backend: str, device: str) -> str:
     return resolve("norm_act", backend, torch.device(device))
+
+
+# Asked once while tracing: the answer is a constant of the process. torch.compiler.assume_constant_result sets this
+# very mark, but only after importing all of dynamo and Inductor, which a run without --compile never needs.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fits(x: Tensor, residual: Tensor | None, vectors: tuple[Tensor, ...]) -> bool:
