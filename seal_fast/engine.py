@@ -98,6 +98,7 @@ class Engine:
         self.stop: int | None = None  # the signal that asked us to stop
         self.saved = time.monotonic()
         self.best_weights: dict[str, Tensor] | None = None
+        self.profile: Callable[[], None] = lambda: None  # told after every step
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -318,7 +319,6 @@ class Engine:
     @contextmanager
     def profiler(self):
         """Record steps 6 to 10 of this process under --profile, in TensorBoard's format."""
-        self.profile: Callable[[], None] = lambda: None
         if not self.config.profile:
             yield
             return

@@ -20,7 +20,6 @@ def engine_of(config, folder):
     images = open_images(config.data)
     source = open_input(config, machine, images)
     with assemble(config, machine, images, source, RunFolder(folder)) as engine:
-        engine.profile = lambda: None
         yield engine
 
 
