@@ -40,9 +40,7 @@ def _load(address, place, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _gradient(
-    tagged, place, mask, dtype: tl.constexpr, OWN: tl.constexpr, BF16: tl.constexpr, ALIGNED: tl.constexpr
-):
+def _gradient(tagged, place, mask, dtype: tl.constexpr, OWN: tl.constexpr, BF16: tl.constexpr, ALIGNED: tl.constexpr):
     """Gradients from a tagged address, in the weights' type; OWN and BF16 say which types occur at all."""
     if OWN and BF16:
         if tagged & 1:
