@@ -71,8 +71,9 @@ class Search:
             RunError: they are not finite.
         """
         rows = max(1, _PRODUCTS // max(1, len(self._queries)))
-        for part in block.split(rows):
-            self._add(part)
+        with torch.autocast(block.device.type, enabled=False):
+            for part in block.split(rows):
+                self._add(part)
 
     def _add(self, block: Tensor) -> None:
         small, norms = self._prepare(block)
