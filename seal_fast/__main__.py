@@ -49,12 +49,20 @@ def kernels(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def depth(argv: Sequence[str]) -> int:
+    """Prediction depth of trained networks, compared."""
+    from seal_fast.analysis.depth_command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "timeline": timeline,
     "presets": presets,
     "prepare": prepare,
     "kernels": kernels,
+    "depth": depth,
 }
 
 
