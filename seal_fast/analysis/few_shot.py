@@ -11,6 +11,7 @@ Protocol: Guo et al., "A Broader Study of Cross-Domain Few-Shot Learning" (ECCV 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,23 +48,29 @@ def linear(features: Tensor, episodes: Episodes, settings: HeadSettings | None =
     Returns:
         Fractions, float64 [episodes].
     """
-    settings = settings or HeadSettings()
+    s = settings or HeadSettings()
     device, count = features.device, len(episodes)
     labels = torch.from_numpy(episodes.support_labels).to(device)
     asked = torch.from_numpy(episodes.query_labels).to(device)
     size, dimension = episodes.support.shape[1], features.shape[1]
-    at_once = max(1, CHUNK_BYTES // (size * (size + episodes.ways) * features.element_size()))
-    at_once = -(-count // -(-count // at_once))  # chunks of equal size
-    accuracies = []
-    for first in range(0, count, at_once):
-        last = min(first + at_once, count)
+    threads = torch.get_num_threads()
+    in_cache = max(1, CHUNK_BYTES // (size * (size + episodes.ways) * features.element_size()))
+    chunks = np.array_split(np.arange(count), max(-(-count // in_cache), min(threads, count)))
+
+    def accuracy(chunk: np.ndarray) -> Tensor:
+        first, last = int(chunk[0]), int(chunk[-1]) + 1
         support = features[torch.from_numpy(episodes.support[first:last])]
         initial = torch.from_numpy(episodes.heads(first, last, dimension)).to(features)
-        orders = torch.from_numpy(episodes.orders(first, last, settings.epochs)).to(device)
-        heads = train_heads(support, labels, initial, orders, settings)
+        orders = torch.from_numpy(episodes.orders(first, last, s.epochs)).to(device)
+        heads = train_heads(support, labels, initial, orders, s)
         queries = features[torch.from_numpy(episodes.query[first:last])]
         logits = torch.baddbmm(heads[:, None, :, -1], queries, heads[..., :-1].mT)
-        accuracies.append((logits.argmax(2) == asked).double().mean(1))
+        return (logits.argmax(2) == asked).double().mean(1)
+
+    # A step is too small to be shared between threads: each thread trains chunks of its own.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        accuracies = list(pool.map(accuracy, chunks))
+    torch.set_num_threads(threads)  # the matrix library has one count for the whole process
     return torch.cat(accuracies)
 
 
