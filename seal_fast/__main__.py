@@ -49,6 +49,13 @@ def kernels(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def depth(argv: Sequence[str]) -> int:
+    """Prediction depth of trained networks, compared."""
+    from seal_fast.analysis.depth_command import main
+
+    return main(argv)
+
+
 def transfer(argv: Sequence[str]) -> int:
     """Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning."""
     from seal_fast.analysis.transfer_command import main
@@ -69,6 +76,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "presets": presets,
     "prepare": prepare,
     "kernels": kernels,
+    "depth": depth,
     "transfer": transfer,
     "fewshot": fewshot,
 }
@@ -81,21 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m seal_fast COMMAND [FLAGS]\n\n{listing}\n\nEvery command explains itself with --help.")
         return 0 if argv else 2
-    if argv[0] not in def transfer(argv: Sequence[str]) -> int:
-    """Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning."""
-    from seal_fast.analysis.transfer_command import main
-
-    return main(argv)
-
-
-def fewshot(argv: Sequence[str]) -> int:
-    """Ask trained networks few-shot episodes from other images."""
-    from seal_fast.analysis.fewshot_command import main
-
-    return main(argv)
-
-
-COMMANDS:
+    if argv[0] not in COMMANDS:
         print(f"error: {argv[0]} is not a command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:

@@ -19,7 +19,7 @@ from seal_fast.analysis.knn import Search, vote
 from seal_fast.analysis.probes import probe_points, probe_sizes
 from seal_fast.analysis.stats import Interval, bootstrap
 from seal_fast.data import ImageSet, Split
-from seal_fast.errors import UsageError
+from seal_fast.errors import RunError, UsageError
 from seal_fast.models import ResNet
 
 QUERY_BYTES = 1 << 29
@@ -147,7 +147,12 @@ def probe_votes(
         predictions = vectors["softmax"].argmax(1)
         own = [own_rows[name][rows] if name in own_rows else np.full(len(rows), -1) for name, rows in group]
         exclude = torch.from_numpy(np.concatenate(own)).to(prober.device) if own_rows else None
-        searches = {name: Search(vectors.pop(name), k, exclude) for name in list(vectors)}
+        searches = {}
+        for name in list(vectors):
+            try:
+                searches[name] = Search(vectors.pop(name), k, exclude)
+            except RunError as error:
+                raise RunError(f"the activations at {name}: {error}") from None
         voters = []
         for part, points in prober.batches(bank):
             for name, x in points:

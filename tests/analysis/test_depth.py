@@ -42,8 +42,8 @@ def test_votes_at_every_probe_are_scikit_learns_on_the_same_activations(prober, 
     prober = Prober(prober.network, prober.images, image_size=16, pooling=pooling, batch_size=7)
     images, network = prober.images, prober.network
     queries = {"val": images.val, "train": choose(images, "train", 9, spread=True)}
-    # Room for five queries at a time: groups cut through the splits.
-    monkeypatch.setattr(depth, "QUERY_BYTES", 5 * 4 * sum(prober.sizes().values()))
+    # Room for twelve queries at a time: groups cut through the splits.
+    monkeypatch.setattr(depth, "QUERY_BYTES", 12 * 4 * sum(prober.sizes().values()))
     found = probe_votes(prober, images.train, queries, k=3)
 
     def all_at_once(split):
