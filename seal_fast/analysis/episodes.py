@@ -78,9 +78,10 @@ def draw(
     Raises:
         UsageError: the pool has too few classes, or a class too few images.
     """
-    for flag, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1), ("episodes", episodes, 1)):
-        if value < least:
-            raise UsageError(f"--{flag} {value}: must be at least {least}")
+    least = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "episodes": (episodes, 1)}
+    for flag, (value, lowest) in least.items():
+        if value < lowest:
+            raise UsageError(f"--{flag} {value}: must be at least {lowest}")
     if len(classes) < ways:
         raise UsageError(f"--ways {ways}: the images have {len(classes)} classes; choose at most {len(classes)}")
     members = [np.flatnonzero(labels == label) for label in range(len(classes))]

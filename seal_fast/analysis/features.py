@@ -46,7 +46,7 @@ class Features:
 
 
 def cache_folder(flag: Path | None = None) -> Path:
-    """Where features are kept: the flag, $SEAL_FAST_CACHE, or seal_fast in the user's cache folder ($XDG_CACHE_HOME)."""
+    """Where features are kept: the flag, $SEAL_FAST_CACHE, or seal_fast in $XDG_CACHE_HOME (~/.cache)."""
     if flag is not None:
         return flag
     if said := os.environ.get("SEAL_FAST_CACHE"):

@@ -1,4 +1,4 @@
-"""`python -m seal_fast fewshot`: accuracy in few-shot episodes on a far data set, of several networks on the same episodes."""
+"""`python -m seal_fast fewshot`: accuracy of several networks in the same few-shot episodes on far data."""
 
 from __future__ import annotations
 

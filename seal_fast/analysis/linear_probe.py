@@ -4,9 +4,9 @@ The objective over weights W [C, D] and bias b [C], with rows x_i and labels y_i
 
     mean_i cross_entropy(W x_i + b, y_i) + l2 / 2 * |W|^2          (the bias is not penalised)
 
-It is strongly convex in W, so its optimum is the same whichever way leads there; scikit-learn's LogisticRegression with
-C = 1 / (l2 * n) has the same one. The way taken here is L-BFGS in float64 (Nocedal and Wright, "Numerical Optimization",
-2nd edition, section 7.2) with three turns that this problem offers:
+It is strongly convex in W, so its optimum is the same whichever way leads there; scikit-learn's LogisticRegression
+with C = 1 / (l2 * n) has the same one. The way taken here is L-BFGS in float64 (Nocedal and Wright, "Numerical
+Optimization", 2nd edition, section 7.2) with turns that this problem offers:
 
 - the features are centred and rotated onto their principal axes once for the whole path. There the Hessian is nearly
   diagonal, a_c * variance_j + l2 with a_c = mean p_c (1 - p_c), and its inverse is the L-BFGS matrix to start from;

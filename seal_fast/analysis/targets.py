@@ -24,7 +24,11 @@ def add_flags(parser: argparse.ArgumentParser, data: str) -> None:
     add("--per-generation", action="store_true", help="every kept generation and ascent of each RUN, with the curve")
     add("--model", choices=("resnet18", "resnet34", "resnet50"), help="of a bare weights file; default: resnet18")
     add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
-    add("--image-size", type=int, help="pixels a side that images are scaled to; default: what the network was trained on")
+    add(
+        "--image-size",
+        type=int,
+        help="pixels a side that images are scaled to; default: what the network was trained on",
+    )
     add("--seed", type=int, default=0, help="of everything that is drawn; default: 0")
     add("--batch-size", type=int, default=256, help="images a forward pass; default: 256")
     add("--amp", action="store_true", help="run the network under bfloat16 autocast")

@@ -57,7 +57,7 @@ def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float = 0.2, 
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise UsageError(
-                f"class {name} has {len(rows)} training image: one to learn from and one to choose settings on are needed"
+                f"class {name} has {len(rows)} training image: settings are chosen on held-out ones, so it needs two"
             )
         order = rows[np.argsort(np.random.default_rng((seed, label)).random(len(rows)), kind="stable")]
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
@@ -67,7 +67,7 @@ def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float = 0.2, 
 
 
 def scaled(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Features divided by their root mean square about the training mean, so that an L2 means the same to every network."""
+    """Features over their root mean square about the training mean: so an L2 means the same to every network."""
     size = (train - train.mean(0)).square().mean().sqrt().clamp(min=1e-12)
     return train / size, test / size
 

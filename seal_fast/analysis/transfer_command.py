@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from seal_fast import runtime
@@ -149,8 +148,11 @@ def text(results: Sequence[dict[str, Any]]) -> str:
                     values = [member["targets"][target][probe]["top1"] for member in members]
                     cells.append(student(values).show() if values else "")
                 rows.append((target, title, *[stage] * several, *cells))
-    counts = {group: len({r["weights_sha256"] for r in results if r["group"] == group and r["stage"] == s})
-              for group in groups for s in stages[-1:]}
+    counts = {
+        group: len({r["weights_sha256"] for r in results if r["group"] == group and r["stage"] == s})
+        for group in groups
+        for s in stages[-1:]
+    }
     runs = ", ".join(f"{group} {count}" for group, count in counts.items())
     return (
         f"top-1 % on the target's test images; runs: {runs}; "
