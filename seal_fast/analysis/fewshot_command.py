@@ -98,8 +98,8 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast fewshot",
-        description="Few-shot accuracy under distribution shift (Guo et al., ECCV 2020): episodes drawn from all images "
-        "of a target; on the frozen pooled features a linear head trained by SGD, and the nearest class mean. "
+        description="Few-shot accuracy under distribution shift (Guo et al., ECCV 2020): episodes drawn from all "
+        "images of a target; on the frozen pooled features a linear head trained by SGD, and the nearest class mean. "
         "Every RUN is asked the same episodes.",
         allow_abbrev=False,
     )

@@ -52,11 +52,8 @@ def test_tightened_it_is_scikit_learns_to_the_weights(problem):
 
 def test_the_gap_bounds_what_is_left(problem):
     features, labels = problem
-    for rough, exact in zip(
-        fit_path(features, labels, 4, PATH, tolerance=1e-3),
-        fit_path(features, labels, 4, PATH, tolerance=1e-15),
-        strict=True,
-    ):
+    roughly, exactly = (fit_path(features, labels, 4, PATH, tolerance=tolerance) for tolerance in (1e-3, 1e-15))
+    for rough, exact in zip(roughly, exactly, strict=True):
         assert -1e-12 <= rough.loss - exact.loss <= rough.gap <= 1e-3
 
 
