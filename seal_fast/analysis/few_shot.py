@@ -3,7 +3,7 @@
 A linear head trained by SGD from W0 never leaves the span of its support features and W0, since every gradient is a
 combination of features and weight decay only scales. So the heads are trained in the coordinates of that basis (the
 dual of the weights): with the basis B = [features; W0], [N + ways, D + 1] an episode, W = A^T B. A step then costs a
-few rows of the Gram matrix instead of whole features, and the state of hundreds of episodes stays in the processor's cache.
+few rows of the Gram matrix instead of whole features, and the state of hundreds of episodes stays in cache.
 In exact arithmetic these are the heads that nn.Linear and torch.optim.SGD train one after the other.
 
 Protocol: Guo et al., "A Broader Study of Cross-Domain Few-Shot Learning" (ECCV 2020), section 4.

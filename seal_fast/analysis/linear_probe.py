@@ -26,6 +26,7 @@ from torch import Tensor
 from seal_fast.errors import RunError
 
 HISTORY = 20
+SLOPE = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def fit_path(
     num_classes: int,
     l2: Sequence[float],
     *,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-6,
     max_iterations: int = 1000,
 ) -> list[Solution]:
     """The optimum at each penalty, each search starting at the optimum before.
@@ -95,7 +96,7 @@ class _Problem:
         centred = features - self.mean
         variances, self.axes = torch.linalg.eigh(centred.T @ centred / self.count)
         ones = torch.ones_like(centred[:, :1])
-        self.inputs = torch.cat([centred @ self.axes, ones], 1)  # [n, D + 1]
+        self.inputs = torch.cat([centred @ self.axes, ones], 1).T.contiguous()  # [D + 1, n]
         self.variances = torch.cat([variances.clamp(min=0), ones[0]])
         self.targets = torch.nn.functional.one_hot(labels, num_classes).T.double()  # [C, n], as all logits below
 
@@ -112,7 +113,7 @@ def _minimise(
     penalty = torch.full_like(problem.variances, l2)
     penalty[-1] = 0
     point = start
-    logits = point @ problem.inputs.T
+    logits = point @ problem.inputs
     probability = torch.softmax(logits, 0)
     gradient = _gradient(problem, probability, point, penalty)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -123,8 +124,9 @@ def _minimise(
             return point, Solution(weight, bias, l2, loss.item(), _gap(gradient, l2), iteration)
         confidence = (probability * (1 - probability)).mean(1, keepdim=True)
         direction = _direction(gradient, confidence * problem.variances + penalty + 1e-12, pairs)
-        along = direction @ problem.inputs.T
-        step, probability = _search(problem, logits, along, point, direction, penalty)
+        along = direction @ problem.inputs
+        downhill = (gradient * direction).sum().item()
+        step, probability = _search(problem, logits, along, point, direction, penalty, downhill)
         logits = logits + step * along
         moved = step * direction
         point = point + moved
@@ -140,7 +142,7 @@ def _minimise(
 
 
 def _gradient(problem: _Problem, probability: Tensor, point: Tensor, penalty: Tensor) -> Tensor:
-    return torch.addmm(penalty * point, (probability - problem.targets) / problem.count, problem.inputs)
+    return torch.addmm(penalty * point, (probability - problem.targets) / problem.count, problem.inputs.T)
 
 
 def _gap(gradient: Tensor, l2: float) -> float:
@@ -163,24 +165,19 @@ def _direction(gradient: Tensor, diagonal: Tensor, pairs: list[tuple[Tensor, Ten
 
 
 def _search(
-    problem: _Problem, logits: Tensor, along: Tensor, point: Tensor, direction: Tensor, penalty: Tensor
+    problem: _Problem, logits: Tensor, along: Tensor, point: Tensor, direction: Tensor, penalty: Tensor, downhill: float
 ) -> tuple[float, Tensor]:
     """A step at which the derivative along the direction has fallen to a tenth, and the probabilities there."""
     residual = along / problem.count
     fixed = (penalty * point * direction).sum() - (residual * problem.targets).sum()
     growth = (penalty * direction**2).sum()
-
-    def slope(step: float) -> tuple[float, Tensor]:
-        probability = torch.softmax(logits + step * along, 0)
-        return ((probability * residual).sum() + fixed + step * growth).item(), probability
-
-    below, at_below = 0.0, slope(0.0)[0]
-    wanted = 0.1 * abs(at_below)
+    below, at_below = 0.0, downhill
     above = at_above = None
     step = 1.0
     for _ in range(50):
-        here, probability = slope(step)
-        if abs(here) <= wanted:
+        probability = torch.softmax(logits + step * along, 0)
+        here = ((probability * residual).sum() + fixed + step * growth).item()
+        if abs(here) <= SLOPE * abs(downhill):
             break
         if here < 0:
             below, at_below = step, here
