@@ -56,6 +56,20 @@ def depth(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def transfer(argv: Sequence[str]) -> int:
+    """Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning."""
+    from seal_fast.analysis.transfer_command import main
+
+    return main(argv)
+
+
+def fewshot(argv: Sequence[str]) -> int:
+    """Ask trained networks few-shot episodes from other images."""
+    from seal_fast.analysis.fewshot_command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "timeline": timeline,
@@ -63,6 +77,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prepare": prepare,
     "kernels": kernels,
     "depth": depth,
+    "transfer": transfer,
+    "fewshot": fewshot,
 }
 
 
