@@ -89,11 +89,12 @@ def assemble(
     Raises:
         UsageError: a setting cannot make a run, or contradicts the run found in the folder.
     """
-    config = replace(config, data=images.source, image_size=source.image_size, input=source.kind)
+    initial = config.init_weights and config.init_weights.resolve()  # so that config.toml runs from any folder
+    config = replace(config, data=images.source, image_size=source.image_size, input=source.kind, init_weights=initial)
     timeline = methods.timeline(config)
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
-        load_weights(model, config.init_weights)
+        load_weights(model, config.init_weights, fc=config.init_fc)
     model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
     state = make_state(config, machine, model, partition)
@@ -181,7 +182,7 @@ def conclude(engine: Engine) -> dict[str, Any]:
     summary = summarise(
         rows,
         method=engine.config.method,
-        finished=len(rows) == engine.timeline.total_epochs(),
+        finished=engine.state.position.generation == len(engine.timeline.generations),
         graphs=runtime.graphs(engine.runtime),
         peak_memory_bytes=engine.runtime.peak_memory(),
         skipped_images=engine.input.skipped,
