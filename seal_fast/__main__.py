@@ -70,6 +70,13 @@ def fewshot(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def compare(argv: Sequence[str]) -> int:
+    """Several runs side by side, with what the analyses have found: one page, CSV and JSON."""
+    from seal_fast.analysis.compare_command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "timeline": timeline,
@@ -79,6 +86,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "depth": depth,
     "transfer": transfer,
     "fewshot": fewshot,
+    "compare": compare,
 }
 
 

@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from seal_fast.analysis import knn
 from seal_fast.analysis.knn import Search, neighbours, vote
 from seal_fast.errors import RunError, UsageError
+from seal_fast.kernels import native, nearest
 
 
 def literal(queries, bank, k):
@@ -46,7 +47,15 @@ KINDS = ["normal", "relu", "far", "huge", "tiny", "ties", "dead", "doubled", "cl
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", [900, 128])
-def test_neighbours_are_those_of_float64_and_sorted_by_distance_then_row(kind, block):
+@pytest.mark.parametrize("filter_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_neighbours_are_those_of_float64_and_sorted_by_distance_then_row(
+    kind, block, filter_dtype, backend, monkeypatch
+):
+    if backend == "native" and not native.available():
+        pytest.skip("the native kernels are not installed")
+    monkeypatch.setattr(knn, "_filter_dtype", lambda *_: filter_dtype)
+    monkeypatch.setattr(nearest, "_is_native", lambda _, x: backend == "native" and x.dtype == torch.float32)
     queries, bank = features(kind)
     rows, distances = neighbours(queries, bank, 30, query_block=32, bank_block=block)
     expected_rows, expected = literal(queries, bank, 30)
@@ -94,11 +103,15 @@ def test_a_query_may_be_left_out_of_its_own_neighbours():
     assert (rows.numpy() == expected[:, 1:]).all()
 
 
-def test_blocks_of_any_size_and_memory_limits_change_nothing(monkeypatch):
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_blocks_of_any_size_and_memory_limits_change_nothing(backend, monkeypatch):
+    if backend == "reference":
+        monkeypatch.setattr(nearest, "_is_native", lambda *_: False)
     queries, bank = features("ties")
     whole = neighbours(queries, bank, 30)
     monkeypatch.setattr(knn, "_PRODUCTS", 70 * 50)
-    monkeypatch.setattr(knn, "_GATHERED", 500)
+    monkeypatch.setattr(knn, "_COUNTED", 500)
+    monkeypatch.setattr(nearest.reference, "_GATHERED", 500)
     small = neighbours(queries, bank, 30, query_block=70, bank_block=333)  # in parts of 50
     assert torch.equal(whole[0], small[0]) and torch.equal(whole[1], small[1])
 
