@@ -92,8 +92,8 @@ class ROperator:
 
     # --- at the point itself -----------------------------------------------------------------------------------------
 
-    def record(self, images: Tensor, labels: Tensor, weight: float) -> Tape:
-        """Run the network on a batch and keep what products need; the batch's mean loss counts `weight`."""
+    def record(self, images: Tensor, labels: Tensor, accumulate: bool = True) -> Tape:
+        """Run the network on a batch and keep what products need; `accumulate` adds its gradient to the sum."""
         inputs: list[Tensor] = [images] * len(self.layers)
         masks: list[Tensor] = []
 
@@ -122,15 +122,15 @@ class ROperator:
         logits.requires_grad_()
         with torch.enable_grad():
             loss = self.loss(logits, labels)
-            (logit_gradient,) = torch.autograd.grad(loss * weight, logits, create_graph=True)
+            (logit_gradient,) = torch.autograd.grad(loss * len(labels), logits, create_graph=True)
         tape = Tape(
             inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels)
         )
-        self._record_backward(tape)
+        self._record_backward(tape, accumulate)
         return tape
 
     @torch.no_grad()
-    def _record_backward(self, tape: Tape) -> None:
+    def _record_backward(self, tape: Tape, accumulate: bool) -> None:
         deltas: list[Tensor] = [tape.logits] * len(self.layers)
         deltas[-1] = tape.logit_gradient.detach()
 
@@ -138,14 +138,17 @@ class ROperator:
             """Keep the gradient at a convolution's output, add up its weights', and return its input's."""
             deltas[i] = delta
             layer = self.layers[i]
+            if not accumulate:
+                return _towards_input(delta, layer.weight, tape.inputs[i], layer.module, 1) if i > 0 else delta
             towards_input, weight, bias = _backward(delta, tape.inputs[i], layer.weight, layer.module, i > 0)
             layer.gradient_weight += weight
             layer.gradient_bias += bias
             return towards_input
 
         fc = self.layers[-1]
-        fc.gradient_weight += deltas[-1].T @ tape.inputs[-1]
-        fc.gradient_bias += deltas[-1].sum(0)
+        if accumulate:
+            fc.gradient_weight += deltas[-1].T @ tape.inputs[-1]
+            fc.gradient_bias += deltas[-1].sum(0)
         delta = _unpool_mean(deltas[-1] @ fc.weight, tape.masks[-1])
         for block, mask in zip(reversed(self.blocks), reversed(tape.masks), strict=False):
             at_output = delta = _masked(delta, mask)
