@@ -1,7 +1,8 @@
 """Orthonormal vectors of any length, kept in the network's type, with dot products and sums in float64.
 
-In float32 the dot product of 700,000 entries is wrong by a few 1e-5, which biases Ritz values by 2e-4; storage in float32
-costs nothing of the kind. So vectors are stored as they are multiplied, and read slab by slab into float64.
+In float32 the dot product of 700,000 entries is wrong by a few 1e-5, which biases Ritz values by 2e-4; storing the
+entries in float32 does nothing of the kind. So vectors are kept as they are multiplied, and read slab by slab into
+float64.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Basis:
         return total
 
     def subtract(self, coefficients: Tensor, vector: Tensor) -> None:
-        """vector -= the combination of the basis with float64 coefficients [count]."""
+        """Take from a vector the combination of the basis with float64 coefficients [count]."""
         for start, stop in self._slabs():
             vector[start:stop] -= self.rows[: self.count, start:stop].double().T @ coefficients
 

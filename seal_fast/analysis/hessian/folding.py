@@ -96,7 +96,9 @@ class Folded:
         }
 
 
-def fold(module: nn.Conv2d | nn.Linear, name: str, norm: nn.BatchNorm2d | None = None, norm_name: str | None = None) -> Folded:
+def fold(
+    module: nn.Conv2d | nn.Linear, name: str, norm: nn.BatchNorm2d | None = None, norm_name: str | None = None
+) -> Folded:
     """`module` with `norm` folded in, in the module's own type and memory format; its gradients are zero so far."""
     weight = module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()

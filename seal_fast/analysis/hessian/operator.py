@@ -83,6 +83,11 @@ class HessianOperator:
         n = sum(shape.numel() for shape in self._shapes)
         return n, n
 
+    @property
+    def block(self) -> int:
+        """How many vectors a product should take at once: a GPU is not filled by one, a CPU is."""
+        return 1 if self.device.type == "cpu" else 8
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Products with [n] or with the columns of [n, m], in float64; the m columns go through the network at once."""
         if vectors.shape[0] != self.shape[0] or vectors.dim() not in (1, 2):

@@ -78,7 +78,7 @@ class ROperator:
             return len(self.layers) - 1
 
         add("conv1", "bn1")
-        self.pooled = model.maxpool is not None
+        self.pooled = model.pool
         self.blocks: list[Block] = []
         for name, block in model.blocks():
             count = 2 if isinstance(block, BasicBlock) else 3
@@ -123,9 +123,7 @@ class ROperator:
         with torch.enable_grad():
             loss = self.loss(logits, labels)
             (logit_gradient,) = torch.autograd.grad(loss * len(labels), logits, create_graph=True)
-        tape = Tape(
-            inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels)
-        )
+        tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels))
         self._record_backward(tape, accumulate)
         return tape
 

@@ -66,7 +66,7 @@ class NotConverged(RunError):
             default=float("inf"),
         )
         super().__init__(
-            f"not converged after {spectrum.hvps} Hessian-vector products: the estimated relative error is {worst:.1e}, "
+            f"not converged after {spectrum.hvps} Hessian-vector products: the relative error is about {worst:.1e}, "
             f"asked for {tol:.1e}; raise --max-hvps or --tol, or use --solver lanczos"
         )
 
