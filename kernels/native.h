@@ -25,6 +25,7 @@ struct bf16 {
     std::memcpy(&value, &u, 4);
     return value;
   }
+  explicit operator double() const { return static_cast<float>(*this); }
 };
 
 // Work smaller than this stays on one thread: waking the others costs more (about 5 us) than they save.
@@ -39,6 +40,7 @@ T* pointer(uintptr_t address) {
 void bind_annealed_sgd(nanobind::module_& m);
 void bind_augment(nanobind::module_& m);
 void bind_max_pool(nanobind::module_& m);
+void bind_nearest(nanobind::module_& m);
 void bind_norm_act(nanobind::module_& m);
 
 }  // namespace seal_fast

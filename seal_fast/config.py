@@ -75,6 +75,8 @@ class Config:
     """A new order every epoch; --no-shuffle feeds the images in sorted path order."""
     init_weights: Path | None = None
     """Start from these weights, a .safetensors file with torchvision's names."""
+    init_fc: bool = True
+    """Take the last layer from --init-weights too; --no-init-fc starts with a fresh one, for other classes."""
     eval_every: int = 2
     """Evaluate every so many epochs; the last epoch of a phase is always evaluated."""
     eval_batch_size: int | None = None
@@ -100,7 +102,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA when there is one."""
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
-    """Implementation of the custom operations."""
+    """Implementation of the update and the augmentation; auto takes the best that the device has."""
     threads: int | None = None
     """CPU threads; default: as many as the process may run on."""
 
@@ -115,7 +117,7 @@ class Config:
 
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
-    "out resume keep checkpoint_seconds log_every profile wandb threads data init_weights on_bad_image".split()
+    "out resume keep checkpoint_seconds log_every profile wandb threads data init_weights init_fc on_bad_image".split()
 )
 
 

@@ -16,7 +16,7 @@ from seal_fast import arguments, checkpoint, curves, methods, runtime
 from seal_fast.checkpoint import TrainState
 from seal_fast.config import Config, difference, dumps, to_dict
 from seal_fast.data import ImageSet, Input, make_input, open_images
-from seal_fast.engine import Engine, Interrupted
+from seal_fast.engine import Engine
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
 from seal_fast.log import Log, to_terminal
@@ -24,6 +24,7 @@ from seal_fast.models import build, load_weights
 from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition, split
 from seal_fast.run_folder import RunFolder
+from seal_fast.signals import Interrupted
 from seal_fast.summary import summarise
 
 
@@ -75,6 +76,7 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> In
         limit_train=config.limit_train,
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
+        backend=config.kernels,
     )
 
 
@@ -87,11 +89,12 @@ def assemble(
     Raises:
         UsageError: a setting cannot make a run, or contradicts the run found in the folder.
     """
-    config = replace(config, data=images.source, image_size=source.image_size, input=source.kind)
+    initial = config.init_weights and config.init_weights.resolve()  # so that config.toml runs from any folder
+    config = replace(config, data=images.source, image_size=source.image_size, input=source.kind, init_weights=initial)
     timeline = methods.timeline(config)
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
-        load_weights(model, config.init_weights)
+        load_weights(model, config.init_weights, fc=config.init_fc)
     model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
     state = make_state(config, machine, model, partition)
@@ -134,6 +137,7 @@ def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         backend=config.kernels,
+        bf16_copy=machine.bf16_weights,
     )
     counters = torch.zeros(4, dtype=torch.float64, device=machine.device)
     return TrainState(model, optimizer, machine.scaler(), counters)
@@ -178,7 +182,7 @@ def conclude(engine: Engine) -> dict[str, Any]:
     summary = summarise(
         rows,
         method=engine.config.method,
-        finished=len(rows) == engine.timeline.total_epochs(),
+        finished=engine.state.position.generation == len(engine.timeline.generations),
         graphs=runtime.graphs(engine.runtime),
         peak_memory_bytes=engine.runtime.peak_memory(),
         skipped_images=engine.input.skipped,

@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +117,15 @@ def test_a_corrupt_image_is_named_or_skipped(image_folder, tmp_path, capsys):
     assert str(bad) in capsys.readouterr().err
     assert train(["--data", str(data), "--out", str(tmp_path / "b"), *flags, "--on-bad-image", "skip"]) == 0
     assert json.loads((tmp_path / "b" / "summary.json").read_text())["skipped_images"] == ["train/class1/002.png"]
+
+
+def test_initial_weights_are_found_from_any_folder(image_folder, tmp_path, small_network, monkeypatch):
+    from seal_fast.config import Config, load
+    from seal_fast.train import run
+
+    base = Config(data=str(image_folder), generations=1, epochs=1, ascent_epochs=0, batch_size=8)
+    run(replace(base, out=tmp_path / "first"))
+    monkeypatch.chdir(tmp_path)
+    run(replace(base, out=Path("second"), init_weights=Path("first/weights/last.safetensors")))
+    written = load(tmp_path / "second" / "config.toml", Config())
+    assert written.init_weights == (tmp_path / "first/weights/last.safetensors").resolve()

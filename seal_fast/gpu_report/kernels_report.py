@@ -11,9 +11,9 @@ from typing import Any
 
 from seal_fast.errors import RunError
 from seal_fast.gpu_report.datasheet import CARDS
-from seal_fast.gpu_report.table import table
 from seal_fast.gpu_report.target import Compiled, compile_variant
 from seal_fast.kernels.variant import VECTOR_BITS, Variant
+from seal_fast.table import table
 
 OPS = ("annealed_sgd", "augment")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from seal_fast.gpu_report.table import table
 from seal_fast.models import build
 from seal_fast.optim import AnnealedSGD
+from seal_fast.table import table
 
 # Read and written an element: weight and momentum both ways, the gradient once, all float32.
 _BYTES = 20

@@ -11,11 +11,12 @@ from typing import Any
 from seal_fast.errors import RunError
 from seal_fast.gpu_report import pretend
 from seal_fast.gpu_report.datasheet import CARDS, GRAPH_NODE_SECONDS, LAUNCH_SECONDS
-from seal_fast.gpu_report.table import table
+from seal_fast.table import table
 
 # What the engine launches beside the compiled graphs: augment, the counters' addition, and the update.
 OUTSIDE_LAUNCHES = 3
-# An update reads weight, momentum and gradient and writes the first two, all float32.
+# An update reads weight, momentum and gradient and writes the first two, all float32. Under --amp a gradient is half as
+# large, and a bfloat16 copy of the weight is written: the same again.
 _UPDATE_BYTES = 20
 
 
