@@ -1,6 +1,5 @@
-// max_pool on the CPU, over channels-last images: forward keeps which tap of its window each output came from, in a
-// byte; backward asks of every input pixel which windows took it, so that nothing is cleared first and no two threads
-// meet.
+// max_pool on the CPU, over channels-last images: forward keeps in a byte which tap of its window each output came from;
+// backward sums up one line of the input at a time from the rows of windows that reach it, so that no two threads meet.
 #include "../native.h"
 
 #include <nanobind/nanobind.h>
@@ -8,6 +7,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 namespace nb = nanobind;
 
@@ -69,34 +69,37 @@ struct Pool {
 
   template <typename T>
   void backward(const T* grad, const uint8_t* taps, T* grad_x) const {
-#pragma omp parallel for num_threads(threads())
-    for (int64_t line = 0; line < images * height; ++line) {
-      int64_t y = line % height + padding, from = line / height * rows * columns * channels;
-      for (int64_t x = padding; x < width + padding; ++x) {
-        T* to = grad_x + (line * width + x - padding) * channels;
-        for (int64_t c = 0; c < channels; c += kChannels) {
-          int64_t lanes = std::min(kChannels, channels - c);
-          if (lanes == kChannels)
-            pixel<kChannels>(grad + from + c, taps + from + c, y, x, to + c, kChannels);
-          else
-            pixel<0>(grad + from + c, taps + from + c, y, x, to + c, lanes);
+#pragma omp parallel num_threads(threads())
+    {
+      std::vector<float> sums(width * channels);
+#pragma omp for
+      for (int64_t line = 0; line < images * height; ++line) {
+        int64_t y = line % height + padding;  // from the border of the padding
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int64_t row = first(y); row <= std::min(y / stride, rows - 1); ++row) {
+          int64_t from = (line / height * rows + row) * columns * channels;
+          scatter(grad + from, taps + from, static_cast<int32_t>((y - row * stride) * kernel), sums.data());
         }
+        T* to = grad_x + line * width * channels;
+        for (int64_t i = 0; i < width * channels; ++i) to[i] = T(sums[i]);
       }
     }
   }
 
-  // (y, x) counts from the corner of the padding.
-  template <int64_t kLanes, typename T>
-  void pixel(const T* grad, const uint8_t* taps, int64_t y, int64_t x, T* grad_x, int64_t lanes) const {
-    const int64_t n = kLanes ? kLanes : lanes;
-    float sum[kChannels]{};
-    for (int64_t row = first(y); row <= std::min(y / stride, rows - 1); ++row)
-      for (int64_t column = first(x); column <= std::min(x / stride, columns - 1); ++column) {
-        int64_t at = (row * columns + column) * channels;
-        uint8_t here = static_cast<uint8_t>((y - row * stride) * kernel + x - column * stride);
-        for (int64_t i = 0; i < n; ++i) sum[i] += taps[at + i] == here ? static_cast<float>(grad[at + i]) : 0.0f;
+  // A row of windows, of which `tap` and the kernel - 1 after it lie on the line that is being summed up.
+  template <typename T>
+  void scatter(const T* grad, const uint8_t* taps, int32_t tap, float* sums) const {
+    for (int64_t column = 0; column < columns; ++column, grad += channels, taps += channels) {
+      int64_t left = column * stride - padding;
+      for (int64_t kx = std::max<int64_t>(0, -left); kx < std::min(kernel, width - left); ++kx) {
+        int32_t here = tap + static_cast<int32_t>(kx);
+        float* __restrict to = sums + (left + kx) * channels;
+        for (int64_t i = 0; i < channels; ++i) {
+          float value = static_cast<float>(grad[i]);
+          to[i] += static_cast<int32_t>(taps[i]) == here ? value : 0.0f;
+        }
       }
-    for (int64_t i = 0; i < n; ++i) grad_x[i] = T(sum[i]);
+    }
   }
 
   // The first window that reaches a row or column.
