@@ -1,7 +1,7 @@
 """`max_pool`: max-pooling that on the CPU keeps a byte an output for the way back.
 
-torch keeps an index of eight bytes, and Inductor writes the backward pass as a scatter into float32. Here compiled graphs
-call the same op as eager code does.
+torch keeps an index of eight bytes, and Inductor writes the backward pass as a scatter into float32. Here compiled
+graphs call the same op as eager code does.
 """
 
 from __future__ import annotations
