@@ -1,5 +1,6 @@
-// max_pool on the CPU, over channels-last images: forward keeps which tap of its window each output came from, in a byte;
-// backward asks of every input pixel which windows took it, so that nothing is cleared first and no two threads meet.
+// max_pool on the CPU, over channels-last images: forward keeps which tap of its window each output came from, in a
+// byte; backward asks of every input pixel which windows took it, so that nothing is cleared first and no two threads
+// meet.
 #include "../native.h"
 
 #include <nanobind/nanobind.h>
