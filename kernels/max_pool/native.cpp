@@ -1,5 +1,6 @@
-// max_pool on the CPU, over channels-last images: forward keeps in a byte which tap of its window each output came from;
-// backward sums up one line of the input at a time from the rows of windows that reach it, so that no two threads meet.
+// max_pool on the CPU, over channels-last images: forward keeps in a byte which tap of its window each output came
+// from; backward sums up one line of the input at a time from the rows of windows that reach it, so that no two threads
+// meet.
 #include "../native.h"
 
 #include <nanobind/nanobind.h>
