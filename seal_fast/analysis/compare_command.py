@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     write_json(flags.out / "compare.json", comparison.json())
     for title, _, rows, _ in sections(comparison):
         print(f"{title}\n\n{table(rows)}\n")
+    if comparison.strangers:
+        print(f"left out, for they are of none of these weights: {', '.join(comparison.strangers)}\n")
     print(f"written to {flags.out}: compare.html, compare.md, compare.csv, compare.json")
     return 0
 
