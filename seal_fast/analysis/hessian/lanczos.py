@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.hessian.basis import Basis
-from seal_fast.analysis.hessian.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch, error_bound, precise
+from seal_fast.analysis.hessian.ritz import Eigenpairs, Judge, NotConverged, Spectrum, Symmetric, Watch, precise
 
 
 def lanczos(
@@ -59,7 +59,7 @@ def lanczos(
     projected = torch.zeros(0, 0, dtype=torch.float64)
     closed, leak = 0, 0.0  # vectors in invariant subspaces that the run has left behind, and how far from invariant
     closing = 1e-5 if operator.dtype == torch.float32 else 1e-7  # of the largest Ritz value: rounding lies below
-    hvps = 0
+    hvps, judge = 0, Judge()
     vector = _direction(n, draw, operator.device)
     if start is not None and (length := float(start.double().norm())) > 0:
         vector = start.double() / length + 0.1 * vector
@@ -83,11 +83,13 @@ def lanczos(
         residuals = ((rest * s[-1]).abs() + leak).tolist()
         ritz = theta.tolist()
         ends = _ends(count, top, bottom)
-        errors = [error_bound(ritz[i], residuals[i], ritz[:i] + ritz[i + 1 :]) for i in range(count)]
-        stopped = bool(watch and watch(hvps, [ritz[i] for i in ends], [errors[i] for i in ends]))
-        enough = count >= min(wanted, n) and precise([ritz[i] for i in ends], [errors[i] for i in ends], tol, scale)
+        others = [ritz[:i] + ritz[i + 1 :] for i in ends]
+        values = [ritz[i] for i in ends]
+        errors = judge.errors(values, [residuals[i] for i in ends], others)
+        stopped = bool(watch and watch(hvps, values, errors))
+        enough = count >= wanted and precise(values, errors, tol, scale)
         if enough and (closed or ended):
-            enough = _nothing_new(theta, s, errors, closed, top, bottom, tol, scale)
+            enough = _nothing_new(theta, s, residuals, closed, top, bottom, tol, scale)
         if enough or exhausted or stopped or hvps >= max_hvps:
             break
         if ended:
@@ -104,12 +106,12 @@ def lanczos(
         space.orthogonalise(vector)
         vector /= vector.norm()
 
-    order = [count - 1 - i for i in range(min(top, count))], list(range(min(bottom, count)))
+    order = [count - 1 - i for i in range(min(top, max(0, count - bottom)))], list(range(min(bottom, count)))
     found = []
     for chosen in order:
         made = space.combine(s[:, chosen].to(operator.device)) if vectors and chosen else None
-        values, distances = [ritz[i] for i in chosen], [errors[i] for i in chosen]
-        found.append(Eigenpairs(values, [residuals[i] for i in chosen], distances, made))
+        distances = [errors[ends.index(i)] for i in chosen]
+        found.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], distances, made))
     spectrum = Spectrum(found[0], found[1], hvps, enough or exhausted)
     if not (spectrum.converged or stopped):
         raise NotConverged(spectrum, tol)
@@ -143,7 +145,7 @@ def _kept(count: int, top: int, bottom: int, basis: int) -> list[int]:
 
 
 def _nothing_new(
-    theta: Tensor, s: Tensor, errors: list[float], closed: int, top: int, bottom: int, tol: float, scale: float
+    theta: Tensor, s: Tensor, residuals: list[float], closed: int, top: int, bottom: int, tol: float, scale: float
 ) -> bool:
     """After a closed subspace: whether the newest one has converged to eigenvalues beyond the wanted."""
     weight = s[closed:].square().sum(0)
@@ -158,6 +160,6 @@ def _nothing_new(
         if size == 0:
             continue
         beyond = sign * float(theta[extreme] - theta[limit]) <= slack
-        if not beyond or errors[extreme] > tol * max(abs(float(theta[extreme])), 1e-3 * scale):
+        if not beyond or residuals[extreme] > tol * max(abs(float(theta[extreme])), 1e-3 * scale):
             return False
     return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seal_fast.analysis.hessian.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch, error_bound, precise
+from seal_fast.analysis.hessian.ritz import Eigenpairs, Judge, NotConverged, Spectrum, Symmetric, Watch, precise
 
 
 def power(
@@ -78,7 +78,7 @@ class _Iteration:
         self.converged = self.stopped = False
 
     def run(self, x: Tensor, vectors: bool) -> Eigenpairs:
-        shift, scale = 0.0, 0.0
+        shift, scale, judge = 0.0, 0.0, Judge()
         while True:
             product = self.sign * self.operator.multiply(x)
             self.hvps += len(x)
@@ -89,7 +89,8 @@ class _Iteration:
             found = theta.tolist()
             scale = max(scale, float(theta.abs().max()))
             wanted = range(self.count)
-            errors = [error_bound(found[i], residuals[i], found[:i] + found[i + 1 :]) for i in wanted]
+            others = [found[:i] + found[i + 1 :] for i in wanted]
+            errors = judge.errors(found[: self.count], residuals[: self.count], others)
             values = [self.sign * found[i] for i in wanted]
             self.converged = precise(values, errors, self.tol, scale) or len(x) == self.operator.shape[0]
             self.stopped = bool(self.watch and self.watch(self.hvps, values, errors))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -75,13 +75,37 @@ Watch = Callable[[int, list[float], list[float]], bool | None]
 """Called after each product with (products, wanted Ritz values, their error estimates); True stops the solver."""
 
 
-def error_bound(value: float, residual: float, others: list[float]) -> float:
-    """Estimated |value - eigenvalue| of a Ritz value, given the other Ritz values.
+class Judge:
+    """Estimates how far Ritz values are from eigenvalues, from their residuals and from how they have moved.
 
-    min(r, r^2 / gap), the gap to the nearest other Ritz value less r (Parlett, The Symmetric Eigenvalue Problem, 11.7).
+    A residual r bounds the distance, and r^2 / gap does so much better where the neighbours are known (Parlett, The
+    Symmetric Eigenvalue Problem, 11.7). But neighbours that have not shown yet make that gap too large. So it counts no
+    less than what Aitken's extrapolation of the last three values says is still to come.
     """
-    gap = min((abs(value - other) for other in others), default=0.0) - residual
-    return residual if gap <= residual else residual * residual / gap
+
+    def __init__(self) -> None:
+        self.history: list[list[float]] = []
+
+    def errors(
+        self, values: Sequence[float], residuals: Sequence[float], others: Sequence[Sequence[float]]
+    ) -> list[float]:
+        """Estimated |value - eigenvalue| of each wanted Ritz value, given its residual and the other Ritz values."""
+        moved = [self._coming(i, value) for i, value in enumerate(values)]
+        self.history = [*self.history[-1:], list(values)]
+        found = []
+        for value, residual, neighbours, coming in zip(values, residuals, others, moved, strict=True):
+            gap = min((abs(value - other) for other in neighbours), default=0.0) - residual
+            close = residual if gap <= residual else residual * residual / gap
+            found.append(min(residual, max(close, coming)))
+        return found
+
+    def _coming(self, i: int, value: float) -> float:
+        """What is left of a geometric series of steps."""
+        if len(self.history) < 2 or any(i >= len(before) for before in self.history):
+            return float("inf")
+        first, second = self.history[0][i], self.history[1][i]
+        step, before = abs(value - second), abs(second - first)
+        return step * step / (before - step) if before > step else (float("inf") if step > 0 else 0.0)
 
 
 def precise(values: list[float], errors: list[float], tol: float, scale: float) -> bool:
