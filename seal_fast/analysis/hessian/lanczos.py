@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.hessian.basis import Basis
-from seal_fast.analysis.hessian.ritz import Eigenpairs, Judge, NotConverged, Spectrum, Symmetric, Watch, precise
+from seal_fast.analysis.hessian.ritz import (
+    Eigenpairs,
+    NotConverged,
+    Spectrum,
+    Symmetric,
+    Watch,
+    error_estimate,
+    precise,
+)
 
 
 def lanczos(
@@ -59,7 +67,7 @@ def lanczos(
     projected = torch.zeros(0, 0, dtype=torch.float64)
     closed, leak = 0, 0.0  # vectors in invariant subspaces that the run has left behind, and how far from invariant
     closing = 1e-5 if operator.dtype == torch.float32 else 1e-7  # of the largest Ritz value: rounding lies below
-    hvps, judge = 0, Judge()
+    hvps = 0
     vector = _direction(n, draw, operator.device)
     if start is not None and (length := float(start.double().norm())) > 0:
         vector = start.double() / length + 0.1 * vector
@@ -83,11 +91,10 @@ def lanczos(
         residuals = ((rest * s[-1]).abs() + leak).tolist()
         ritz = theta.tolist()
         ends = _ends(count, top, bottom)
-        others = [ritz[:i] + ritz[i + 1 :] for i in ends]
-        values = [ritz[i] for i in ends]
-        errors = judge.errors(values, [residuals[i] for i in ends], others)
+        values, distances = [ritz[i] for i in ends], [residuals[i] for i in ends]
+        errors = [error_estimate(ritz[i], residuals[i], ritz[:i] + ritz[i + 1 :]) for i in ends]
         stopped = bool(watch and watch(hvps, values, errors))
-        enough = count >= wanted and precise(values, errors, tol, scale)
+        enough = count >= wanted and precise(values, distances, errors, tol, scale)
         if enough and (closed or ended):
             enough = _nothing_new(theta, s, residuals, closed, top, bottom, tol, scale)
         if enough or exhausted or stopped or hvps >= max_hvps:
@@ -110,8 +117,8 @@ def lanczos(
     found = []
     for chosen in order:
         made = space.combine(s[:, chosen].to(operator.device)) if vectors and chosen else None
-        distances = [errors[ends.index(i)] for i in chosen]
-        found.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], distances, made))
+        estimates = [errors[ends.index(i)] for i in chosen]
+        found.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], estimates, made))
     spectrum = Spectrum(found[0], found[1], hvps, enough or exhausted)
     if not (spectrum.converged or stopped):
         raise NotConverged(spectrum, tol)
