@@ -76,6 +76,7 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> In
         limit_train=config.limit_train,
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
+        backend=config.kernels,
     )
 
 

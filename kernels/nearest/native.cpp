@@ -181,7 +181,8 @@ struct Update {
       }
       if (any)
         for (int l = 0; l < kLanes; ++l)
-          if (upper[l] < smallest.top() && j + l != left_out && j + l < block_rows) smallest.offer(upper[l]);
+          if (upper[l] < std::min(smallest.top(), limit) && j + l != left_out && j + l < block_rows)
+            smallest.offer(upper[l]);
     }
     limit = std::min(limit, static_cast<float>(smallest.top() + slack * own + 1e-30));
 

@@ -26,7 +26,7 @@ class Trace:
 
 
 def trace(operator: Symmetric, probes: int = 32, *, block: int = 1, seed: int = 0, stop: Stop | None = None) -> Trace:
-    """The trace from  mean of v . H v  over random signs v (Hutchinson, Commun. Stat. Simul. 19, 1990).
+    """The trace from  mean of v . H v  over random signs v (Hutchinson, Communications in Statistics, 1990).
 
     Args:
         operator: the symmetric operator.
