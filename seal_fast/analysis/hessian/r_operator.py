@@ -78,7 +78,7 @@ class ROperator:
             return len(self.layers) - 1
 
         add("conv1", "bn1")
-        self.pooled = model.pool
+        self.pooled = model.maxpool is not None
         self.blocks: list[Block] = []
         for name, block in model.blocks():
             count = 2 if isinstance(block, BasicBlock) else 3
