@@ -24,7 +24,7 @@ def product(operator, batches, direction):
 def close(found, expected, tolerance=1e-12):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        scale = value.abs().max().clamp(min=1e-3)
+        scale = value.detach().abs().max().clamp(min=1e-3)
         torch.testing.assert_close(found[name], value, rtol=0, atol=float(tolerance * scale), msg=name)
 
 
