@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import resource
 import statistics
 import subprocess
@@ -153,8 +154,18 @@ def eigenthings(problem, top, steps):
     return found.eigenvalues.tolist(), steps
 
 
+# What a contender needs; curvlinops asks for a torchvision, so it is installed by hand: pip install --no-deps
+# curvlinops-for-pytorch einops einconv opt-einsum linear_operator backpack-for-pytorch
+NEEDS = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "hessian-eigenthings": "hessian_eigenthings"}
+
+
 def race(benchmark, truth, contenders, rounds):
-    """Everybody in turn, `rounds` times; seconds, products and errors into the table."""
+    """Everybody that is installed in turn, `rounds` times; seconds, products and errors into the table."""
+    for name in list(contenders):
+        package = NEEDS.get(name.split(",")[0])
+        if package and importlib.util.find_spec(package) is None:
+            del contenders[name]
+            benchmark.extra_info[f"{name}: not installed"] = package
     seconds, outcome = {name: [] for name in contenders}, {}
 
     def one_round():
