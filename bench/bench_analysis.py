@@ -107,7 +107,7 @@ def test_growth_of_the_search(benchmark, what):
 
 
 @pytest.mark.parametrize(
-    "pooling, bank_size, query_size", [(1, 20_000, 2_000), (None, 4_000, 1_000)], ids=["avg", "none"]
+    "pooling, bank_size, query_size", [(1, 20_000, 2_000), (None, 10_000, 2_000)], ids=["avg", "none"]
 )
 def test_depth_analysis(benchmark, data, pooling, bank_size, query_size):
     """Ours: decoding, forward pass and probes in a stream. Theirs: the probes, on vectors that lie in memory already.

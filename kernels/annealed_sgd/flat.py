@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .layout import BEGIN, is_dense, same_order, segment_table
+from .pages import flat_zeros
 
 
 class FlatParameters:
@@ -35,12 +36,16 @@ class FlatParameters:
         first = self.params[0]
         self.segments, elements = segment_table([p.numel() for p in self.params], groups)
         self.begins: list[int] = self.segments[:, BEGIN].tolist()
-        self.buffer = torch.zeros(elements, dtype=first.dtype, device=first.device)
+        self.buffer = flat_zeros(elements, first.dtype, first.device)
         for p, view in zip(self.params, self.views(self.buffer), strict=True):
             view.copy_(p.detach())
             p.data = view
         self._addresses = [p.data_ptr() for p in self.params]
         self._strides: list[tuple[int, ...] | None] = []
+
+    def zeros(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Another buffer of this layout, of the weights' type unless another is named."""
+        return flat_zeros(self.buffer.numel(), dtype or self.buffer.dtype, self.buffer.device)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """A buffer of this layout, seen as tensors of the parameters' shapes and strides."""

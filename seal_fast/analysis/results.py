@@ -47,7 +47,7 @@ def weights_sha256(file: Path) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(load_file(file).items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        total.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.numpy().tobytes())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

@@ -104,6 +104,8 @@ def test_results_of_other_weights_are_left_out_and_named(runs, results, tmp_path
     out = tmp_path / "page"
     assert main(["compare", str(runs[0]), "--results", str(results), "--out", str(out)]) == 0
     assert "again-0 (depth)" in (out / "compare.md").read_text()
+    assert "again-0 (depth)" in capsys.readouterr().out
+    assert not (out / "compare-depth-generations.png").exists()  # one stage of a run is no curve
     assert len(json.loads((out / "compare.json").read_text())["groups"]["long"]) == 1
 
 

@@ -26,7 +26,7 @@ class Trace:
 
 
 def trace(operator: Symmetric, probes: int = 32, *, block: int = 1, seed: int = 0, stop: Stop | None = None) -> Trace:
-    """The trace from  mean of v . H v  over random signs v (Hutchinson, Commun. Stat. Simul. 19, 1990).
+    """The trace from  mean of v . H v  over random signs v (Hutchinson, Communications in Statistics, 1990).
 
     Args:
         operator: the symmetric operator.
@@ -55,7 +55,8 @@ def trace(operator: Symmetric, probes: int = 32, *, block: int = 1, seed: int = 
 class Density:
     """A spectral density as weighted points.
 
-    nodes and weights are float64 [probes, steps]; the weights of a probe sum to 1. size is the operator's dimension, hvps the number of products spent.
+    nodes and weights are float64 [probes, steps]; the weights of a probe sum to 1. size is the operator's dimension,
+    hvps the number of products spent.
     """
 
     nodes: Tensor

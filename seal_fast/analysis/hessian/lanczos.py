@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.hessian.basis import Basis
-from seal_fast.analysis.hessian.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch, error_bound, precise
+from seal_fast.analysis.hessian.ritz import (
+    Eigenpairs,
+    NotConverged,
+    Spectrum,
+    Symmetric,
+    Watch,
+    error_estimate,
+    precise,
+)
 
 
 def lanczos(
@@ -83,11 +91,12 @@ def lanczos(
         residuals = ((rest * s[-1]).abs() + leak).tolist()
         ritz = theta.tolist()
         ends = _ends(count, top, bottom)
-        errors = [error_bound(ritz[i], residuals[i], ritz[:i] + ritz[i + 1 :]) for i in range(count)]
-        stopped = bool(watch and watch(hvps, [ritz[i] for i in ends], [errors[i] for i in ends]))
-        enough = count >= min(wanted, n) and precise([ritz[i] for i in ends], [errors[i] for i in ends], tol, scale)
+        values, distances = [ritz[i] for i in ends], [residuals[i] for i in ends]
+        errors = [error_estimate(ritz[i], residuals[i], ritz[:i] + ritz[i + 1 :]) for i in ends]
+        stopped = bool(watch and watch(hvps, values, errors))
+        enough = count >= wanted and precise(values, distances, errors, tol, scale)
         if enough and (closed or ended):
-            enough = _nothing_new(theta, s, errors, closed, top, bottom, tol, scale)
+            enough = _nothing_new(theta, s, residuals, closed, top, bottom, tol, scale)
         if enough or exhausted or stopped or hvps >= max_hvps:
             break
         if ended:
@@ -104,12 +113,12 @@ def lanczos(
         space.orthogonalise(vector)
         vector /= vector.norm()
 
-    order = [count - 1 - i for i in range(min(top, count))], list(range(min(bottom, count)))
+    order = [count - 1 - i for i in range(min(top, max(0, count - bottom)))], list(range(min(bottom, count)))
     found = []
     for chosen in order:
         made = space.combine(s[:, chosen].to(operator.device)) if vectors and chosen else None
-        values, distances = [ritz[i] for i in chosen], [errors[i] for i in chosen]
-        found.append(Eigenpairs(values, [residuals[i] for i in chosen], distances, made))
+        estimates = [errors[ends.index(i)] for i in chosen]
+        found.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], estimates, made))
     spectrum = Spectrum(found[0], found[1], hvps, enough or exhausted)
     if not (spectrum.converged or stopped):
         raise NotConverged(spectrum, tol)
@@ -143,7 +152,7 @@ def _kept(count: int, top: int, bottom: int, basis: int) -> list[int]:
 
 
 def _nothing_new(
-    theta: Tensor, s: Tensor, errors: list[float], closed: int, top: int, bottom: int, tol: float, scale: float
+    theta: Tensor, s: Tensor, residuals: list[float], closed: int, top: int, bottom: int, tol: float, scale: float
 ) -> bool:
     """After a closed subspace: whether the newest one has converged to eigenvalues beyond the wanted."""
     weight = s[closed:].square().sum(0)
@@ -158,6 +167,6 @@ def _nothing_new(
         if size == 0:
             continue
         beyond = sign * float(theta[extreme] - theta[limit]) <= slack
-        if not beyond or errors[extreme] > tol * max(abs(float(theta[extreme])), 1e-3 * scale):
+        if not beyond or residuals[extreme] > tol * max(abs(float(theta[extreme])), 1e-3 * scale):
             return False
     return True

@@ -132,7 +132,7 @@ class HessianOperator:
             matvec=lambda x: product(x.reshape(-1)),  # pyright: ignore[reportCallIssue]
             matmat=product,  # pyright: ignore[reportCallIssue]
             rmatvec=lambda x: product(x.reshape(-1)),  # pyright: ignore[reportCallIssue]
-            dtype=np.float64,
+            dtype=np.float64,  # pyright: ignore[reportCallIssue]
         )
 
     def _choose(self, model: nn.Module, loss: Loss, method: str) -> ROperator | DoubleBackward:

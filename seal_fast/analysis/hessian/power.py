@@ -10,7 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seal_fast.analysis.hessian.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch, error_bound, precise
+from seal_fast.analysis.hessian.ritz import (
+    Eigenpairs,
+    NotConverged,
+    Spectrum,
+    Symmetric,
+    Watch,
+    error_estimate,
+    precise,
+)
 
 
 def power(
@@ -89,9 +97,11 @@ class _Iteration:
             found = theta.tolist()
             scale = max(scale, float(theta.abs().max()))
             wanted = range(self.count)
-            errors = [error_bound(found[i], residuals[i], found[:i] + found[i + 1 :]) for i in wanted]
+            errors = [error_estimate(found[i], residuals[i], found[:i] + found[i + 1 :]) for i in wanted]
             values = [self.sign * found[i] for i in wanted]
-            self.converged = precise(values, errors, self.tol, scale) or len(x) == self.operator.shape[0]
+            self.converged = (
+                precise(values, residuals[: self.count], errors, self.tol, scale) or len(x) == self.operator.shape[0]
+            )
             self.stopped = bool(self.watch and self.watch(self.hvps, values, errors))
             if self.converged or self.stopped or self.hvps + len(x) > self.max_hvps:
                 chosen = ritz[: self.count].clone() if vectors else None

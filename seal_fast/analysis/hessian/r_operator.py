@@ -78,7 +78,7 @@ class ROperator:
             return len(self.layers) - 1
 
         add("conv1", "bn1")
-        self.pooled = model.pool
+        self.pooled = model.maxpool is not None
         self.blocks: list[Block] = []
         for name, block in model.blocks():
             count = 2 if isinstance(block, BasicBlock) else 3
@@ -333,7 +333,7 @@ def _backward(delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Module, to_inpu
 
 
 def _towards_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Module, groups: int) -> Tensor:
-    like = x.new_empty(1).expand(x.shape[0], groups * x.shape[1], *x.shape[2:])
+    like = x if groups == 1 else x.repeat(1, groups, 1, 1)  # its shape and memory format count, not its values
     return torch.ops.aten.convolution_backward(
         delta, like, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
     )[0]
@@ -349,16 +349,16 @@ def _beside(dot: Tensor, value: Tensor, m: int) -> Tensor:
 
 
 def _masked(dot: Tensor, output: Tensor, m: int = 1) -> Tensor:
-    """Through ReLU, whose output is given: zero where that is zero."""
-    if m == 1:
-        return torch.ops.aten.threshold_backward(dot, output, 0)
-    return torch.ops.aten.threshold_backward(dot, output.repeat(1, m, 1, 1), 0)
+    """Through ReLU, whose output is given: zero where that is zero; in place."""
+    output = output if m == 1 else output.repeat(1, m, 1, 1)
+    return torch.ops.aten.threshold_backward.grad_input(dot, output, 0, grad_input=dot)
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, in place of a where both are there."""
     if a is None or b is None:
         return b if a is None else a
-    return a + b
+    return a.add_(b)
 
 
 def _pool(dot: Tensor, indices: Tensor, m: int) -> Tensor:
