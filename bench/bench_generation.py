@@ -1,15 +1,19 @@
 """Images per second of the engine, per phase and method, beside a textbook loop: ratios in one run.
 
-ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds.
+ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds, of
+which SEAL_FAST_BENCH_LONG in the environment asks for more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +30,9 @@ from seal_fast.models import build
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import assemble, open_input
 
-BATCH, SIZE, STEPS, ROUNDS = 128, 64, 6, 5
+LONG = "SEAL_FAST_BENCH_LONG" in os.environ
+BATCH, SIZE, STEPS = 128, 64, 4
+ROUNDS, PHASE_ROUNDS = (10, 12) if LONG else (4, 4)
 VARIANTS = {
     "amp": {"amp": True},
     "amp, compiled": {"amp": True, "compile": True},
@@ -123,11 +129,12 @@ def as_png(pixels) -> bytes:
     return buffer.getvalue()
 
 
-def record(info: dict, name: str, ours: list[float], theirs: list[float]) -> None:
-    """The ratio of speeds measured in turn: median over rounds, and range."""
+def record(info: dict, name: str, ours: list[float], theirs: list[float]) -> list[float]:
+    """The ratios of speeds measured in turn; their median and range are noted."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     info[name] = statistics.median(ratios)
     info[f"{name}, range"] = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    return ratios
 
 
 def matrix_product_flops() -> float:
@@ -181,40 +188,35 @@ def test_engine_against_textbook_loop(benchmark, engines, opponent, images):
     info["n"] = f"{ROUNDS} rounds of {STEPS} steps of {BATCH}; textbook {base:.0f} images/s"
 
 
-def test_phases_of_every_method(benchmark, engines, images):
-    """Ascent and descent of every method that ascends: epochs of two steps, descent, ascent, ascent, descent in turn.
+def test_phases_of_every_method(benchmark, engines):
+    """Ascent and descent of every method that ascends: descent, ascent, ascent, descent, one step each.
 
     A phase changes no more than numbers, so short turns measure it as well as long ones, and what disturbs the machine
     falls on both.
     """
-    length = min(2 * BATCH, len(images.train))
-    contenders = {method: engines(method=method, amp=True, limit_train=length) for method in METHODS}
+    contenders = {method: engines(method=method, amp=True, limit_train=BATCH) for method in METHODS}
     speeds: dict[tuple[str, str], list[float]] = {}
-
-    def turn(method: str, e: int) -> None:
-        engine = contenders[method]
-        g = len(engine.timeline.generations) - 1
-        phase = engine.timeline.phase(g, e)[0].name
-        speeds.setdefault((method, phase), []).append(epoch(engine, g, e)[0])
 
     def one_round():
         for method, engine in contenders.items():
-            last = engine.timeline.generations[-1]
-            ascends = any(phase.name == "ascent" for phase in last)
-            for e in (1, 0, 0, 1) if ascends else (1,):
-                turn(method, e)
+            g = len(engine.timeline.generations) - 1
+            names = [phase.name for phase in engine.timeline.generations[g]]
+            for e in (1, 0, 0, 1) if "ascent" in names else (1,):
+                phase = engine.timeline.phase(g, e)[0].name
+                speeds.setdefault((method, phase), []).append(epoch(engine, g, e)[0])
 
     one_round()
     speeds.clear()
-    benchmark.pedantic(one_round, rounds=5)
-    info, middle = benchmark.extra_info, []
+    benchmark.pedantic(one_round, rounds=PHASE_ROUNDS)
+    info, every = benchmark.extra_info, []
     for (method, phase), values in speeds.items():
         info[f"{method} {phase}, images/s"] = statistics.median(values)
     for method in contenders:
         if (method, "ascent") in speeds:
-            record(info, f"{method}, ascent / descent", speeds[method, "ascent"], speeds[method, "descent"])
-            middle.append(info[f"{method}, ascent / descent"])
-    info["ascent / descent, slowest and fastest method"] = f"{min(middle):.3f} to {max(middle):.3f}"
+            name = f"{method}, ascent / descent"
+            every += record(info, name, speeds[method, "ascent"], speeds[method, "descent"])
+    info["ascent / descent, all methods"] = statistics.median(every)
+    info["n"] = f"{PHASE_ROUNDS} rounds of two pairs of steps of {BATCH} a method"
 
 
 def test_logging(benchmark, engines):
@@ -240,42 +242,30 @@ def test_logging(benchmark, engines):
 
 def test_import(benchmark):
     """Import time of seal_fast over that of torch, in fresh processes."""
-    import subprocess
-    import sys
-
-    def seconds(code: str) -> float:
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - begin
-
-    extra = []
+    code = "import time, torch; begin = time.perf_counter(); import seal_fast.train; print(time.perf_counter() - begin)"
+    seconds = []
 
     def one_round():
-        extra.append(seconds("import torch, seal_fast.train") - seconds("import torch"))
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        seconds.append(float(done.stdout))
 
-    benchmark.pedantic(one_round, rounds=5, warmup_rounds=1)
-    benchmark.extra_info["import seal_fast.train over import torch, s"] = statistics.median(extra)
+    benchmark.pedantic(one_round, rounds=3, warmup_rounds=1)
+    benchmark.extra_info["import seal_fast.train over import torch, s"] = statistics.median(seconds[1:])
 
 
-def test_compile_cache(benchmark, data, tmp_path):
+def test_compile_cache(benchmark, tmp_path):
     """Seconds of compilation of a first and of a second process."""
-    import json
-    import os
-    import subprocess
-    import sys
-
-    flags = (
-        "--stem small --generations 1 --epochs 1 --ascent-epochs 0 --batch-size 128 --limit-train 256 --compile --amp"
-    )
+    flags = "--data digits --stem small --generations 1 --epochs 1 --ascent-epochs 0 --limit-train 256 --compile --amp"
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-
-    def start(name: str) -> float:
-        command = [sys.executable, "-m", "seal_fast.train", "--data", "digits", "--out", str(tmp_path / name)]
-        subprocess.run([*command, *flags.split()], check=True, env=environment, stdout=subprocess.DEVNULL)
-        return json.loads((tmp_path / name / "summary.json").read_text())["compile_seconds"]
-
     seconds = []
-    benchmark.pedantic(lambda: seconds.append(start(Path(f"run{len(seconds)}").name)), rounds=2)
+
+    def one_round():
+        out = tmp_path / f"run{len(seconds)}"
+        command = [sys.executable, "-m", "seal_fast.train", "--out", str(out), "--batch-size", "128", *flags.split()]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        seconds.append(json.loads((out / "summary.json").read_text())["compile_seconds"])
+
+    benchmark.pedantic(one_round, rounds=2)
     cold, warm = seconds
     benchmark.extra_info["cold compile, s"] = cold
     benchmark.extra_info["warm compile, s"] = warm
