@@ -37,7 +37,7 @@ def run(config: Config) -> dict[str, Any]:
         Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
     """
     machine = runtime.start(config)
-    images = open_images(config.data)
+    images = open_images(config.data, config.on_bad_image)
     out = config.out or Path("runs") / f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder(out)
     with (
