@@ -32,7 +32,7 @@ from seal_fast.train import assemble, open_input
 
 LONG = "SEAL_FAST_BENCH_LONG" in os.environ
 BATCH, SIZE, STEPS = 128, 64, 4
-ROUNDS, PHASE_ROUNDS = (10, 12) if LONG else (4, 3)
+ROUNDS, PHASE_ROUNDS = (10, 12) if LONG else (4, 4)
 VARIANTS = {
     "amp": {"amp": True},
     "amp, compiled": {"amp": True, "compile": True},
