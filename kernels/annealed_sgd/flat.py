@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..pages import flat_zeros
 from .layout import BEGIN, is_dense, same_order, segment_table
-from .pages import flat_zeros
 
 
 class FlatParameters:
