@@ -49,13 +49,13 @@ import torch
 from seal_fast import runtime
 from seal_fast.config import Config
 runtime.start(Config())
-address = torch.empty(1 << 26, dtype=torch.uint8).data_ptr()
+middle = torch.empty(1 << 26, dtype=torch.uint8).data_ptr() + (1 << 25)
 inside = False
 for line in open("/proc/self/smaps"):
     key, *rest = line.split()
     if "-" in key:
         begin, end = (int(side, 16) for side in key.split("-"))
-        inside = begin <= address and address + (1 << 26) <= end
+        inside = begin <= middle < end
     elif key == "VmFlags:" and inside:
         print("hg" in rest)
 """
