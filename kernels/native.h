@@ -25,6 +25,7 @@ struct bf16 {
     std::memcpy(&value, &u, 4);
     return value;
   }
+  explicit operator double() const { return static_cast<float>(*this); }
 };
 
 // Work smaller than this stays on one thread: waking the others costs more (about 5 us) than they save.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from seal_fast import checkpoint
 from seal_fast.checkpoint import Best, Position, TrainState
@@ -25,6 +26,7 @@ from seal_fast.data import Input
 from seal_fast.errors import RunError
 from seal_fast.forgetting import reinitialise
 from seal_fast.log import Log
+from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition
 from seal_fast.run_folder import RunFolder
 from seal_fast.runtime import Runtime, compile_seconds
@@ -54,21 +56,51 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def measure(
-    model: nn.Module, runtime: Runtime, smoothing: float, images: Tensor, labels: Tensor, valid: Tensor | None
+    model: nn.Module,
+    runtime: Runtime,
+    smoothing: float,
+    weights: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss and counters: what is compiled, once in train and once in eval mode.
+
+    Args:
+        model: the network.
+        runtime: where and in which types it computes.
+        smoothing: of the labels.
+        weights: by name, tensors that take the place of parameters; see `weights_to_read`.
+        images: [B, 3, S, S].
+        labels: int64 [B].
+        valid: bool [B], False for padding; None without any.
 
     Returns:
         The mean loss, and float64 [4] sums of loss, top-1 hits, top-5 hits and images, padding left out.
     """
     with runtime.autocast():
-        logits = model(images)
+        logits = functional_call(model, weights, (images,), tie_weights=False)
     logits = logits.to(runtime.dtype)
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     rank = hits(logits, labels)
     weight = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
     sums = torch.stack([losses.detach() * weight, (rank < 1) * weight, (rank < 5) * weight, weight])
     return losses.mean(), sums.sum(1, dtype=torch.float64)
+
+
+def weights_to_read(model: nn.Module, optimizer: AnnealedSGD) -> dict[str, Tensor]:
+    """The optimiser's bfloat16 copies of what autocast would cast in every forward pass, by parameter name.
+
+    Those are the parameters of convolutions and linear layers; BatchNorm's stay float32. The rounding is the same, so
+    results are those of plain autocast to the bit.
+    """
+    cast = {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    return {name: weight for name, weight in optimizer.bf16_weights().items() if name in cast}
 
 
 @dataclass
@@ -90,8 +122,11 @@ class Engine:
     metadata: dict[str, str]
 
     def __post_init__(self) -> None:
+        model, runtime, smoothing = self.state.model, self.runtime, self.config.label_smoothing
+        weights = weights_to_read(model, self.state.optimizer) if runtime.bf16_weights else {}
+
         def forward(images: Tensor, labels: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            return measure(self.state.model, self.runtime, self.config.label_smoothing, images, labels, valid)
+            return measure(model, runtime, smoothing, weights, images, labels, valid)
 
         self.eager: Callable[..., tuple[Tensor, Tensor]] = forward
         self.forward: Callable[..., tuple[Tensor, Tensor]] = self.runtime.compiled(forward)
@@ -187,6 +222,7 @@ class Engine:
         """The rest of this epoch's steps; returns the seconds of compilation among them, which `seconds` leaves out."""
         state, at = self.state, self.state.position
         state.model.train()
+        self.refresh_weights()
         compiled_before, self.input.wait_seconds = compile_seconds(self.runtime), 0.0
         seconds_before, wait_before = state.seconds, state.wait_seconds
         begin = time.perf_counter()
@@ -220,11 +256,17 @@ class Engine:
     def evaluate(self) -> tuple[float, float, float]:
         """Loss, top-1 and top-5 (percent) on the validation set; batches are of one size, padding is masked out."""
         self.state.model.eval()
+        self.refresh_weights()
         sums = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
         for batch in self.input.evaluation():
             sums += self.forward(batch.images, batch.labels, batch.valid)[1]
         loss, top1, top5, images = sums.tolist()
         return loss / images, 100 * top1 / images, 100 * top5 / images
+
+    def refresh_weights(self) -> None:
+        """Follow what wrote the parameters since the last step: forgetting, a checkpoint, or any other."""
+        if self.runtime.bf16_weights:
+            self.state.optimizer.refresh_bf16()
 
     def read_counters(self) -> tuple[float, float, float, float]:
         """The one place where training waits for the device: mean loss, top-1, top-5 (percent), images.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seal_fast.kernels.annealed_sgd import HYPER, FlatParameters, annealed_sgd_
@@ -32,7 +32,8 @@ class AnnealedSGD(Optimizer):
         weight_decay: L2 penalty added to the gradient.
         backend: which kernel runs, see `seal_fast.kernels.backend.resolve`.
         ema_decay: keep an exponential moving average of the weights (see `ema_state`), with this factor on the old.
-        bf16_copy: keep a bfloat16 copy of the weights (see `bf16_weights`) that every step refreshes.
+        bf16_copy: keep a bfloat16 copy of the weights (see `bf16_weights`) that every step refreshes, and take the
+            gradients that arrive there.
         norms: keep `norms`, a float64 device tensor [groups, 2] to which every step adds the squared norms of gradient
             (unscaled, before weight decay) and update. Zero it after reading.
 
@@ -81,11 +82,13 @@ class AnnealedSGD(Optimizer):
 
         self._momentum = torch.zeros_like(weights)
         self._ema = self._ema_decay = self._bf16 = self.norms = None
+        self._bf16_weights: list[nn.Parameter] = []
         if ema_decay is not None:
             self._ema = weights.clone()
             self._ema_decay = torch.full((), ema_decay, dtype=torch.float64, device=weights.device)
         if bf16_copy:
             self._bf16 = weights.to(torch.bfloat16)
+            self._bf16_weights = [nn.Parameter(view) for view in self._flat.views(self._bf16)]
         if norms:
             self.norms = torch.zeros(len(self.param_groups), 2, dtype=torch.float64, device=weights.device)
         self._kept = {"momentum_buffer": self._momentum} | ({} if self._ema is None else {"ema": self._ema})
@@ -111,7 +114,7 @@ class AnnealedSGD(Optimizer):
         annealed_sgd_(
             self._flat.buffer,
             self._momentum,
-            self._flat.gradients(),
+            self._flat.gradients(self._bf16_weights),
             self._flat.segments,
             self.hyper,
             grad_scale=getattr(self, "grad_scale", None),
@@ -122,9 +125,15 @@ class AnnealedSGD(Optimizer):
             norms=self.norms,
             backend=self.backend,
         )
-        # The kernel writes through the flat buffer, but autograd watches the parameters.
-        torch.autograd.graph.increment_version(self._flat.params)
+        # The kernel writes through the flat buffers, but autograd watches the parameters.
+        torch.autograd.graph.increment_version(self._flat.params + self._bf16_weights)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch, for the gradients of the bfloat16 weights too."""
+        super().zero_grad(set_to_none)
+        for weight in self._bf16_weights:
+            weight.grad = None if set_to_none or weight.grad is None else weight.grad.zero_()
 
     def set_hyper(self, group: str, **numbers: float | Tensor) -> None:
         """Write numbers of one group (`lr`, `momentum`, `weight_decay`, `direction`, `scale`) into the device tensor.
@@ -172,17 +181,22 @@ class AnnealedSGD(Optimizer):
         self._flat.write(_kept(self._ema, "ema_decay=..."), state)
 
     def bf16_weights(self) -> dict[str, Tensor]:
-        """The bfloat16 weights by parameter name: views that every step refreshes, with the weights' strides.
+        """The bfloat16 weights by parameter name, with the weights' strides; every step refreshes them.
+
+        They are leaves: a forward pass may read them instead of the parameters (`torch.func.functional_call`), and a
+        step uses the bfloat16 gradients that arrive there. A `GradScaler`, which float16 needs, does not see these.
 
         Raises:
             RuntimeError: the optimiser was built without `bf16_copy`.
         """
-        views = self._flat.views(_kept(self._bf16, "bf16_copy=True"))
-        return dict(zip(self._flat.names, views, strict=True))
+        _kept(self._bf16, "bf16_copy=True")
+        return dict(zip(self._flat.names, self._bf16_weights, strict=True))
 
+    @torch.no_grad()
     def refresh_bf16(self) -> None:
         """Make the bfloat16 weights anew, after the weights were written by other means than a step."""
         _kept(self._bf16, "bf16_copy=True").copy_(self._flat.buffer)
+        torch.autograd.graph.increment_version(self._bf16_weights)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -33,6 +33,11 @@ class Runtime:
         """The context the network's forward pass runs in."""
         return torch.autocast(self.device.type, self.compute, enabled=self.amp)
 
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether the network reads bfloat16 copies of its float32 weights, which autocast then need not cast."""
+        return self.dtype == torch.float32 and self.compute == torch.bfloat16
+
     def scaler(self) -> torch.amp.GradScaler:
         """The gradient scaler; it does something under float16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.compute == torch.float16)

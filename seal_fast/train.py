@@ -135,6 +135,7 @@ def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         backend=config.kernels,
+        bf16_copy=machine.bf16_weights,
     )
     counters = torch.zeros(4, dtype=torch.float64, device=machine.device)
     return TrainState(model, optimizer, machine.scaler(), counters)

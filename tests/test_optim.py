@@ -234,3 +234,33 @@ def test_average_and_bf16_weights():
     assert not optimizer.bf16_weights()["0.weight"].any()
     with pytest.raises(RuntimeError, match="build AnnealedSGD with bf16_copy=True"):
         AnnealedSGD(network().parameters(), LR).bf16_weights()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_of_the_bf16_weights_move_the_parameters(channels_last):
+    """Convolutions and the linear layer read the copy, BatchNorm its own float32 numbers."""
+    model, peer = (network(torch.float32, channels_last) for _ in range(2))
+    optimizer = AnnealedSGD(named_groups(model), LR, bf16_copy=True)
+    other = torch.optim.SGD(peer.parameters(), 0.1, momentum=0.9)
+    copies = {name: w for name, w in optimizer.bf16_weights().items() if not name.startswith("1.")}
+    for seed in range(3):
+        images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.func.functional_call(model, copies, (images,)).float().square().mean()
+            peer_loss = peer(images).float().square().mean()
+        loss.backward()
+        peer_loss.backward()
+        assert torch.equal(loss, peer_loss)
+        assert all(w.grad.dtype == torch.bfloat16 for w in copies.values()) and model[0].weight.grad is None
+        optimizer.step()
+        other.step()
+        optimizer.zero_grad(set_to_none=seed > 0)
+        assert all(w.grad is None if seed else not w.grad.any() for w in copies.values())
+        other.zero_grad()
+        close(model, peer, torch.float32)
+    model[0].weight.grad, copies["0.weight"].grad = (
+        torch.ones_like(model[0].weight),
+        torch.ones_like(copies["0.weight"]),
+    )
+    with pytest.raises(RuntimeError, match="both 0.weight and its copy have a gradient"):
+        optimizer.step()

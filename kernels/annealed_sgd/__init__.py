@@ -60,7 +60,7 @@ def annealed_sgd_(
         param: flat weights [n], float32 or float64.
         momentum_buffer: flat momentum [n], of the same type.
         grads: gradients that `segments` refers to, each dense and in the memory order of its parameter, of param's type
-            (or bfloat16 beside float32). Where one is None, its parameters and all that belongs to them stay untouched.
+            or bfloat16. Where one is None, its parameters and all that belongs to them stay untouched.
         segments: int64 [parameters, 5] on the CPU, from `segment_table` or `shard_table`. What lies between segments is
             never read or written.
         hyper: float64 [groups, 5] on param's device, columns as in `HYPER`.
@@ -178,11 +178,11 @@ def _check_gradients(param: Tensor, grads: list[Tensor | None], needed: Sequence
     given = [g for g in grads if g is not None]
     # A network has hundreds of gradients and this runs every step: whole-list questions first, the culprit only then.
     kinds = {g.dtype for g in given}
-    right_kind = kinds <= {param.dtype} or (param.dtype == torch.float32 and kinds == {torch.bfloat16})
-    if not right_kind or not set(map(Tensor.get_device, given)) <= {param.get_device()}:
-        allowed = f"{param.dtype}, or all bfloat16," if param.dtype == torch.float32 else str(param.dtype)
+    if not kinds <= {param.dtype, torch.bfloat16} or not set(map(Tensor.get_device, given)) <= {param.get_device()}:
         found = ", ".join(sorted({f"{g.dtype} on {g.device}" for g in given}))
-        raise ValueError(f"annealed_sgd_: gradients must be all {allowed} on {param.device}; they are {found}")
+        raise ValueError(
+            f"annealed_sgd_: gradients must be {param.dtype} or bfloat16, on {param.device}; they are {found}"
+        )
     for index, (g, elements) in enumerate(zip(grads, needed, strict=True)):
         if g is not None and (g.numel() < elements or not (g.is_contiguous() or is_dense(g))):
             raise ValueError(

@@ -80,9 +80,23 @@ class FlatParameters:
                 "move the model first, then build the optimiser"
             )
 
-    def gradients(self) -> list[Tensor | None]:
-        """The gradients as autograd left them; one in another memory order than its parameter is copied."""
+    def gradients(self, copies: Sequence[Tensor]) -> list[Tensor | None]:
+        """The gradients as autograd left them; one in another memory order than its parameter is copied.
+
+        Args:
+            copies: of each parameter, or none at all; its gradient counts where the parameter has none.
+
+        Raises:
+            RuntimeError: a parameter and its copy have a gradient each.
+        """
         grads = [p.grad for p in self.params]
+        for i, copy in enumerate(copies):
+            if copy.grad is not None:
+                if grads[i] is not None:
+                    raise RuntimeError(
+                        f"both {self.names[i]} and its copy have a gradient: read one of them in the forward pass"
+                    )
+                grads[i] = copy.grad
         strides = [None if g is None else g.stride() for g in grads]
         if strides != self._strides:  # asked anew only when something changed
             for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):

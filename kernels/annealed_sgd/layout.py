@@ -75,6 +75,11 @@ def same_order(tensor: Tensor, other: Tensor) -> bool:
     return all(a == b for size, a, b in strides if size != 1)
 
 
+def tagged_address(grad: Tensor | None) -> int:
+    """A gradient's address as the kernels read it: 0 for none, and the lowest bit, else always 0, set for bfloat16."""
+    return 0 if grad is None else grad.data_ptr() | (grad.dtype == torch.bfloat16)
+
+
 def memory_order(tensor: Tensor) -> Tensor:
     """A dense tensor's elements as one row, in the order they have in memory; shares the tensor's memory."""
     return tensor.as_strided((tensor.numel(),), (1,))

@@ -84,7 +84,7 @@ struct Scalars {
 // machine does not hold up the others, large enough that taking one costs nothing.
 struct Piece {
   Segment segment;
-  uintptr_t grad;
+  uintptr_t grad;  // lowest bit set: bfloat16 (tagged_address in layout.py)
   int64_t from, to;
 };
 constexpr int64_t kPieceElements = 32768;
@@ -99,9 +99,10 @@ std::vector<Piece> cut(const Segment* segments, int64_t count, const std::vector
   return pieces;
 }
 
-template <typename T, typename G>
+template <typename T>
 void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Scalars& scalars, double* norms) {
-  Update<T, G> f = choose<T, G>(flat.ema, flat.half, norms);
+  Update<T, T> full = choose<T, T>(flat.ema, flat.half, norms);
+  Update<T, bf16> half = choose<T, bf16>(flat.ema, flat.half, norms);
   int64_t total = 0, count = pieces.size();
   for (const Piece& piece : pieces) total += piece.to - piece.from;
   // Norms are summed up piece by piece and then in the order of the pieces: the same to the last bit every time.
@@ -112,14 +113,20 @@ void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Sca
     const Hyper& h = scalars.hyper[s.group];
     Coefficients<T> c{static_cast<T>(scalars.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
                       static_cast<T>(h.direction * h.scale * h.lr), static_cast<T>(1 - scalars.ema_decay)};
-    int64_t at = s.begin + from;
-    f(flat.param + at, flat.momentum + at, pointer<const G>(grad) + s.offset + from, flat.ema ? flat.ema + at : nullptr,
-      flat.half ? flat.half + at : nullptr, to - from, c, norms ? &sums[2 * i] : nullptr);
+    auto run = [&](auto f, auto* gradient) {
+      int64_t at = s.begin + from;
+      f(flat.param + at, flat.momentum + at, gradient + s.offset + from, flat.ema ? flat.ema + at : nullptr,
+        flat.half ? flat.half + at : nullptr, to - from, c, norms ? &sums[2 * i] : nullptr);
+    };
+    if (grad & 1)
+      run(half, pointer<const bf16>(grad - 1));
+    else
+      run(full, pointer<const T>(grad));
   }
   for (size_t i = 0; i < sums.size(); ++i) norms[2 * pieces[i / 2].segment.group + i % 2] += sums[i];
 }
 
-void annealed_sgd(bool is_double, bool bf16_grads, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
+void annealed_sgd(bool is_double, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
                   const std::vector<uintptr_t>& grads, uintptr_t segments, int64_t segment_count, uintptr_t hyper,
                   uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
   nb::gil_scoped_release release;
@@ -130,14 +137,11 @@ void annealed_sgd(bool is_double, bool bf16_grads, uintptr_t param, uintptr_t mo
   std::vector<Piece> pieces = cut(pointer<const Segment>(segments), segment_count, grads);
   if (is_double) {
     Flat<double> flat{pointer<double>(param), pointer<double>(momentum), pointer<double>(ema), pointer<bf16>(half)};
-    update_all<double, double>(flat, pieces, scalars, pointer<double>(norms));
+    update_all<double>(flat, pieces, scalars, pointer<double>(norms));
     return;
   }
   Flat<float> flat{pointer<float>(param), pointer<float>(momentum), pointer<float>(ema), pointer<bf16>(half)};
-  if (bf16_grads)
-    update_all<float, bf16>(flat, pieces, scalars, pointer<double>(norms));
-  else
-    update_all<float, float>(flat, pieces, scalars, pointer<double>(norms));
+  update_all<float>(flat, pieces, scalars, pointer<double>(norms));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .layout import tagged_address
 
 
 def annealed_sgd_(
@@ -27,12 +28,11 @@ def annealed_sgd_(
     segments = segments.contiguous()
     native.require().annealed_sgd(
         param.dtype == torch.float64,
-        next((g.dtype for g in grads if g is not None), None) == torch.bfloat16,
         param.data_ptr(),
         momentum_buffer.data_ptr(),
         _address(ema),
         _address(bf16),
-        [0 if g is None else g.data_ptr() for g in grads],
+        [*map(tagged_address, grads)],
         segments.data_ptr(),
         segments.shape[0],
         hyper.data_ptr(),

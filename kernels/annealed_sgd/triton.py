@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
+from .layout import tagged_address
 
 # Elements a program handles: 8 a thread, the least with which even the bfloat16 copy is written 128 bits wide.
 BLOCK = 1024
@@ -29,14 +30,39 @@ ALIGNED_ELEMENTS = 8
 
 
 @triton.jit
+def _load(address, place, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Gradients of one type, from a plain address."""
+    grad = address.to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        # The compiler cannot see through a table; this promise (checked by the caller) makes accesses 128 bits wide.
+        grad = tl.multiple_of(grad, 16)
+    return tl.load(grad + place, mask=mask)
+
+
+@triton.jit
+def _gradient(tagged, place, mask, dtype: tl.constexpr, OWN: tl.constexpr, BF16: tl.constexpr, ALIGNED: tl.constexpr):
+    """Gradients from a tagged address, in the weights' type; OWN and BF16 say which types occur at all."""
+    if OWN and BF16:
+        if tagged & 1:
+            g = _load(tagged - 1, place, mask, tl.bfloat16, ALIGNED).to(dtype)
+        else:
+            g = _load(tagged, place, mask, dtype, ALIGNED)
+    elif BF16:
+        g = _load(tagged - 1, place, mask, tl.bfloat16, ALIGNED).to(dtype)
+    else:
+        g = _load(tagged, place, mask, dtype, ALIGNED)
+    return g
+
+
+@triton.jit
 def _update(
-    param, momentum_buffer, grad, ema, bf16, at, mask,
+    param, momentum_buffer, g, ema, bf16, at, mask,
     inv_scale, momentum, weight_decay, step, ema_new, WITH_NORMS: tl.constexpr,
 ):  # fmt: skip
-    """The rule for one tile; `at` are its places in the flat buffers, `grad` points to its gradients."""
+    """The rule for one tile; `at` are its places in the flat buffers, `g` its gradients."""
     p = tl.load(param + at, mask=mask)
     old_buf = tl.load(momentum_buffer + at, mask=mask)
-    g = tl.load(grad, mask=mask).to(p.dtype) * inv_scale
+    g = g * inv_scale
     buf = momentum * old_buf + (g + weight_decay * p)
     delta = step * buf
     # A frozen parameter keeps its bits, even where the buffer holds an infinity.
@@ -75,7 +101,8 @@ def annealed_sgd_kernel(
     ema_decay,
     bf16,
     norms,
-    GRAD: tl.constexpr,
+    OWN: tl.constexpr,
+    BF16: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     TAIL: tl.constexpr,
@@ -88,9 +115,9 @@ def annealed_sgd_kernel(
     begin = tl.load(row)
     count = tl.load(row + 1)
     group = tl.load(row + 2)
-    address = tl.load(grads + tl.load(row + 3))
+    tagged = tl.load(grads + tl.load(row + 3))
     offset = tl.load(row + 4)
-    if address == 0:  # no gradient
+    if tagged == 0:  # no gradient
         return
 
     numbers = hyper + group * 5
@@ -105,27 +132,25 @@ def annealed_sgd_kernel(
     if ema is not None:
         ema_new = (1.0 - tl.load(ema_decay)).to(dtype)
 
-    grad = address.to(tl.pointer_type(GRAD))
     if ALIGNED:
-        # The compiler cannot see through a table: these promises (checked by the caller) make accesses 128 bits wide.
         begin = tl.multiple_of(begin, 8)
         offset = tl.multiple_of(offset, 8)
-        grad = tl.multiple_of(grad, 16)
-    grad += offset
     grad_square = tl.full((), 0.0, tl.float64)
     update_square = tl.full((), 0.0, tl.float64)
     if ALIGNED and count == BLOCK:
         place = tl.arange(0, BLOCK)
+        g = _gradient(tagged, offset + place, None, dtype, OWN, BF16, ALIGNED)
         grad_square, update_square = _update(
-            param, momentum_buffer, grad + place, ema, bf16, begin + place, None,
+            param, momentum_buffer, g, ema, bf16, begin + place, None,
             inv_scale, momentum, weight_decay, step, ema_new, norms is not None,
         )  # fmt: skip
     else:
         # In small pieces, because masks over a whole tile would cost the full tiles three times their registers.
         for start in range(0, count, TAIL):
             place = start + tl.arange(0, TAIL)
+            g = _gradient(tagged, offset + place, place < count, dtype, OWN, BF16, ALIGNED)
             squares = _update(
-                param, momentum_buffer, grad + place, ema, bf16, begin + place, place < count,
+                param, momentum_buffer, g, ema, bf16, begin + place, place < count,
                 inv_scale, momentum, weight_decay, step, ema_new, norms is not None,
             )  # fmt: skip
             grad_square += squares[0]
@@ -153,10 +178,9 @@ def annealed_sgd_(
     tiles = plan.tiles(table, BLOCK, param.device)
     if len(tiles) == 0:
         return
-    addresses = tuple(0 if g is None else g.data_ptr() for g in grads)
+    addresses = tuple(map(tagged_address, grads))
     pointers = [t.data_ptr() for t in (param, momentum_buffer, ema, bf16) if t is not None]
-    aligned = plan.aligned(table, ALIGNED_ELEMENTS) and all(a % 16 == 0 for a in (*addresses, *pointers))
-    kind = next((g.dtype for g in grads if g is not None), param.dtype)
+    aligned = plan.aligned(table, ALIGNED_ELEMENTS) and all(a % 16 <= 1 for a in (*addresses, *pointers))
     annealed_sgd_kernel[(len(tiles),)](
         param,
         momentum_buffer,
@@ -169,7 +193,8 @@ def annealed_sgd_(
         ema_decay,
         bf16,
         norms,
-        GRAD=_TRITON_TYPE[kind],
+        OWN=any(a % 2 == 0 for a in addresses),
+        BF16=any(a % 2 for a in addresses),
         ALIGNED=aligned,
         BLOCK=BLOCK,
         TAIL=TAIL,
@@ -177,7 +202,6 @@ def annealed_sgd_(
     )
 
 
-_TRITON_TYPE = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16}
 _captured: list[Tensor] = []
 
 

@@ -16,17 +16,18 @@ _UNALIGNED = "single elements, as a slice may begin at any of them"
 
 def variants() -> Iterator[Variant]:
     """All of them; imports triton."""
-    for param, grad in (("fp32", "fp32"), ("fp32", "bf16"), ("fp64", "fp64")):
-        name = param if param == grad else f"{param}-grad-{grad}"
-        yield _variant(name, param, grad)
-        yield _variant(f"{name}-everything", param, grad, _EVERYTHING)
-    yield _variant("fp32-scaled", "fp32", "fp32", _SCALED)
-    yield _variant("fp32-unaligned", "fp32", "fp32", aligned=False)
+    for param, grads in (("fp32", ("fp32",)), ("fp32", ("bf16",)), ("fp64", ("fp64",))):
+        name = param if grads == (param,) else f"{param}-grad-{grads[0]}"
+        yield _variant(name, param, grads)
+        yield _variant(f"{name}-everything", param, grads, _EVERYTHING)
+    yield _variant("fp32-amp", "fp32", ("fp32", "bf16"), ("bf16",))
+    yield _variant("fp32-scaled", "fp32", ("fp32",), _SCALED)
+    yield _variant("fp32-unaligned", "fp32", ("fp32",), aligned=False)
 
 
-def _variant(name: str, param: str, grad: str, given: tuple[str, ...] = (), aligned: bool = True) -> Variant:
-    import triton.language as tl
-
+def _variant(
+    name: str, param: str, grads: tuple[str, ...], given: tuple[str, ...] = (), aligned: bool = True
+) -> Variant:
     from . import triton as launcher
 
     optional = {
@@ -38,7 +39,8 @@ def _variant(name: str, param: str, grad: str, given: tuple[str, ...] = (), alig
         "norms": "*fp64",
     }
     tables = {"grads": "*i64", "tiles": "*i64", "hyper": "*fp64"}
-    p, g = _BYTES[param], _BYTES[grad]
+    # Where both types of gradient occur, the wider one is counted.
+    p, g = _BYTES[param], max(_BYTES[kind] for kind in grads)
     ema, bf16 = p * ("ema" in given), _BYTES["bf16"] * ("bf16" in given)
     return Variant(
         op="annealed_sgd",
@@ -47,7 +49,8 @@ def _variant(name: str, param: str, grad: str, given: tuple[str, ...] = (), alig
         types={"param": f"*{param}", "momentum_buffer": f"*{param}", **tables, **{k: optional[k] for k in given}},
         constants={
             **{k: None for k in optional if k not in given},
-            "GRAD": getattr(tl, {"bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}[grad]),
+            "OWN": param in grads,
+            "BF16": "bf16" in grads,
             "ALIGNED": aligned,
             "BLOCK": launcher.BLOCK,
             "TAIL": launcher.TAIL,

@@ -80,8 +80,9 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     import torch._inductor.config as inductor
     from torch._inductor.compile_fx import compile_fx
 
-    from seal_fast.engine import measure
+    from seal_fast.engine import measure, weights_to_read
     from seal_fast.models import build, resnet
+    from seal_fast.optim import AnnealedSGD
     from seal_fast.runtime import Runtime
 
     memory = torch.channels_last if layout == "NHWC" else torch.contiguous_format
@@ -89,6 +90,8 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     model.to(memory_format=memory)  # pyright: ignore[reportCallIssue]
     compute = torch.bfloat16 if amp else torch.float32
     runtime = Runtime(torch.device("cpu"), torch.float32, compute, amp, compile=True)
+    optimizer = AnnealedSGD(model.named_parameters(), torch.tensor(0.1), bf16_copy=runtime.bf16_weights)
+    weights = weights_to_read(model, optimizer) if runtime.bf16_weights else {}
     size = request["image_size"]
     images = torch.zeros(request["batch"], 3, size, size, dtype=compute).to(memory_format=memory)
     labels = torch.zeros(request["batch"], dtype=torch.int64)
@@ -99,7 +102,7 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
         network.norm_act = functools.partial(network.norm_act, backend="reference")
 
     def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return measure(model, runtime, 0.1, images, labels, None)
+        return measure(model, runtime, 0.1, weights, images, labels, None)
 
     torch._dynamo.reset()
     backend = functools.partial(compile_fx, inner_compile=functools.partial(_compile_for_cuda, facts))

@@ -15,7 +15,8 @@ from seal_fast.table import table
 
 # What the engine launches beside the compiled graphs: augment, the counters' addition, and the update.
 OUTSIDE_LAUNCHES = 3
-# An update reads weight, momentum and gradient and writes the first two, all float32.
+# An update reads weight, momentum and gradient and writes the first two, all float32. Under --amp a gradient is half as
+# large, and a bfloat16 copy of the weight is written: the same again.
 _UPDATE_BYTES = 20
 
 

@@ -18,6 +18,7 @@ BYTES = {
     "annealed_sgd-fp32": 20,
     "annealed_sgd-fp32-grad-bf16": 18,
     "annealed_sgd-fp32-everything": 20 + 2 * 4 + 2,
+    "annealed_sgd-fp32-amp": 20 + 2,
     "annealed_sgd-fp64": 40,
     "augment-bf16": 1 + 2,
     "augment-fp64": 1 + 8,

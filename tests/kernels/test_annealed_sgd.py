@@ -2,6 +2,7 @@
 interpreter in a process of its own (the interpreter is chosen when triton is imported)."""
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -34,7 +35,9 @@ BACKENDS = [
 ]
 # What a result may be off by, in units of the type's own precision, for values of order one.
 TOLERANCE = {dtype: 32 * torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64)}
-TYPES = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float64)]
+FLOAT, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
+# Of weights, and of gradients: all of one type, or taking turns as under autocast.
+TYPES = [(FLOAT, [FLOAT]), (FLOAT, [HALF]), (FLOAT, [HALF, HALF, FLOAT]), (DOUBLE, [DOUBLE]), (DOUBLE, [DOUBLE, HALF])]
 SIZES = [1, 17, 1000, 4097, 0, 1024]
 DESCENT, ASCENT, FROZEN = (0.1, 0.9, 5e-4, 1, 1), (0.1, 0.9, 0, -1, 0.01), (0.1, 0.9, 5e-4, 1, 0)
 
@@ -59,7 +62,7 @@ def close(actual, expected, dtype):
 class Case:
     """Random weights, momentum, gradients and all the optional buffers over a flat layout."""
 
-    def __init__(self, sizes, groups, hyper, dtype=torch.float64, grad_dtype=None, device="cpu", missing=(), seed=0):
+    def __init__(self, sizes, groups, hyper, dtype=torch.float64, grad_dtypes=(), device="cpu", missing=(), seed=0):
         draw = torch.Generator().manual_seed(seed)
 
         def normal(n, kind=dtype):
@@ -69,7 +72,8 @@ class Case:
         self.segments, self.n = segment_table(sizes, groups)
         self.param, self.momentum, self.ema = normal(self.n), normal(self.n), normal(self.n)
         self.bf16 = torch.full((self.n,), 7.0, dtype=torch.bfloat16, device=device)
-        self.grads = [None if i in missing else normal(n, grad_dtype or dtype) for i, n in enumerate(sizes)]
+        kinds = itertools.cycle(grad_dtypes or [dtype])
+        self.grads = [None if i in missing else normal(n, kind) for i, (n, kind) in enumerate(zip(sizes, kinds))]  # noqa: B905
         self.hyper = torch.tensor(hyper, dtype=torch.float64, device=device)
         self.norms = torch.zeros(len(hyper), 2, dtype=torch.float64, device=device)
         self.scale = torch.tensor(4.0, device=device)
@@ -108,10 +112,10 @@ class Case:
         return want
 
 
-@pytest.mark.parametrize("dtype, grad_dtype", TYPES)
+@pytest.mark.parametrize("dtype, grad_dtypes", TYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_plain_steps_through_all_phases(backend, dtype, grad_dtype):
-    case = Case(SIZES, [0, 1, 0, 1, 0, 1], [DESCENT, DESCENT], dtype, grad_dtype, backend[1])
+def test_plain_steps_through_all_phases(backend, dtype, grad_dtypes):
+    case = Case(SIZES, [0, 1, 0, 1, 0, 1], [DESCENT, DESCENT], dtype, grad_dtypes, backend[1])
     for numbers in (DESCENT, ASCENT, FROZEN):
         case.hyper[0] = torch.tensor(numbers, dtype=torch.float64)
         want = case.expect(scaled=False)
@@ -120,10 +124,10 @@ def test_plain_steps_through_all_phases(backend, dtype, grad_dtype):
         close(case.momentum, want["momentum"], dtype)
 
 
-@pytest.mark.parametrize("dtype, grad_dtype", TYPES)
+@pytest.mark.parametrize("dtype, grad_dtypes", TYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_everything_in_one_pass(backend, dtype, grad_dtype):
-    case = Case(SIZES, [0, 1, 0, 1, 2, 2], [DESCENT, ASCENT, FROZEN], dtype, grad_dtype, backend[1], missing=[1])
+def test_everything_in_one_pass(backend, dtype, grad_dtypes):
+    case = Case(SIZES, [0, 1, 0, 1, 2, 2], [DESCENT, ASCENT, FROZEN], dtype, grad_dtypes, backend[1], missing=[1])
     between = torch.ones(case.n, dtype=torch.bool)
     for (begin, length, *_), grad in zip(case.segments.tolist(), case.grads, strict=True):
         between[begin : begin + length] = grad is None
@@ -207,8 +211,8 @@ def cases(draw):
     sizes = draw(st.lists(st.integers(0, 300), min_size=1, max_size=6))
     group_of = [draw(st.integers(0, groups - 1)) for _ in sizes]
     missing = draw(st.sets(st.integers(0, len(sizes) - 1)))
-    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
-    return Case(sizes, group_of, hyper, dtype, missing=missing, seed=draw(st.integers(0, 1000)))
+    dtype, grad_dtypes = draw(st.sampled_from(TYPES))
+    return Case(sizes, group_of, hyper, dtype, grad_dtypes, missing=missing, seed=draw(st.integers(0, 1000)))
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:3])
@@ -299,8 +303,8 @@ def wrong(**change):
         ("bf16 must be", dict(bf16=lambda c: c.param.half())),
         ("ema and ema_decay together", dict(ema=lambda c: c.ema)),
         ("grad_scale must be one", dict(grad_scale=lambda c: torch.ones(2))),
-        ("gradients must be all torch.float32, or all bfloat16", dict(grads=lambda c: [c.grads[0].double(), None])),
-        ("gradients must be all", dict(grads=lambda c: [c.grads[0], c.grads[1].bfloat16()])),
+        ("gradients must be torch.float32 or bfloat16", dict(grads=lambda c: [c.grads[0].double(), None])),
+        ("gradients must be torch.float32 or bfloat16", dict(grads=lambda c: [c.grads[0], c.grads[1].half()])),
         ("gradient 1 must be dense, with at least 6", dict(grads=lambda c: [None, torch.ones(5)])),
         ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(1).expand(6)])),
         ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(12)[::2]])),
