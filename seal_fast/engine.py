@@ -6,101 +6,30 @@ end of an epoch. Nothing here knows which method runs.
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import functools
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from seal_fast import checkpoint
+from seal_fast import checkpoint, cuda_graph
 from seal_fast.checkpoint import Best, Position, TrainState
 from seal_fast.config import Config
 from seal_fast.data import Input
 from seal_fast.errors import RunError
 from seal_fast.forgetting import reinitialise
+from seal_fast.forward import measure, weights_to_read
 from seal_fast.log import Log
-from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition
+from seal_fast.profiling import profiler
 from seal_fast.run_folder import RunFolder
 from seal_fast.runtime import Runtime, compile_seconds
 from seal_fast.schedule import Phase, Timeline
-
-
-class Interrupted(Exception):
-    """SIGTERM or SIGINT came; the step is finished and the checkpoint written."""
-
-    def __init__(self, number: int, position: Position, folder: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} before {position}, the checkpoint is written; "
-            f"continue with: python -m seal_fast.train --out {folder}"
-        )
-        self.number = number
-
-
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Rank of the true class: 0 is a top-1 hit, below 5 a top-5 hit.
-
-    Among equal logits the lower class index comes first, as in argmax: a network that says the same of every class is
-    not credited with them all.
-    """
-    own = logits.gather(1, labels[:, None])
-    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    return ((logits > own) | ((logits == own) & lower)).sum(1)
-
-
-def measure(
-    model: nn.Module,
-    runtime: Runtime,
-    smoothing: float,
-    weights: dict[str, Tensor],
-    images: Tensor,
-    labels: Tensor,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Forward pass, loss and counters: what is compiled, once in train and once in eval mode.
-
-    Args:
-        model: the network.
-        runtime: where and in which types it computes.
-        smoothing: of the labels.
-        weights: by name, tensors that take the place of parameters; see `weights_to_read`.
-        images: [B, 3, S, S].
-        labels: int64 [B].
-        valid: bool [B], False for padding; None without any.
-
-    Returns:
-        The mean loss, and float64 [4] sums of loss, top-1 hits, top-5 hits and images, padding left out.
-    """
-    with runtime.autocast():
-        logits = functional_call(model, weights, (images,), tie_weights=False)
-    logits = logits.to(runtime.dtype)
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    rank = hits(logits, labels)
-    weight = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
-    sums = torch.stack([losses.detach() * weight, (rank < 1) * weight, (rank < 5) * weight, weight])
-    return losses.mean(), sums.sum(1, dtype=torch.float64)
-
-
-def weights_to_read(model: nn.Module, optimizer: AnnealedSGD) -> dict[str, Tensor]:
-    """The optimiser's bfloat16 copies of what autocast would cast in every forward pass, by parameter name.
-
-    Those are the parameters of convolutions and linear layers; BatchNorm's stay float32. The rounding is the same, so
-    results are those of plain autocast to the bit.
-    """
-    cast = {
-        f"{name}.{parameter}"
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-        for parameter, _ in module.named_parameters(recurse=False)
-    }
-    return {name: weight for name, weight in optimizer.bf16_weights().items() if name in cast}
+from seal_fast.signals import Interrupted, stop_signals
 
 
 @dataclass
@@ -130,6 +59,10 @@ class Engine:
 
         self.eager: Callable[..., tuple[Tensor, Tensor]] = forward
         self.forward: Callable[..., tuple[Tensor, Tensor]] = self.runtime.compiled(forward)
+        self.full_step: Callable[[Tensor, Tensor], None] = functools.partial(self.step, self.forward)
+        if cuda_graph.possible(runtime, self.state.scaler):
+            self.full_step = graph = cuda_graph.StepGraph(self.full_step, *self.input.buffers(), runtime.device)
+            self.input.out = graph.images
         self.stop: int | None = None  # the signal that asked us to stop
         self.saved = time.monotonic()
         self.best_weights: dict[str, Tensor] | None = None
@@ -144,7 +77,10 @@ class Engine:
             Interrupted: a signal came; a checkpoint was written after the step in hand.
             RunError: the loss is not finite, or a file cannot be written.
         """
-        with self.signals(), self.profiler():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stop_signals(lambda number: setattr(self, "stop", number)))
+            if self.config.profile:
+                self.profile = stack.enter_context(profiler(self.folder.profile, self.runtime.device))
             while self.state.position.generation < len(self.timeline.generations):
                 self.epoch()
             self.save("last")
@@ -234,14 +170,10 @@ class Engine:
             return compiling
 
         for batch in self.input.train(at.generation, at.epoch, at.step):
-            # a last, smaller batch would make a third graph: it takes the same way uncompiled
-            full = len(batch.labels) == self.config.batch_size
-            loss, sums = (self.forward if full else self.eager)(batch.images, batch.labels)
-            state.scaler.scale(loss).backward()
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad(set_to_none=True)
-            state.counters += sums
+            if len(batch.labels) == self.config.batch_size:
+                self.full_step(batch.images, batch.labels)
+            else:  # a last, smaller batch would make a third graph: it takes the same way uncompiled
+                self.step(self.eager, batch.images, batch.labels)
             at.step += 1
             self.profile()
             if at.step % self.config.log_every == 0:
@@ -251,6 +183,16 @@ class Engine:
                 self.checkpoint()
         self.runtime.synchronize()
         return account()
+
+    def step(self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor) -> None:
+        """One training step: all that it changes are tensors that stay where they are."""
+        state = self.state
+        loss, sums = forward(images, labels)
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.counters += sums
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, float]:
@@ -342,38 +284,3 @@ class Engine:
             f"{what} in generation {at.generation}, epoch {at.epoch}, {phase.name} phase, at or before step {at.step}; "
             f"{good}. Lower --lr or --ascent-scale, or lengthen --warmup-epochs, in a new --out"
         )
-
-    @contextmanager
-    def signals(self):
-        """SIGTERM and SIGINT ask for a stop after the step in hand; a second SIGINT stops at once."""
-
-        def ask(number: int, _frame: object) -> None:
-            self.stop = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def profiler(self):
-        """Record steps 6 to 10 of this process under --profile, in TensorBoard's format."""
-        if not self.config.profile:
-            yield
-            return
-        from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
-
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.runtime.device.type == "cuda")
-        handler = tensorboard_trace_handler(str(self.folder.profile))
-        with profile(
-            activities=activities,
-            schedule=schedule(wait=4, warmup=1, active=5, repeat=1),
-            on_trace_ready=handler,
-            record_shapes=True,
-            profile_memory=True,
-        ) as recorder:
-            self.profile = recorder.step
-            yield

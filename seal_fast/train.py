@@ -16,7 +16,7 @@ from seal_fast import arguments, checkpoint, curves, methods, runtime
 from seal_fast.checkpoint import TrainState
 from seal_fast.config import Config, difference, dumps, to_dict
 from seal_fast.data import ImageSet, Input, make_input, open_images
-from seal_fast.engine import Engine, Interrupted
+from seal_fast.engine import Engine
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
 from seal_fast.log import Log, to_terminal
@@ -24,6 +24,7 @@ from seal_fast.models import build, load_weights
 from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition, split
 from seal_fast.run_folder import RunFolder
+from seal_fast.signals import Interrupted
 from seal_fast.summary import summarise
 
 

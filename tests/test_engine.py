@@ -9,8 +9,8 @@ from oracle import Recipe, train
 from seal_fast import checkpoint
 from seal_fast import train as program
 from seal_fast.config import Config
-from seal_fast.engine import hits
 from seal_fast.forgetting import reinitialise
+from seal_fast.forward import hits
 from seal_fast.methods import METHODS
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import run

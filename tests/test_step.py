@@ -58,8 +58,9 @@ def test_no_step_synchronises_on_a_gpu(compiled, image_folder, tmp_path):
     config = replace(EXACT, dtype="float32", amp=True, compile=compiled, device="cuda", data=str(image_folder))
     with engine_of(config, tmp_path / "run") as engine:
         engine.set_rates(engine.timeline.phase(0, 0)[0])
-        engine.train()  # compiles, and fills caches
-        engine.state.position.step = 0
+        for _ in range(3):  # compiles, fills caches, and records the CUDA graph
+            engine.train()
+            engine.state.position.step = 0
         torch.cuda.set_sync_debug_mode("error")
         try:
             engine.train()

@@ -202,14 +202,22 @@ def annealed_sgd_(
     )
 
 
-_captured: list[Tensor] = []
+# Pinned memory for tables in CUDA graphs, by length: one that the next graph may take, and those that were taken.
+_spare: dict[int, Tensor] = {}
+_taken: list[Tensor] = []
 
 
 def _address_table(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A replay of the CUDA graph copies the addresses again, from pinned memory that must therefore stay.
-        _captured.append(torch.tensor(addresses, dtype=torch.int64, pin_memory=True))
-        return _captured[-1].to(device, non_blocking=True)
+    if device.type != "cuda":
+        return _cached_address_table(addresses, device)
+    if torch.cuda.is_current_stream_capturing():
+        # Memory must not be pinned now. A replay copies the table anew, so what it copies from is never given back.
+        if len(addresses) not in _spare:
+            raise RuntimeError("annealed_sgd_: update once before recording a CUDA graph")
+        _taken.append(_spare.pop(len(addresses)).copy_(torch.tensor(addresses)))
+        return _taken[-1].to(device, non_blocking=True)
+    if len(addresses) not in _spare:
+        _spare[len(addresses)] = torch.empty(len(addresses), dtype=torch.int64, pin_memory=True)
     return _cached_address_table(addresses, device)
 
 

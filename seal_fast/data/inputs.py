@@ -58,6 +58,7 @@ class Input:
         batch_size: of training batches; the last of an epoch may be smaller.
         eval_batch_size: of all evaluation batches.
         num_classes: of the data set.
+        out: where full training batches are written instead of into new tensors, if given.
         wait_seconds: host seconds the consumer has spent waiting for batches; set it to 0 to count anew.
         notes: sentences about what was left out or assumed.
     """
@@ -71,6 +72,7 @@ class Input:
         self._bad: dict[str, None] = {}
         self.image_size, self.num_classes = settings.image_size, len(images.classes)
         self.batch_size, self.eval_batch_size = settings.batch_size, settings.eval_batch_size
+        self.out: Tensor | None = None
         self.wait_seconds = 0.0
         self.notes = list(images.notes)
 
@@ -102,6 +104,12 @@ class Input:
     def evaluation(self, split: str = "val") -> Iterator[Batch]:
         """All images of a split in sorted order, neither cropped nor flipped at random, all batches of one size."""
         return self._timed(self._evaluation(split))
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Memory for the images and the labels of a full training batch."""
+        settings, shape = self._settings, (self.batch_size, 3, self.image_size, self.image_size)
+        images = torch.empty(shape, dtype=settings.dtype, device=settings.device, memory_format=torch.channels_last)
+        return images, torch.empty(self.batch_size, dtype=torch.int64, device=settings.device)
 
     def close(self) -> None:
         """Lets go of memory and threads; the input cannot be used again."""
@@ -152,6 +160,7 @@ class Input:
             pad=pad,
             flip=self._images.mirror,
             train=train and settings.augment,
+            out=self.out if train and len(index) == self.batch_size else None,
         )
 
     def _report_bad(self, split: Split, rows: np.ndarray) -> None:

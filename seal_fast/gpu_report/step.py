@@ -2,7 +2,7 @@
 
     python -m seal_fast.gpu_report.step '{"arch": 80, "columns": [{"amp": true, "layout": "NHWC"}], ...}'
 
-`engine.measure` is traced on the CPU as torch.compile traces it there, forward and backward apart. Each graph is then
+`forward.measure` is traced on the CPU as torch.compile traces it there, forward and backward apart. Each graph is then
 moved to a CUDA device that `pretend` invents, and handed to Inductor, which writes its Triton kernels and the code that
 calls them. Nothing is run.
 """
@@ -80,7 +80,7 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     import torch._inductor.config as inductor
     from torch._inductor.compile_fx import compile_fx
 
-    from seal_fast.engine import measure, weights_to_read
+    from seal_fast.forward import measure, weights_to_read
     from seal_fast.models import build, resnet
     from seal_fast.optim import AnnealedSGD
     from seal_fast.runtime import Runtime

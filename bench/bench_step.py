@@ -1,0 +1,121 @@
+"""The engine's whole training step, with and without our kernels: ratios in one run, contenders taking turns.
+
+ResNet-18, 64x64, batch 128, bfloat16 autocast. A turn is one epoch of a few real steps, input and counters included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+
+from seal_fast import runtime
+from seal_fast.checkpoint import Position
+from seal_fast.config import Config
+from seal_fast.data import inputs, open_images
+from seal_fast.engine import Engine
+from seal_fast.kernels import augment, norm_act
+from seal_fast.models import resnet
+from seal_fast.run_folder import RunFolder
+from seal_fast.runtime import Runtime
+from seal_fast.train import assemble, open_input
+
+BATCH, SIZE, STEPS, ROUNDS = 128, 64, 4, 8
+
+
+class PlainAutocast(Runtime):
+    """Autocast as torch has it: every forward pass casts the weights, every backward pass their gradients."""
+
+    bf16_weights = False  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module")
+def engine_of(data, tmp_path_factory):
+    """Builds engines over one set of decoded images."""
+    images, source = open_images(data), None
+    with contextlib.ExitStack() as stack:
+
+        def make(plain_autocast: bool = False, **changes) -> Engine:
+            nonlocal source
+            config = Config(
+                data=images.source, image_size=SIZE, batch_size=BATCH, limit_train=STEPS * BATCH, amp=True,
+                generations=1, epochs=1, ascent_epochs=0, warmup_epochs=0, lr=0.01, checkpoint_seconds=1e9, **changes,
+            )  # fmt: skip
+            machine = runtime.start(config)
+            if plain_autocast:
+                machine = PlainAutocast(**vars(machine))
+            source = source or stack.enter_context(contextlib.closing(open_input(config, machine, images)))
+            folder = RunFolder(tmp_path_factory.mktemp("run"))
+            with contextlib.redirect_stdout(io.StringIO()):
+                return stack.enter_context(assemble(config, machine, images, source, folder))
+
+        yield make
+
+
+def steps(engine: Engine) -> float:
+    """Seconds a step over one short epoch."""
+    engine.state.position = Position()
+    engine.state.counters.zero_()
+    begin = time.perf_counter()
+    engine.train()
+    seconds = time.perf_counter() - begin
+    engine.read_counters()
+    return seconds / STEPS
+
+
+def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str) -> None:
+    """How many times as fast as each other contender `base` is: medians of ratios within a round, and their range."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def one_round():
+        for name, contender in contenders.items():
+            times[name].append(contender())
+
+    one_round()
+    for values in times.values():
+        values.clear()
+    benchmark.pedantic(one_round, rounds=ROUNDS)
+    info = benchmark.extra_info
+    info["ms a step"] = 1e3 * statistics.median(times[base])
+    for name in contenders.keys() - {base}:
+        ratios = [a / b for a, b in zip(times[name], times[base], strict=True)]
+        info[f"{name} / {base}"] = statistics.median(ratios)
+        info[f"{name} / {base}, range"] = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    info["n"] = f"{ROUNDS} rounds of {STEPS} steps of {BATCH}"
+
+
+def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
+    """All three operations in plain torch (or one of them), the same engine otherwise."""
+    ours, reference_update = engine_of(), engine_of(kernels="reference")
+
+    def turn(engine: Engine, *, plain_augment: bool = False, plain_norm_act: bool = False) -> Callable[[], float]:
+        def run() -> float:
+            with monkeypatch.context() as patch:
+                if plain_augment:
+                    patch.setattr(inputs, "augment", functools.partial(augment, backend="reference"))
+                if plain_norm_act:
+                    patch.setattr(resnet, "norm_act", functools.partial(norm_act, backend="reference"))
+                return steps(engine)
+
+        return run
+
+    contenders = {
+        "kernels": turn(ours),
+        "all reference": turn(reference_update, plain_augment=True, plain_norm_act=True),
+        "reference update": turn(reference_update),
+        "reference augment": turn(ours, plain_augment=True),
+        "reference norm_act": turn(ours, plain_norm_act=True),
+    }
+    compare(benchmark, contenders, "kernels")
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_copy_of_the_weights_against_plain_autocast(benchmark, engine_of, compiled):
+    """Reading the optimiser's bfloat16 weights, against casting them in every step."""
+    ours, plain = engine_of(compile=compiled), engine_of(plain_autocast=True, compile=compiled)
+    compare(benchmark, {"copy": lambda: steps(ours), "plain autocast": lambda: steps(plain)}, "copy")
