@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seal_fast import arguments, checkpoint, curves, methods, runtime
+from seal_fast import arguments, checkpoint, curves, distributed, methods, runtime
 from seal_fast.checkpoint import TrainState
-from seal_fast.config import Config, difference, dumps, to_dict
-from seal_fast.data import ImageSet, Input, make_input, open_images
+from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
+from seal_fast.data import ImageSet, Input, Share, make_input, open_images
+from seal_fast.distributed import World
 from seal_fast.engine import Engine
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
-from seal_fast.log import Log, to_terminal
-from seal_fast.models import build, load_weights
+from seal_fast.log import Log, Silence, to_terminal
+from seal_fast.models import build, load_weights, synchronise_
 from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition, split
 from seal_fast.run_folder import RunFolder
+from seal_fast.sharded import ShardedSGD, SharedScaler
 from seal_fast.signals import Interrupted
 from seal_fast.summary import summarise
 
@@ -36,14 +40,18 @@ def run(config: Config) -> dict[str, Any]:
         RunError: training cannot go on: a corrupt image, a full disk, a loss that is not finite.
         Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
     """
-    machine = runtime.start(config)
+    with distributed.joined(runtime.wants_gpu(config), config.dist_timeout) as world:
+        return _run(config, world)
+
+
+def _run(config: Config, world: World) -> dict[str, Any]:
+    machine = runtime.start(config, world.local_size)
     images = open_images(config.data)
-    out = config.out or Path("runs") / f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder(out)
+    folder = RunFolder(agree(config, images, world))
     with (
-        folder.locked(),
-        contextlib.closing(open_input(config, machine, images)) as source,
-        assemble(config, machine, images, source, folder) as engine,
+        folder.locked() if world.writes else contextlib.nullcontext(),
+        contextlib.closing(open_input(config, machine, images, world)) as source,
+        assemble(config, machine, images, source, folder, world) as engine,
     ):
         try:
             engine.run()
@@ -60,8 +68,34 @@ def run(config: Config) -> dict[str, Any]:
         return summary
 
 
-def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> Input:
-    """The batches of a configuration."""
+def agree(config: Config, images: ImageSet, world: World) -> Path:
+    """The run folder, the same for all processes, which must be about to do the same.
+
+    Raises:
+        UsageError: one of them has other settings, images or checkpoint; or torchrun would restart a run without --out.
+    """
+    out = config.out
+    if out is None:
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and world.size > 1:
+            raise UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
+        name = f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = Path("runs") / world.texts(name)[0]
+    settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
+    path = RunFolder(out).checkpoint
+    at = str(checkpoint.load(path).position) if world.size > 1 and path.exists() else "none"
+    world.check_alike(
+        {"settings": settings, "images": images.fingerprint, "checkpoint": at},
+        {
+            "settings": "start all of them with the same flags",
+            "images": f"--data {config.data} must be the same images on all machines",
+            "checkpoint": f"--out {out} must be one folder that all machines share",
+        },
+    )
+    return out
+
+
+def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = checkpoint.ALONE) -> Input:
+    """The batches of a configuration, or one process's share of them."""
     return make_input(
         images,
         kind=config.input,
@@ -76,12 +110,18 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> In
         limit_train=config.limit_train,
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
+        share=Share(world.rank, world.size, config.accumulate),
     )
 
 
 @contextlib.contextmanager
 def assemble(
-    config: Config, machine: runtime.Runtime, images: ImageSet, source: Input, folder: RunFolder
+    config: Config,
+    machine: runtime.Runtime,
+    images: ImageSet,
+    source: Input,
+    folder: RunFolder,
+    world: World = checkpoint.ALONE,
 ) -> Iterator[Engine]:
     """An engine ready to run, at the start of its timeline or at the checkpoint that the folder holds.
 
@@ -94,26 +134,32 @@ def assemble(
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
         load_weights(model, config.init_weights)
+    link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
     model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
-    state = make_state(config, machine, model, partition)
+    state = make_state(config, machine, model, partition, world)
     identity = {"config": to_dict(replace(config, out=None)), "images": images.fingerprint}
     resuming = folder.checkpoint.exists()
     if resuming:
-        resume(config, folder, state, identity)
-    else:
-        write_text(folder.config, dumps(config))
+        resume(config, folder, state, identity, world)
     at = state.position
-    folder.truncate(at.generation, at.epoch)
+    if world.writes:
+        if not resuming:
+            write_text(folder.config, dumps(config))
+        folder.truncate(at.generation, at.epoch)
     metadata = {
         "model": config.model,
         "stem": config.stem,
         "num_classes": str(source.num_classes),
         "image_size": str(source.image_size),
     }
-    log = Log(folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch))
+    log = (Log if world.writes else Silence)(
+        folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch)
+    )
     try:
-        engine = Engine(config, timeline, partition, machine, source, state, folder, log, identity, metadata)
+        engine = Engine(
+            config, timeline, partition, machine, source, state, folder, log, identity, metadata, world, link
+        )
         for text in introduction(engine, images):
             log.say(text)
         if resuming:
@@ -123,11 +169,17 @@ def assemble(
         log.close()
 
 
-def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module, partition: Partition) -> TrainState:
+def make_state(
+    config: Config,
+    machine: runtime.Runtime,
+    model: torch.nn.Module,
+    partition: Partition,
+    world: World = checkpoint.ALONE,
+) -> TrainState:
     """A fresh training state: the optimiser's groups are the partition's, for life."""
     torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())
-    optimizer = AnnealedSGD(
+    optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
         [
             {"name": group, "params": [(name, parameters[name]) for name in names]}
             for group, names in partition.groups.items()
@@ -139,10 +191,13 @@ def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module,
         bf16_copy=machine.bf16_weights,
     )
     counters = torch.zeros(4, dtype=torch.float64, device=machine.device)
-    return TrainState(model, optimizer, machine.scaler(), counters)
+    scaler = machine.scaler() if world.size == 1 else machine.scaler(SharedScaler)
+    return TrainState(model, optimizer, scaler, counters)
 
 
-def resume(config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any]) -> None:
+def resume(
+    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = checkpoint.ALONE
+) -> None:
     """Read the checkpoint of the same training into `state`.
 
     Raises:
@@ -156,18 +211,28 @@ def resume(config: Config, folder: RunFolder, state: TrainState, identity: dict[
     old = Config(**saved.identity["config"])
     if changes := difference(old, config):
         raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
-    checkpoint.restore(saved, state)
+    checkpoint.restore(saved, state, world)
 
 
 def introduction(engine: Engine, images: ImageSet) -> list[str]:
     """What a run says of itself before its first step."""
     config, timeline, source = engine.config, engine.timeline, engine.input
     plate = runtime.name_plate(engine.runtime)
+    world = engine.world
+    among = (
+        []
+        if world.size == 1
+        else [
+            f"{world.size} processes of {source.part_size} images each at once; "
+            f"BatchNorm statistics {'over all' if engine.link else 'of each'}"
+        ]
+    )
     return [
         f"seal_fast {plate['seal_fast']} on {plate['gpu'] or plate['cpu']}, {plate['threads']} threads, "
         f"torch {plate['torch']}, {plate['compute']}{', compiled' if config.compile else ''}",
         f"data: {config.data} ({images.name}): {source.train_size} training and {source.val_size} validation images, "
         f"{source.num_classes} classes, {source.image_size} px, {source.kind}",
+        *among,
         *source.notes,
         f"model: {config.model}, {config.stem} stem; {engine.partition}",
         f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
@@ -176,7 +241,7 @@ def introduction(engine: Engine, images: ImageSet) -> list[str]:
 
 
 def conclude(engine: Engine) -> dict[str, Any]:
-    """Write summary.json and curves.png from the metrics so far."""
+    """Write summary.json and curves.png from the metrics so far; the first process does."""
     rows = engine.folder.rows()
     summary = summarise(
         rows,
@@ -187,8 +252,9 @@ def conclude(engine: Engine) -> dict[str, Any]:
         skipped_images=engine.input.skipped,
         name_plate=runtime.name_plate(engine.runtime),
     )
-    write_json(engine.folder.summary, summary)
-    if rows:
+    if engine.world.writes:
+        write_json(engine.folder.summary, summary)
+    if rows and engine.world.writes:
         curves.draw(
             rows, f"{engine.config.method}, {engine.config.model}: {engine.folder.path.name}", engine.folder.curves
         )
@@ -202,10 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = arguments.parse(sys.argv[1:] if argv is None else argv)
         run(config)
     except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        distributed.tell(error)
         return error.exit_code
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        distributed.tell(interruption)
         return 128 + interruption.number
     except KeyboardInterrupt:
         print("stopped at once; start again with the same --out to continue from the last checkpoint", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .layout import BEGIN, is_dense, same_order, segment_table
+from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
 
 
 class FlatParameters:
@@ -19,22 +19,26 @@ class FlatParameters:
     Args:
         params: dense tensors of one type (float32 or float64) on one device.
         names: what to call them in errors.
-        groups: the group of each, a row of the `hyper` table.
+        groups: the group of each, a row of the `hyper` table; those of one group stand side by side.
+        shards: each group's stretch of the buffer can be cut into so many equal slices.
 
     Attributes:
         buffer: the weights [n].
         segments: where each lies, for `annealed_sgd_`.
+        regions: first and past-the-last element of each group's stretch, padding included.
 
     Raises:
         ValueError: the parameters cannot share a buffer; the message says which and why.
     """
 
-    def __init__(self, params: Sequence[Tensor], names: Sequence[str], groups: Sequence[int]) -> None:
+    def __init__(self, params: Sequence[Tensor], names: Sequence[str], groups: Sequence[int], shards: int = 1) -> None:
         self.params, self.names = list(params), list(names)
         self._check()
         first = self.params[0]
-        self.segments, elements = segment_table([p.numel() for p in self.params], groups)
+        self.segments, elements = segment_table([p.numel() for p in self.params], groups, ALIGNMENT * shards)
         self.begins: list[int] = self.segments[:, BEGIN].tolist()
+        starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
+        self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
         self.buffer = torch.zeros(elements, dtype=first.dtype, device=first.device)
         for p, view in zip(self.params, self.views(self.buffer), strict=True):
             view.copy_(p.detach())

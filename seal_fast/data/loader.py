@@ -8,6 +8,7 @@ import torch
 
 from ..errors import UsageError
 from .catalogue import ImageSet
+from .cuts import Share
 from .inputs import Input, Settings
 from .memory import free_bytes
 from .resident import Resident
@@ -33,6 +34,7 @@ def make_input(
     limit_train: int | None = None,
     threads: int | None = None,
     on_bad_image: str = "error",
+    share: Share = Share(),  # noqa: B008 (frozen)
 ) -> Input:
     """Builds the input of a run; the resident one is loaded on return.
 
@@ -40,8 +42,8 @@ def make_input(
         images: from `open_images`.
         kind: "resident", "stream", or "auto": resident if both splits, decoded, take at most half of the free memory.
         image_size: height and width of the batches, in pixels; None is the images' own, or 64 where they differ.
-        batch_size: images a training step.
-        eval_batch_size: images an evaluation step.
+        batch_size: images a training step, over all processes.
+        eval_batch_size: images an evaluation step, over all processes.
         dtype: of the images: bfloat16, float16, float32 or float64.
         device: where the batches are needed.
         seed: of the order and the augmentation.
@@ -51,6 +53,7 @@ def make_input(
         limit_train: use this many training images only, evenly spaced over the sorted path order.
         threads: of DALI; None is one a core, 16 at most.
         on_bad_image: "error", or "skip": leave out what cannot be decoded.
+        share: which part of each step this process computes.
 
     Raises:
         UsageError: a value that cannot be, such as a batch larger than the training set.
@@ -84,6 +87,7 @@ def make_input(
         pad=size // 16 if pad is None else pad,
         threads=threads or min(_MOST_THREADS, len(os.sched_getaffinity(0))),
         on_bad_image=on_bad_image,
+        share=share,
     )
     train = images.train.spread(limit_train)
     if batch_size > len(train):

@@ -1,0 +1,204 @@
+"""The processes of a run: found in torchrun's environment, joined, compared, and missed when one is gone.
+
+One process needs none of this: its `World` answers at once and no process group is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seal_fast.errors import RunError, UsageError
+
+
+class LostContact(RunError):
+    """Another process ended or hangs."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is. size 1 is a run without others.
+
+    rank: 0 writes. local_rank, local_size: among the processes of this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, on the host; with one process the tensor itself."""
+        return tensor if self.size == 1 else self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def max(self, *numbers: float) -> list[float]:
+        """The largest of each number over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        return self._reduced(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+
+    def from_first(self, *tensors: Tensor) -> None:
+        """Overwrite tensors with those of rank 0, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def texts(self, text: str) -> list[str]:
+        """Every process's text, by rank."""
+        if self.size == 1:
+            return [text]
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(data)]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(data)] = data
+        gathered = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(gathered, padded)
+        return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(gathered, lengths, strict=True)]
+
+    def check_alike(self, facts: Mapping[str, Any], cures: Mapping[str, str]) -> None:
+        """Make sure that all processes are about to do the same.
+
+        Args:
+            facts: by name, what must be equal; plain JSON values.
+            cures: by the same names, what to do where it is not.
+
+        Raises:
+            UsageError: on every process; it names the first process that differs, and in what.
+        """
+        own, *others = (json.loads(text) for text in self.texts(json.dumps(facts, sort_keys=True)))
+        for rank, other in enumerate(others, start=1):
+            for name, cure in cures.items():
+                if other[name] != own[name]:
+                    raise UsageError(f"process {rank} has {_difference(name, own[name], other[name])}: {cure}")
+
+    @staticmethod
+    def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+        host = tensor.to("cpu", copy=True)  # by gloo, also beside NCCL: the host waits for the result anyway
+        dist.all_reduce(host, operation)
+        return host
+
+
+def environment(variables: Mapping[str, str] = os.environ) -> World:
+    """The world that torchrun's variables describe.
+
+    Raises:
+        UsageError: they are incomplete.
+    """
+    if int(variables.get("WORLD_SIZE", 1)) == 1:
+        return World()
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in variables:
+            raise UsageError(
+                f"WORLD_SIZE is {variables['WORLD_SIZE']} in the environment, and {name} is not set: "
+                "start several processes with torchrun, or unset WORLD_SIZE"
+            )
+    return World(*(int(variables[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+
+
+@contextlib.contextmanager
+def joined(cuda: bool, timeout: float) -> Iterator[World]:
+    """This process among the others, for the length of a run.
+
+    Args:
+        cuda: whether tensors of this run live on GPUs; process `local_rank` takes that one.
+        timeout: seconds to wait for another process, now and in every exchange.
+
+    Raises:
+        UsageError: the environment is incomplete, or there are fewer GPUs than processes.
+        RunError: not all processes came.
+        LostContact: in the body, another process ended or hung.
+    """
+    world = environment()
+    if world.size == 1:
+        yield world
+        return
+    if cuda:
+        if world.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"{world.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: "
+                "start as many as it has with --nproc-per-node, or use --device cpu"
+            )
+        torch.cuda.set_device(world.local_rank)
+    begun = not dist.is_initialized()  # a program may call `run` again and again in one group
+    if begun:
+        _begin(world, cuda, timeout)
+    try:
+        yield world
+    except RuntimeError as error:
+        if not _of_communication(error):
+            raise
+        raise LostContact(
+            f"another process ended, or did not answer within --dist-timeout {timeout:g} s; the last checkpoint is "
+            "intact: start the same command again, or let torchrun --max-restarts do it"
+        ) from None
+    if begun:
+        dist.barrier()  # nobody takes the connection away from one who still reads
+        dist.destroy_process_group()
+
+
+def _begin(world: World, cuda: bool, timeout: float) -> None:
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"process {world.rank} of {world.size} did not meet all others at {address} within --dist-timeout "
+            f"{timeout:g} s ({reason}): check that all were started, and that MASTER_ADDR is reachable"
+        ) from None
+
+
+def _of_communication(error: RuntimeError) -> bool:
+    text = str(error)
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+
+
+def tell(message: object) -> None:
+    """Print why this process ends, unless another one has said why already: one sentence, however many processes."""
+    variables = os.environ
+    if int(variables.get("WORLD_SIZE", 1)) > 1:
+        rank = int(variables.get("RANK", 0))
+        if not dist.is_initialized():
+            if rank and isinstance(message, UsageError):  # the same on every process
+                return
+        elif not _first(rank, isinstance(message, LostContact)):
+            return
+    prefix = "error: " if isinstance(message, UsageError | RunError) else ""
+    print(f"{prefix}{message}", file=sys.stderr, flush=True)
+
+
+def _first(rank: int, lost: bool) -> bool:
+    """Whether this process is the first to speak; causes come before consequences, and rank 0 before others."""
+    time.sleep(lost + (0.5 if rank else 0))
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add("seal_fast/told", 1) == 1
+    except RuntimeError:  # the store went down with the process that kept it
+        return True
+
+
+def _difference(name: str, own: Any, other: Any) -> str:
+    if not isinstance(own, dict) or not isinstance(other, dict):
+        return f"another {name} ({other}) than process 0 ({own})"
+    changed = [key for key in own.keys() | other.keys() if own.get(key) != other.get(key)]
+    values = ", ".join(f"{key} {other.get(key)} instead of {own.get(key)}" for key in sorted(changed))
+    return f"another {name} than process 0 ({values})"
