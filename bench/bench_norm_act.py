@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from seal_fast import runtime
+from seal_fast.config import Config
 from seal_fast.kernels import native, norm_act
 
 BATCH, ROUNDS, WARMUP = 128, 30, 3
@@ -52,6 +54,7 @@ class Call:
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_against_aten(benchmark, name):
+    runtime.start(Config())  # memory is kept as in training
     calls = [Call(*shape, DTYPES[name]) for shape in SHAPES]
     times: dict[tuple[str, str], list[float]] = {}
 

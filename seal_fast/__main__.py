@@ -49,12 +49,44 @@ def kernels(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def depth(argv: Sequence[str]) -> int:
+    """Prediction depth of trained networks, compared."""
+    from seal_fast.analysis.depth_command import main
+
+    return main(argv)
+
+
+def transfer(argv: Sequence[str]) -> int:
+    """Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning."""
+    from seal_fast.analysis.transfer_command import main
+
+    return main(argv)
+
+
+def fewshot(argv: Sequence[str]) -> int:
+    """Ask trained networks few-shot episodes from other images."""
+    from seal_fast.analysis.fewshot_command import main
+
+    return main(argv)
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Several runs side by side, with what the analyses have found: one page, CSV and JSON."""
+    from seal_fast.analysis.compare_command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "timeline": timeline,
     "presets": presets,
     "prepare": prepare,
     "kernels": kernels,
+    "depth": depth,
+    "transfer": transfer,
+    "fewshot": fewshot,
+    "compare": compare,
 }
 
 

@@ -79,6 +79,8 @@ class Config:
     """A new order every epoch; --no-shuffle feeds the images in sorted path order."""
     init_weights: Path | None = None
     """Start from these weights, a .safetensors file with torchvision's names."""
+    init_fc: bool = True
+    """Take the last layer from --init-weights too; --no-init-fc starts with a fresh one, for other classes."""
     eval_every: int = 2
     """Evaluate every so many epochs; the last epoch of a phase is always evaluated."""
     eval_batch_size: int | None = None
@@ -121,7 +123,7 @@ class Config:
 
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
-    "out resume keep checkpoint_seconds log_every profile wandb threads dist_timeout data init_weights "
+    "out resume keep checkpoint_seconds log_every profile wandb threads dist_timeout data init_weights init_fc "
     "on_bad_image".split()
 )
 

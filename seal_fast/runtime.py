@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Callable
@@ -80,6 +81,7 @@ def start(config: Config, processes: int = 1) -> Runtime:
         raise UsageError(
             "--device cuda: this machine has no CUDA device that torch can use; drop the flag to use the CPU"
         )
+    keep_freed_memory()
     cores = len(os.sched_getaffinity(0))
     # torchrun sets OMP_NUM_THREADS to 1 for each of several processes, which would leave cores idle
     threads = min(torch.get_num_threads(), cores) if processes == 1 else max(1, cores // processes)
@@ -91,6 +93,18 @@ def start(config: Config, processes: int = 1) -> Runtime:
     dtype = getattr(torch, config.dtype)
     compute = getattr(torch, config.amp_dtype) if config.amp else dtype
     return Runtime(torch.device("cuda" if on_gpu else "cpu"), dtype, compute, config.amp, config.compile)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep for good what is freed; other C libraries do as they do.
+
+    A step frees and asks again for the same hundreds of megabytes. By default the large blocks go back to the kernel,
+    and each of their pages is cleared and faulted in anew: 15,000 faults in a step of ResNet-18 (64x64, batch 128).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if platform.libc_ver()[0] == "glibc" and mallopt:
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-4, 0)  # M_MMAP_MAX: no mapping for any block
 
 
 def graphs(runtime: Runtime) -> int:

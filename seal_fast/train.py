@@ -133,7 +133,7 @@ def assemble(
     timeline = methods.timeline(config)
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
-        load_weights(model, config.init_weights)
+        load_weights(model, config.init_weights, fc=config.init_fc)
     link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
     model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)

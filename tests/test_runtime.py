@@ -1,4 +1,6 @@
 import os
+import platform
+import resource
 
 import pytest
 import torch
@@ -24,6 +26,17 @@ def test_threads_are_set():
     runtime.start(Config(threads=1))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other habits")
+def test_freed_memory_stays():
+    """A block freed and asked for again brings no new pages: they would be 4,096 each time."""
+    runtime.start(Config())
+    torch.empty(1 << 26, dtype=torch.uint8).fill_(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.empty(1 << 24, dtype=torch.uint8).fill_(1)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

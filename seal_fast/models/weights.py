@@ -61,7 +61,7 @@ def _check(wanted: dict[str, Tensor], found: dict[str, Tensor], path: str | Path
     if not missing and not extra and all(n.startswith("fc.") for n in differing):
         raise UsageError(
             f"{path} was trained on {len(found['fc.bias'])} classes and the model has {len(wanted['fc.bias'])}: "
-            "choose data with as many classes, or remove fc.weight and fc.bias from the file to start with a fresh fc"
+            "choose data with as many classes, or --no-init-fc to start with a fresh last layer"
         )
     if not missing and not extra and differing == ["conv1.weight"]:
         raise UsageError(

@@ -1,0 +1,197 @@
+"""Few-shot heads beside nn.Linear one episode after the other, the linear probe beside scikit-learn.
+
+The features are those of an untrained ResNet-18 on augmented images of the data set, or of the weights that
+$SEAL_FAST_BENCH_WEIGHTS names.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from seal_fast.analysis.episodes import draw
+from seal_fast.analysis.few_shot import HeadSettings, linear
+from seal_fast.analysis.linear_probe import fit_path
+from seal_fast.analysis.transfer import L2, scaled
+from seal_fast.data import make_input, open_images
+from seal_fast.models import build, load_weights
+
+COUNT, SIZE = 5000, 64
+
+
+@pytest.fixture(scope="module")
+def features(data):
+    """Pooled features float32 [5000, 512] and labels, from as many epochs of the training images as that takes."""
+    images = open_images(data)
+    network = build("resnet18", len(images.classes)).eval()
+    if weights := os.environ.get("SEAL_FAST_BENCH_WEIGHTS"):
+        load_weights(network, weights, fc=False)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    source = make_input(images, image_size=SIZE, batch_size=250, eval_batch_size=250)
+    values, labels, epoch = [], [], 0
+    with torch.inference_mode():
+        while sum(map(len, labels)) < COUNT:
+            for batch in source.train(0, epoch):
+                values.append(network.embed(batch.images))
+                labels.append(batch.labels)
+            epoch += 1
+    source.close()
+    return torch.cat(values)[:COUNT].clone(), torch.cat(labels)[:COUNT].clone(), len(images.classes)
+
+
+def sequential(values, shown, settings):
+    """The protocol one episode after the other, with torch's own layer, loss and optimiser."""
+    accuracies = []
+    starts, orders = (shown.heads(0, len(shown), values.shape[1]), shown.orders(0, len(shown), settings.epochs))
+    labels, asked = torch.from_numpy(shown.support_labels), torch.from_numpy(shown.query_labels)
+    for start, order, rows, queries in zip(starts, orders, shown.support, shown.query, strict=True):
+        head = nn.Linear(values.shape[1], shown.ways)
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(start[:, :-1]))
+            head.bias.copy_(torch.from_numpy(start[:, -1]))
+        optimizer = torch.optim.SGD(
+            head.parameters(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            dampening=settings.dampening,
+            weight_decay=settings.weight_decay,
+        )
+        support = values[torch.from_numpy(rows)]
+        for epoch in torch.from_numpy(order):
+            for batch in epoch.split(settings.batch_size):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(head(support[batch]), labels[batch]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            accuracies.append((head(values[torch.from_numpy(queries)]).argmax(1) == asked).double().mean().item())
+    return np.array(accuracies)
+
+
+@pytest.mark.parametrize("shots", [5, 20, 50])
+def test_few_shot(benchmark, features, shots):
+    """600 episodes of the protocol; the sequential loop takes turns on some of them and is scaled up to all."""
+    values, labels, classes = features
+    settings, episodes, rounds = HeadSettings(), 600, 3
+    part = {5: 20, 20: 4, 50: 2}[shots]
+    shown = draw(
+        labels.numpy(), [str(c) for c in range(classes)], ways=5, shots=shots, queries=15, episodes=episodes, seed=0
+    )
+    times: dict[str, list[float]] = {"batched": [], "sequential": []}
+    differing = []
+
+    def turn(first: int):
+        some = type(shown)(shown.support[:part], shown.query[:part], shown.ways, shown.seed)
+        start = time.perf_counter()
+        expected = sequential(values, some, settings)
+        middle = time.perf_counter()
+        found = linear(values, shown, settings).numpy()
+        times["sequential"].append((middle - start) * episodes / part)
+        times["batched"].append(time.perf_counter() - middle)
+        differing.append(int((found[:part] != expected).sum()))
+
+    turn(0)  # warms up
+    for kept in times.values():
+        kept.clear()
+    benchmark.pedantic(turn, args=(0,), rounds=rounds, iterations=1)
+    ratios = [s / b for s, b in zip(times["sequential"], times["batched"], strict=True)]
+    benchmark.extra_info |= {
+        "episodes": episodes,
+        "batched: seconds, median": statistics.median(times["batched"]),
+        f"sequential: seconds, median, {part} episodes scaled to {episodes}": statistics.median(times["sequential"]),
+        "sequential / batched, median": statistics.median(ratios),
+        "sequential / batched, range": f"{min(ratios):.3g} to {max(ratios):.3g}",
+        f"episodes of {part} whose accuracy differs": max(differing),
+    }
+
+
+def test_few_shot_whole(benchmark, features):
+    """All 600 5-way 5-shot episodes both ways, once: nothing scaled up."""
+    values, labels, classes = features
+    names = [str(c) for c in range(classes)]
+    shown = draw(labels.numpy(), names, ways=5, shots=5, queries=15, episodes=600, seed=0)
+    linear(values, shown)  # warms up
+    seconds = {}
+
+    def both():
+        start = time.perf_counter()
+        found = linear(values, shown).numpy()
+        seconds["batched"] = time.perf_counter() - start
+        start = time.perf_counter()
+        expected = sequential(values, shown, HeadSettings())
+        seconds["sequential"] = time.perf_counter() - start
+        seconds["differing"] = int((found != expected).sum())
+
+    benchmark.pedantic(both, rounds=1, iterations=1)
+    benchmark.extra_info |= {
+        "batched: seconds": seconds["batched"],
+        "sequential: seconds": seconds["sequential"],
+        "sequential / batched": seconds["sequential"] / seconds["batched"],
+        "episodes of 600 whose accuracy differs": seconds["differing"],
+    }
+
+
+def test_linear_probe(benchmark, features):
+    """The default path of 8 penalties; scikit-learn warm-started too, as tolerant as an end within 1e-6 allows."""
+    from sklearn.linear_model import LogisticRegression
+
+    values, labels, classes = features
+    inputs, _ = scaled(values, values)
+    rows, targets = inputs.double().numpy(), labels.numpy()
+    exact = [found.loss for found in fit_path(inputs, labels, classes, L2, tolerance=1e-12)]
+
+    def theirs(tolerance: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        model = LogisticRegression(tol=tolerance, max_iter=10000, warm_start=True)
+        found = []
+        for l2 in L2:
+            model.C = 1 / (l2 * len(rows))
+            model.fit(rows, targets)
+            found.append((model.coef_.copy(), model.intercept_.copy()))
+        return found
+
+    def losses(path: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+        logits = [torch.from_numpy(rows @ weight.T + bias) for weight, bias in path]
+        fits = [nn.functional.cross_entropy(each, labels).item() for each in logits]
+        return [fit + l2 / 2 * (weight**2).sum() for fit, l2, (weight, _) in zip(fits, L2, path, strict=True)]
+
+    def gap(reached: list[float]) -> float:
+        return max(loss - best for loss, best in zip(reached, exact, strict=True))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tolerance = next(t for t in (1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7) if gap(losses(theirs(t))) <= 1e-6)
+        times: dict[str, list[float]] = {"own": [], "scikit-learn": []}
+        gaps: dict[str, float] = {}
+
+        def turn():
+            start = time.perf_counter()
+            found = fit_path(inputs, labels, classes, L2)
+            middle = time.perf_counter()
+            path = theirs(tolerance)
+            times["own"].append(middle - start)
+            times["scikit-learn"].append(time.perf_counter() - middle)
+            gaps.update({"own": gap([f.loss for f in found]), "scikit-learn": gap(losses(path))})
+            gaps["iterations"] = sum(f.iterations for f in found)
+
+        turn()  # warms up
+        for kept in times.values():
+            kept.clear()
+        benchmark.pedantic(turn, rounds=5, iterations=1)
+    ratios = [s / o for s, o in zip(times["scikit-learn"], times["own"], strict=True)]
+    benchmark.extra_info |= {
+        "images x features, classes": f"{len(rows)} x {rows.shape[1]}, {classes}",
+        "own: seconds, median": statistics.median(times["own"]),
+        "scikit-learn: seconds, median": statistics.median(times["scikit-learn"]),
+        "scikit-learn / own, median": statistics.median(ratios),
+        "scikit-learn / own, range": f"{min(ratios):.3g} to {max(ratios):.3g}",
+        "own: iterations": gaps["iterations"],
+        "own: loss above the optimum, worst of the path": gaps["own"],
+        "scikit-learn: loss above the optimum, worst of the path": gaps["scikit-learn"],
+        "scikit-learn: tol": tolerance,
+    }

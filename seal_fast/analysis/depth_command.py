@@ -1,0 +1,170 @@
+"""`python -m seal_fast depth`: prediction depth of several networks, as a table, pictures and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seal_fast import runtime
+from seal_fast.analysis import depth_pictures
+from seal_fast.analysis.depth import Prober, probe_votes, summarise
+from seal_fast.analysis.images import choose, own_images
+from seal_fast.analysis.probes import parse_pooling
+from seal_fast.analysis.results import identity, write_results
+from seal_fast.analysis.stats import Interval
+from seal_fast.analysis.subject import Subject, follow, open_subject
+from seal_fast.config import Config
+from seal_fast.data import ImageSet, Split
+from seal_fast.errors import UsageError
+from seal_fast.files import to_json
+from seal_fast.table import table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, and write what --out asks for; returns the exit code.
+
+    Raises:
+        UsageError: a flag, a run or a weights file is wrong.
+        RunError: an image cannot be decoded, an activation is not finite, or a file cannot be written.
+    """
+    flags = _parse(argv)
+    pooling = parse_pooling(flags.pool)
+    for name in ("k", "bank", "queries", "batch_size", "threads"):
+        if (value := getattr(flags, name)) is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    subjects = _subjects(flags)
+    for subject in subjects:
+        if not subject.num_classes:
+            raise UsageError(f"{subject.weights} has no fc, so no prediction whose depth could be told")
+    machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
+    results = []
+    for number, subject in enumerate(subjects, 1):
+        say = f"{subject.name} ({number} of {len(subjects)})"
+        results.append(_measure(subject, own_images(subject, flags.data), machine, flags, pooling, say))
+    if flags.out:
+        write_results(flags.out, "depth", results)
+        depth_pictures.draw(results, flags.out)
+    if flags.json:
+        print(json.dumps(to_json(results), indent=2))
+    else:
+        print(text(results))
+        if flags.out:
+            print(f"\nwritten to {flags.out}")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m seal_fast depth",
+        description="Prediction depth (Baldock et al., NeurIPS 2021): the first probe from which a k-NN vote on the "
+        "training set's activations, and every later one, agrees with the network's prediction. "
+        "Probes sit at the input, after the stem, after each residual block and on the softmax.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
+    add("--data", help="data set of the network's own classes; default: the run's")
+    add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
+    add("--per-generation", action="store_true", help="every kept generation and ascent of each RUN, with the curve")
+    add("--k", type=int, default=30, help="neighbours that vote; default: 30")
+    add("--pool", default="none", help="feature maps: none (whole), avg, or a side to average to; default: none")
+    add("--reference", choices=("prediction", "truth"), default="prediction", help="the label to agree with")
+    add("--bank", type=int, help="training images that vote, evenly spaced; default: all the run was trained on")
+    add("--queries", type=int, default=2000, help="images asked about, of train and of val each; default: 2000")
+    add(
+        "--leave-one-out", action="store_true", help="a training image has no vote on itself (as published, it has one)"
+    )
+    add("--model", choices=("resnet18", "resnet34", "resnet50"), help="of a bare weights file; default: resnet18")
+    add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
+    add("--image-size", type=int, help="pixels a side, for a bare weights file; default: 64")
+    add("--batch-size", type=int, default=512, help="images a forward pass; default: 512")
+    add("--amp", action="store_true", help="run the network under bfloat16 autocast")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--threads", type=int, help="CPU threads")
+    add("--out", type=Path, metavar="DIR", help="write depth.json and pictures there")
+    add("--json", action="store_true", help="print JSON instead of the table")
+    return parser.parse_args(list(argv))
+
+
+def _subjects(flags: argparse.Namespace) -> list[Subject]:
+    if flags.per_generation:
+        return [subject for run in flags.runs for subject in follow(run)]
+    said = {"model": flags.model, "stem": flags.stem, "image_size": flags.image_size}
+    return [open_subject(run, stage=flags.stage, **said) for run in flags.runs]
+
+
+def _measure(
+    subject: Subject,
+    images: ImageSet,
+    machine: runtime.Runtime,
+    flags: argparse.Namespace,
+    pooling: int | None,
+    say: str,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    trained_on = images.train.spread(subject.config.limit_train if subject.config else None)
+    bank = choose(replace(images, train=trained_on), "train", flags.bank, spread=True)
+    # Training images are asked about out of the bank, so that each of them is one that votes.
+    rows = np.arange(min(flags.queries, len(bank))) * len(bank) // min(flags.queries, len(bank))
+    queries: dict[str, Split] = {"val": images.val.spread(flags.queries), "train": bank.take(rows)}
+    prober = Prober(
+        subject.network(machine.device, machine.dtype),
+        images,
+        subject.image_size,
+        pooling,
+        flags.batch_size,
+        machine.dtype,
+        machine.autocast,
+    )
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{say}: {done:,} of {total:,} images of the bank", end="\n" * (done == total), file=sys.stderr)
+
+    votes = probe_votes(
+        prober, bank, queries, flags.k, {"train": rows} if flags.leave_one_out else None, progress=progress
+    )
+    return identity(subject) | {
+        "k": flags.k,
+        "pooling": flags.pool,
+        "reference": flags.reference,
+        "leave_one_out": flags.leave_one_out,
+        "data": images.name,
+        "data_sha256": images.fingerprint,
+        "bank": len(bank),
+        "compute": str(machine.compute).removeprefix("torch."),
+        "probes": list(prober.sizes()),
+        "splits": {name: summarise(found, flags.reference) for name, found in votes.items()},
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def text(results: Sequence[dict[str, Any]]) -> str:
+    """Results as a table, the protocol above it."""
+    first = results[0]
+    own = "a training image has no vote on itself" if first["leave_one_out"] else "a training image votes on itself too"
+    protocol = (
+        f"prediction depth of {first['data']}: {len(first['probes'])} probes ({first['probes'][0]} is depth 0, "
+        f"{first['probes'][-1]} the last), {first['k']} nearest of {first['bank']:,} training images, {own}\n"
+        f"reference label: {_REFERENCE[first['reference']]}; pooling of feature maps: {first['pooling']}; "
+        "intervals: 95 %, bootstrap over examples"
+    )
+    rows = [("network", "split", "images", "top-1 %", "mean depth", "without depth %")]
+    for split in first["splits"]:
+        for result in results:
+            found = result["splits"][split]
+            mean, without = Interval(**found["mean_depth"]), Interval(**found["without_depth"])
+            name = f"{result['subject']}"
+            rows.append((name, split, str(found["examples"]), f"{found['top1']:.2f}", mean.show(), without.show(1)))
+    return f"{protocol}\n\n{table(rows, left=2)}"
+
+
+_REFERENCE = {"prediction": "the network's own prediction", "truth": "the true class"}

@@ -1,0 +1,180 @@
+"""`python -m seal_fast fewshot`: accuracy of several networks in the same few-shot episodes on far data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from seal_fast import runtime
+from seal_fast.analysis import episodes, few_shot, target_pictures
+from seal_fast.analysis.features import Extractor
+from seal_fast.analysis.groups import by_seed
+from seal_fast.analysis.results import identity, write_results
+from seal_fast.analysis.stats import Interval, paired, student
+from seal_fast.analysis.subject import Subject
+from seal_fast.analysis.targets import add_flags, cache_of, open_targets, subjects_of
+from seal_fast.config import Config
+from seal_fast.data import ImageSet
+from seal_fast.files import to_json
+from seal_fast.table import table
+
+HEADS = {"linear": few_shot.linear, "centroid": few_shot.centroid}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracies of one network in percent, [episodes], under (target, shots, head)."""
+
+    subject: Subject
+    group: str
+    percent: dict[tuple[str, int, str], np.ndarray]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, print, and write what --out asks for; returns the exit code.
+
+    Raises:
+        UsageError: a flag, a run, a weights file or a target is wrong, or a class has too few images.
+        RunError: an image cannot be decoded, features are not finite, or a file cannot be written.
+    """
+    flags = _parse(argv)
+    subjects = subjects_of(flags)
+    machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
+    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size)
+    drawn = {
+        (name, shots): episodes.draw(
+            _labels(images),
+            images.classes,
+            ways=flags.ways,
+            shots=shots,
+            queries=flags.queries,
+            episodes=flags.episodes,
+            seed=flags.seed,
+        )
+        for name, images in targets.items()
+        for shots in dict.fromkeys(flags.shots)
+    }
+    extract = Extractor(machine, cache_of(flags), flags.image_size, flags.batch_size)
+    group_of = {place: name for name, places in by_seed(subjects).items() for place in places}
+    outcomes, seconds = [], []
+    for place, subject in enumerate(subjects):
+        began = time.perf_counter()
+        if sys.stderr.isatty():
+            print(f"{subject.name} ({place + 1} of {len(subjects)})", file=sys.stderr)
+        pools = {name: _pool(extract, subject, images) for name, images in targets.items()}
+        percent = {
+            (name, shots, head): 100 * accuracy(pools[name], shown).cpu().numpy()
+            for (name, shots), shown in drawn.items()
+            for head, accuracy in HEADS.items()
+        }
+        outcomes.append(Outcome(subject, group_of[place], percent))
+        seconds.append(time.perf_counter() - began)
+    protocol = {key: getattr(flags, key) for key in ("ways", "queries", "episodes", "seed")}
+    compute = {"compute": str(machine.compute).removeprefix("torch."), "image_size": subjects[0].image_size}
+    results = [
+        _result(outcome, outcomes) | {"protocol": protocol} | compute | {"seconds": spent}
+        for outcome, spent in zip(outcomes, seconds, strict=True)
+    ]
+    if flags.out:
+        write_results(flags.out, "fewshot", results)
+        target_pictures.draw_fewshot(results, flags.out)
+    if flags.json:
+        print(json.dumps(to_json(results), indent=2))
+    else:
+        print(text(outcomes, flags.ways, flags.queries))
+        print(f"\nfeatures: {extract.extracted} extracted, {extract.found} from the cache", end="")
+        print(f"; written to {flags.out}" if flags.out else "")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m seal_fast fewshot",
+        description="Few-shot accuracy under distribution shift (Guo et al., ECCV 2020): episodes drawn from all "
+        "images of a target; on the frozen pooled features a linear head trained by SGD, and the nearest class mean. "
+        "Every RUN is asked the same episodes.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add_flags(parser, data="target data sets; all their images are one pool")
+    add("--ways", type=int, default=5, help="classes an episode; default: 5")
+    add("--shots", type=int, nargs="+", default=[5, 20, 50], help="images a class to learn from; default: 5 20 50")
+    add("--queries", type=int, default=15, help="images a class to be asked; default: 15")
+    add("--episodes", type=int, default=600, help="default: 600")
+    return parser.parse_args(list(argv))
+
+
+def _labels(images: ImageSet) -> np.ndarray:
+    return np.concatenate([images.train.labels, images.val.labels])
+
+
+def _pool(extract: Extractor, subject: Subject, images: ImageSet) -> torch.Tensor:
+    return torch.cat([extract(subject, images, "train").values, extract(subject, images, "val").values])
+
+
+def _result(outcome: Outcome, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What fewshot.json holds of a network; differences are to the first group's network of the same seed and stage."""
+    same = [other for other in outcomes if other.group == outcomes[0].group]
+    alike = [other for other in same if _place(other) == _place(outcome)] or same
+    reference = alike[0]
+    targets: dict[str, Any] = {}
+    for (target, shots, head), percent in outcome.percent.items():
+        entry: dict[str, Any] = student(percent).json()
+        if reference is not outcome:
+            difference = paired(percent, reference.percent[target, shots, head]).json()
+            entry |= {"difference": difference | {"to": reference.subject.name}}
+        targets.setdefault(target, {}).setdefault(str(shots), {})[head] = entry
+    return identity(outcome.subject) | {"group": outcome.group, "targets": targets}
+
+
+def _place(outcome: Outcome) -> tuple[int | None, str]:
+    config = outcome.subject.config
+    return (config.seed if config else None), outcome.subject.stage
+
+
+def text(outcomes: Sequence[Outcome], ways: int, queries: int) -> str:
+    """Outcomes as tables: accuracies, and differences to the first group in the same episodes."""
+    groups = list(dict.fromkeys(outcome.group for outcome in outcomes))
+    stages = list(dict.fromkeys(outcome.subject.stage for outcome in outcomes))
+    several = len(stages) > 1
+
+    def members(group: str, stage: str) -> list[Outcome]:
+        return [o for o in outcomes if o.group == group and o.subject.stage == stage]
+
+    head_row = ("target", "shots", "head", *["stage"] * several)
+    accuracies, differences = [(*head_row, *groups)], [(*head_row, "over", *groups[1:])]
+    for key in outcomes[0].percent:
+        for stage in stages:
+            first = [str(part) for part in key] + [stage] * several
+            found = [[o.percent[key] for o in members(group, stage)] for group in groups]
+            accuracies.append((*first, *(_mean(values).show() if values else "" for values in found)))
+            if len(groups) > 1 and all(found):
+                episode_means = [np.mean(values, axis=0) for values in found]
+                cells = [paired(values, episode_means[0]).show() for values in episode_means[1:]]
+                differences.append((*first, "episodes", *cells))
+                if all(len(values) == len(found[0]) > 1 for values in found):
+                    over = [[float(v.mean()) for v in values] for values in found]
+                    differences.append((*first, "runs", *(paired(v, over[0]).show() for v in over[1:])))
+    count = len(next(iter(outcomes[0].percent.values())))
+    runs = ", ".join(f"{group} {len(members(group, stages[-1]))}" for group in groups)
+    title = (
+        f"{ways}-way accuracy % in {count} episodes of {queries} queries a class; runs: {runs}\n"
+        "intervals: 95 %, Student's t; of a single run over its episodes, of several over the runs (seeds)"
+    )
+    parts = [title, table(accuracies, left=3 + several)]
+    if len(differences) > 1:
+        parts += [f"difference to {groups[0]}, episode by episode and run by run", table(differences, left=4 + several)]
+    return "\n\n".join(parts)
+
+
+def _mean(values: Sequence[np.ndarray]) -> Interval:
+    """Over the runs where there are several, else over the episodes."""
+    return student([float(v.mean()) for v in values]) if len(values) > 1 else student(values[0])

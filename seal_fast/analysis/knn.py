@@ -1,0 +1,164 @@
+"""Exact k nearest neighbours in Euclidean distance, while the bank streams by in blocks, and their majority vote.
+
+Filter and refine: a matrix product in bfloat16 or float32 bounds every distance from below and above, and only those
+which the bounds leave in doubt are computed exactly, in float64. No neighbour is ever missed, and hardly any work is
+left for float64. `seal_fast.kernels.nearest` does the bookkeeping.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from seal_fast.errors import RunError, UsageError
+from seal_fast.kernels import nearest
+
+_PRODUCTS = 1 << 24  # entries of the block of products: 64 MiB
+_COUNTED = 1 << 22  # entries of the votes' counts: 16 MiB
+
+# What a product of float32 matrices may lose of its operands, by torch's setting of it.
+_OPERAND_ROUNDING = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}
+
+
+class Search:
+    """The k nearest rows of a bank that is shown block by block, for every query.
+
+    Neighbours are ordered by (distance, row in the bank): among equally distant rows the one shown first is nearer.
+    Distances are those of float64 arithmetic on the values given. It holds the queries, their filter (half their bytes
+    where it is bfloat16) and 16 k bytes per query; while a block is added also the block's filter, 64 MiB of products,
+    and, on the GPU or without the native kernels, up to 512 MiB to refine.
+
+    Args:
+        queries: [Q, D], floating point, on any device.
+        k: how many neighbours.
+        exclude: int64 [Q], a row of the bank that does not count for a query (such as the query itself), or -1.
+
+    Raises:
+        UsageError: k is below 1.
+        RunError: a query is not finite.
+    """
+
+    def __init__(self, queries: Tensor, k: int, exclude: Tensor | None = None) -> None:
+        if k < 1:
+            raise UsageError(f"k {k}: must be at least 1")
+        self.k, self.shown = k, 0
+        self._queries, self._exclude = queries, exclude
+        count, self._dimensions = queries.shape
+        # Shifting and scaling change no neighbour; they keep norms, and with them the bounds' distance, small.
+        self._centre = queries.mean(0, dtype=torch.float64).to(torch.float32) if count else queries.new_zeros(1).float()
+        low, high = (queries.amin(), queries.amax()) if queries.numel() else (self._centre[0],) * 2
+        spread = max((high - self._centre.min()).item(), (self._centre.max() - low).item())
+        if not math.isfinite(spread):
+            raise RunError("the features hold NaN or infinite values, so they have no neighbours")
+        self._scale = 2.0 ** -round(math.log2(spread)) if spread > 0 else 1.0
+        self._filter = _filter_dtype(self._dimensions, queries.device)
+        self._small, self._norms, self._lost = nearest.prepare(queries, self._centre, self._scale, self._filter)
+        self._distances = queries.new_full((count, k), math.inf, dtype=torch.float64)
+        self._rows = queries.new_full((count, k), -1, dtype=torch.int64)
+
+    @torch.no_grad()
+    def add(self, block: Tensor) -> None:
+        """Show the next rows of the bank, [B, D].
+
+        Raises:
+            RunError: they are not finite.
+        """
+        if not len(self._queries):
+            self.shown += len(block)
+            return
+        with torch.autocast(block.device.type, enabled=False):
+            for part in block.split(max(1, _PRODUCTS // len(self._queries))):
+                self._add(part)
+
+    def _add(self, block: Tensor) -> None:
+        small, norms, lost = nearest.prepare(block, self._centre, self._scale, self._filter)
+        if not torch.isfinite(norms.sum()):
+            raise RunError("the features hold NaN or infinite values, so they have no neighbours")
+        products = self._small @ small.T
+        lost_too = 0.0 if self._filter != torch.float32 else _OPERAND_ROUNDING[torch.get_float32_matmul_precision()]
+        lost, own = lost + lost_too, self._lost + lost_too
+        summing = (self._dimensions + 1) * 2.0**-24  # of a dot product in float32, in any order
+        error = lost + own + lost * own + (1 + lost) * (1 + own) * summing / (1 - summing)
+        nearest.update_(
+            self._distances,
+            self._rows,
+            self._queries,
+            self._norms,
+            block,
+            norms,
+            products,
+            self.shown,
+            self._exclude,
+            scale=self._scale,
+            error=error + _SLACK,
+            rounding=2.0**-8 * (1 + 2.0**-7) if self._filter == torch.bfloat16 else 2.0**-23,
+            slack=_SLACK,
+        )
+        self.shown += len(block)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Rows of the bank int64 [Q, k] and their squared distances float64 [Q, k], nearest first.
+
+        Raises:
+            UsageError: the bank has fewer rows than neighbours are asked for.
+        """
+        if len(self._rows) and (self._rows[:, -1] < 0).any():
+            besides = " besides the query itself" if self._exclude is not None else ""
+            raise UsageError(
+                f"k {self.k}: the bank holds only {self.shown} examples; ask for fewer neighbours{besides}"
+            )
+        return self._rows, self._distances
+
+
+# Rounding of the shift (2^-24 of an entry), of norms and of what is computed with the bounds, several times over.
+_SLACK = 2.0**-19
+
+
+def _filter_dtype(dimensions: int, device: torch.device) -> torch.dtype:
+    """Bfloat16 where products in it are faster and many dimensions make them the larger part of the work."""
+    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast and dimensions >= 128 else torch.float32
+
+
+def neighbours(queries: Tensor, bank: Tensor, k: int, query_block: int = 4096, bank_block: int = 8192):
+    """The exact k nearest rows of `bank` [N, D] for each of `queries` [Q, D]; see `Search`.
+
+    Beside its input and output it holds what `Search` does for two blocks, whatever Q and N are.
+
+    Returns:
+        Rows of the bank int64 [Q, k] and squared distances float64 [Q, k], ordered by (distance, row).
+
+    Raises:
+        UsageError: the bank has fewer than k rows.
+        RunError: a feature is not finite.
+    """
+    rows, distances = [], []
+    for part in queries.split(query_block):
+        search = Search(part, k)
+        for block in bank.split(bank_block):
+            search.add(block)
+        found = search.result()
+        rows.append(found[0])
+        distances.append(found[1])
+    return torch.cat(rows), torch.cat(distances)
+
+
+def vote(labels: Tensor, num_classes: int) -> Tensor:
+    """The most frequent class in each row of `labels` int64 [Q, k]; among equally frequent ones the smallest.
+
+    The tie rule is that of scikit-learn's KNeighborsClassifier with uniform weights. For fewer neighbours pass fewer
+    columns: those of `neighbours` are sorted by distance.
+
+    Returns:
+        Classes, int64 [Q].
+    """
+    chosen = []
+    for part in labels.split(max(1, _COUNTED // max(1, num_classes))):
+        counts = torch.zeros(len(part), num_classes, dtype=torch.int32, device=part.device)
+        counts.scatter_add_(1, part, torch.ones_like(part, dtype=torch.int32))
+        # The largest count, and of those the smallest class: argmax alone does not say which of equals it takes.
+        ranked = counts.long() * num_classes - torch.arange(num_classes, device=part.device)
+        chosen.append(ranked.argmax(1))
+    return torch.cat(chosen) if chosen else labels.new_empty(0)

@@ -1,0 +1,81 @@
+"""Result files of the analyses: what every one of them says of its network, how they are written and found again.
+
+A command with `--out DIR` writes `DIR/<command>.json`, a list of one object per network, and pictures beside it;
+`compare` reads the lists of any number of folders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_fast.analysis.subject import Subject
+from seal_fast.errors import UsageError
+from seal_fast.files import write_json
+
+COMMANDS = ("depth", "transfer", "fewshot", "hessian")
+REQUIRED = ("subject", "stage", "weights_sha256")
+
+
+def identity(subject: Subject) -> dict[str, Any]:
+    """What a result says of its network: `subject` (its name), `stage`, `weights_sha256`, `method` and `seed`.
+
+    `method` and `seed` are None where the weights come without a run. Two results speak of the same network exactly
+    where their `weights_sha256` is the same.
+    """
+    with subject.weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = subject.config
+    return {
+        "subject": subject.name,
+        "stage": subject.stage,
+        "weights_sha256": digest,
+        "method": config.method if config else None,
+        "seed": config.seed if config else None,
+        "model": subject.model,
+    }
+
+
+def write_results(out: Path, command: str, results: Sequence[dict[str, Any]]) -> Path:
+    """Write `out/<command>.json`, atomically.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    path = out / f"{command}.json"
+    write_json(path, list(results))
+    return path
+
+
+def read_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The results in these folders by command; one object standing alone counts as a list of one.
+
+    Raises:
+        UsageError: a folder holds no result file, or a file is damaged or lacks an entry of `REQUIRED`.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for folder in folders:
+        files = [(command, folder / f"{command}.json") for command in COMMANDS]
+        files = [(command, file) for command, file in files if file.is_file()]
+        if not files:
+            expected = ", ".join(f"{command}.json" for command in COMMANDS)
+            raise UsageError(f"--results {folder}: none of {expected} is there; name the --out of an analysis")
+        for command, file in files:
+            found.setdefault(command, []).extend(_read(file))
+    return found
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is not readable JSON ({error}); run the analysis again") from None
+    results = content if isinstance(content, list) else [content]
+    for result in results:
+        missing = [key for key in REQUIRED if not isinstance(result, dict) or key not in result]
+        if missing:
+            raise UsageError(f"{file} does not say {missing[0]} of each network; run the analysis again")
+    return results

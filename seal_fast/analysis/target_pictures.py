@@ -1,0 +1,125 @@
+"""Pictures of transfer and few-shot accuracy: bars by target, and curves over a run's generations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_fast.analysis.depth_pictures import COLOURS, stage_place
+from seal_fast.analysis.stats import student
+from seal_fast.curves import EARLY
+from seal_fast.files import write_atomically
+
+Value = Callable[[dict[str, Any]], float | None]
+"""A figure out of one network's results; None where it has none."""
+
+
+def draw_transfer(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+    """Write transfer.png, or transfer_generations.png where several stages of a run are among the results.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    titles = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
+    first = next(iter(results[0]["targets"].values()))
+    panels = [
+        (title, {target: _at(target, probe, "top1") for target in results[0]["targets"]})
+        for probe, title in titles.items()
+        if probe in first
+    ]
+    return [_draw(results, panels, out, "transfer", "test top-1 (%)")]
+
+
+def draw_fewshot(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+    """Write fewshot.png, or fewshot_generations.png where several stages of a run are among the results.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    panels = [
+        (
+            f"{target}, {title}",
+            {f"{shots} shots": _at(target, shots, head, "mean") for shots in shown},
+        )
+        for target, shown in results[0]["targets"].items()
+        for head, title in {"linear": "linear head", "centroid": "nearest centroid"}.items()
+    ]
+    return [_draw(results, panels, out, "fewshot", "accuracy (%)")]
+
+
+def _at(*path: str) -> Value:
+    def value(result: dict[str, Any]) -> float | None:
+        found: Any = result["targets"]
+        for key in path:
+            found = found.get(key) if found is not None else None
+        return found
+
+    return value
+
+
+def _draw(
+    results: Sequence[dict[str, Any]], panels: Sequence[tuple[str, dict[str, Value]]], out: Path, name: str, unit: str
+) -> Path:
+    from matplotlib.figure import Figure
+
+    stages = list(dict.fromkeys(result["stage"] for result in results))
+    groups = list(dict.fromkeys(result["group"] for result in results))
+    curves = len(stages) > 1
+    columns = max(len(values) for _, values in panels) if curves else 1
+    width = max(6.0, 3.2 * columns if curves else 1.6 * max(len(values) for _, values in panels) + 2)
+    figure = Figure(figsize=(width, 3.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), columns, squeeze=False)
+    for row, (title, values) in zip(axes, panels, strict=True):
+        if curves:
+            for axis, (label, value) in zip(row, values.items(), strict=False):
+                _curves(axis, results, groups, value)
+                axis.set_title(f"{label}, {title}", fontsize=9)
+        else:
+            _bars(row[0], results, groups, values)
+            row[0].set_title(title, fontsize=10)
+        row[0].set_ylabel(unit)
+        for axis in row:
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    path = out / f"{name}{'_generations' if curves else ''}.png"
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    return path
+
+
+def _bars(axis: Any, results: Sequence[dict[str, Any]], groups: Sequence[str], values: dict[str, Value]) -> None:
+    """One bar a group at each label: the mean over its runs, with the interval where there are several."""
+    wide = 0.8 / len(groups)
+    for i, group in enumerate(groups):
+        for place, value in enumerate(values.values()):
+            known = [v for r in results if r["group"] == group and (v := value(r)) is not None]
+            if not known:
+                continue
+            mean = student(known)
+            error = mean.half if len(known) > 1 else None
+            x = place + (i - (len(groups) - 1) / 2) * wide
+            label = f"{group} ({len(known)})" if place == 0 else None
+            axis.bar(x, mean.mean, wide * 0.92, yerr=error, capsize=2, color=COLOURS[i % len(COLOURS)], label=label)
+    axis.set_xticks(range(len(values)), list(values), fontsize=8)
+
+
+def _curves(axis: Any, results: Sequence[dict[str, Any]], groups: Sequence[str], value: Value) -> None:
+    """The mean of a group over the stages, its interval shaded; ascents marked."""
+    places = {}
+    for i, group in enumerate(groups):
+        points = []
+        for stage in dict.fromkeys(r["stage"] for r in results if r["group"] == group):
+            known = [v for r in results if r["group"] == group and r["stage"] == stage and (v := value(r)) is not None]
+            if known:
+                places[stage_place(stage)] = stage
+                points.append((stage_place(stage), student(known)))
+        points.sort(key=lambda point: point[0])
+        x = [place for place, _ in points]
+        colour = COLOURS[i % len(COLOURS)]
+        axis.plot(x, [m.mean for _, m in points], color=colour, marker="o", markersize=3, linewidth=1.2, label=group)
+        axis.fill_between(x, [m.low for _, m in points], [m.high for _, m in points], color=colour, alpha=0.15, lw=0)
+    for place, stage in places.items():
+        if stage.endswith("-ascent"):
+            axis.axvline(place, color=EARLY, alpha=0.2, linewidth=6)
+    names = [stage.removeprefix("generation-").replace("-ascent", "\nascent") for stage in places.values()]
+    axis.set_xticks(list(places), names, fontsize=7)
