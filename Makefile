@@ -1,7 +1,7 @@
 # make train: set up .venv and train SEAL on real images.   make test: set up .venv and run the tests.
 PYTHON ?= python3
 VENV := .venv
-BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp)
+BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
 
 .PHONY: train test lint bench clean
 
@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp)
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
 	$(VENV)/bin/codespell seal_fast kernels tests bench docs README.md CHANGELOG.md
 	rm -rf build/typing && mkdir -p build/typing && cp -r seal_fast build/typing && cp -r kernels build/typing/seal_fast
 	$(VENV)/bin/pyright

@@ -77,6 +77,13 @@ def compare(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def hessian(argv: Sequence[str]) -> int:
+    """Curvature of the training loss: eigenvalues, trace and spectral density."""
+    from seal_fast.analysis.hessian.command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "timeline": timeline,
@@ -86,6 +93,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "depth": depth,
     "transfer": transfer,
     "fewshot": fewshot,
+    "hessian": hessian,
     "compare": compare,
 }
 

@@ -106,7 +106,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA when there is one."""
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
-    """Implementation of the custom operations."""
+    """Implementation of the update and the augmentation; auto takes the best that the device has."""
     threads: int | None = None
     """CPU threads; default: as many as the process may run on, shared with torchrun's other processes."""
     dist_timeout: float = 300.0

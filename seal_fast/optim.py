@@ -88,14 +88,14 @@ class AnnealedSGD(Optimizer):
             raise ValueError("groups must have different names")
 
         own = self._own(weights)
-        self._momentum = torch.zeros_like(own)
+        self._momentum = self._flat.zeros(elements=own.numel())
         self._ema = self._ema_decay = self._bf16 = self.norms = None
         self._bf16_weights: list[nn.Parameter] = []
         if ema_decay is not None:
-            self._ema = own.clone()
+            self._ema = self._flat.zeros(elements=own.numel()).copy_(own)
             self._ema_decay = torch.full((), ema_decay, dtype=torch.float64, device=weights.device)
         if bf16_copy:
-            self._bf16 = weights.to(torch.bfloat16)
+            self._bf16 = self._flat.zeros(torch.bfloat16).copy_(weights)
             self._bf16_weights = [nn.Parameter(view) for view in self._flat.views(self._bf16)]
         if norms:
             self.norms = torch.zeros(len(self.param_groups), 2, dtype=torch.float64, device=weights.device)

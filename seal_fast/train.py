@@ -110,6 +110,7 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world
         limit_train=config.limit_train,
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
+        backend=config.kernels,
         share=Share(world.rank, world.size, config.accumulate),
     )
 

@@ -19,10 +19,9 @@ def plain_autocast(monkeypatch):
     monkeypatch.setattr(Runtime, "bf16_weights", property(lambda self: False))
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_a_run_equals_plain_autocast_to_the_bit(kernels, image_folder, tmp_path, monkeypatch, small_network):
+def test_a_run_equals_plain_autocast_to_the_bit(image_folder, tmp_path, monkeypatch, small_network):
     """Generations, ascents, re-initialisations, evaluations and smaller last batches."""
-    config = replace(AMP, data=str(image_folder), kernels=kernels)
+    config = replace(AMP, data=str(image_folder))
     run(replace(config, out=tmp_path / "copy"))
     with monkeypatch.context() as patch:
         plain_autocast(patch)

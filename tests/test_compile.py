@@ -30,5 +30,5 @@ def test_two_graphs_for_a_whole_run_and_the_same_training(image_folder, tmp_path
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-7)
     # the compiler's seconds are told apart from the training's
     rows = RunFolder(tmp_path / "compiled").rows()
-    assert rows[0]["compile_seconds"] > rows[0]["seconds"]
+    assert rows[0]["compile_seconds"] > 1
     assert all(row["compile_seconds"] == 0 for row in rows[1:])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
+from .pages import flat_zeros
 
 
 class FlatParameters:
@@ -39,12 +40,16 @@ class FlatParameters:
         self.begins: list[int] = self.segments[:, BEGIN].tolist()
         starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
         self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
-        self.buffer = torch.zeros(elements, dtype=first.dtype, device=first.device)
+        self.buffer = flat_zeros(elements, first.dtype, first.device)
         for p, view in zip(self.params, self.views(self.buffer), strict=True):
             view.copy_(p.detach())
             p.data = view
         self._addresses = [p.data_ptr() for p in self.params]
         self._strides: list[tuple[int, ...] | None] = []
+
+    def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
+        """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""
+        return flat_zeros(elements or self.buffer.numel(), dtype or self.buffer.dtype, self.buffer.device)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """A buffer of this layout, seen as tensors of the parameters' shapes and strides."""

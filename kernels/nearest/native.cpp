@@ -26,6 +26,12 @@ inline double total(Wide value) {
   return sum;
 }
 
+inline Vec vec(const float* at) {
+  Vec value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
 inline Wide wide(const float* at) {
   HalfVec value;
   std::memcpy(&value, at, sizeof value);
@@ -131,8 +137,8 @@ struct Update {
   double scale, error, rounding, slack;
 
   void run() const {
-    // Padded to whole vectors with rows that are infinitely far.
-    const int64_t padded = (block_rows + kLanes - 1) / kLanes * kLanes;
+    // Padded to whole strips with rows that are infinitely far.
+    const int64_t padded = (block_rows + kStrip - 1) / kStrip * kStrip;
     std::vector<float> low(padded, Smallest::kInfinity), high(padded, Smallest::kInfinity), norm(padded, 0.f);
     for (int64_t j = 0; j < block_rows; ++j) {
       double square = block_norms[j] * block_norms[j];
@@ -142,15 +148,40 @@ struct Update {
     }
 #pragma omp parallel if (count * block_rows >= kSerialElements)
     {
-      std::vector<float> lower(padded);
+      Row row{low.data(), high.data(), norm.data(), std::vector<float>(padded), std::vector<float>(padded), padded};
       Smallest smallest(k);
 #pragma omp for schedule(dynamic, 8)
-      for (int64_t i = 0; i < count; ++i) take(i, low.data(), high.data(), norm.data(), lower.data(), smallest);
+      for (int64_t i = 0; i < count; ++i) take(i, row, smallest);
     }
   }
 
-  void take(int64_t i, const float* low, const float* high, const float* norm, float* lower, Smallest& smallest) const {
-    const int64_t padded = (block_rows + kLanes - 1) / kLanes * kLanes;
+  // Columns that are looked at together; one comparison tells whether any of them matters.
+  static constexpr int64_t kStrip = 4 * kLanes;
+
+  struct Row {
+    const float *low, *high, *norm;
+    std::vector<float> product, bound;
+    int64_t columns;
+  };
+
+  // Bounds of a strip into row.bound, from above or from below; returns the smallest.
+  template <bool kUpper>
+  static float bounds(Row& row, int64_t j, float round, float own_error) {
+    Vec least = Vec{} + Smallest::kInfinity;
+    for (int64_t c = j; c < j + kStrip; c += kLanes) {
+      Vec p = vec(row.product.data() + c), n = vec(row.norm + c), s = vec((kUpper ? row.high : row.low) + c);
+      Vec margin = round * (p < 0 ? -p : p) + own_error * n;
+      Vec bound = kUpper ? s - 2 * (p - margin) : s - 2 * (p + margin);
+      std::memcpy(row.bound.data() + c, &bound, sizeof bound);
+      least = bound < least ? bound : least;
+    }
+    float smallest = least[0];
+    for (int l = 1; l < kLanes; ++l) smallest = least[l] < smallest ? least[l] : smallest;
+    return smallest;
+  }
+
+  void take(int64_t i, Row& row, Smallest& smallest) const {
+    for (int64_t j = 0; j < block_rows; ++j) row.product[j] = static_cast<float>(products[i * block_rows + j]);
     const int64_t left_out = exclude ? exclude[i] - first : -1;
     const double own = query_norms[i] * query_norms[i];
     const float own_error = static_cast<float>(error * query_norms[i]), round = static_cast<float>(rounding);
@@ -162,36 +193,23 @@ struct Update {
     };
     float limit = limit_of(near[k - 1]);
 
-    smallest.clear();
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      float upper[kLanes], p[kLanes];
-      if (j + kLanes <= block_rows) {
-        for (int l = 0; l < kLanes; ++l) p[l] = static_cast<float>(products[i * block_rows + j + l]);
-      } else {
-        for (int l = 0; l < kLanes; ++l)
-          p[l] = j + l < block_rows ? static_cast<float>(products[i * block_rows + j + l]) : 0.f;
+    // The k-th smallest upper bound helps where the block may change much of what is known.
+    if (block_rows > first || !std::isfinite(near[k - 1])) {
+      smallest.clear();
+      for (int64_t j = 0; j < row.columns; j += kStrip) {
+        float top = std::min(smallest.top(), limit);
+        if (!(bounds<true>(row, j, round, own_error) < top)) continue;
+        for (int64_t c = j; c < std::min(j + kStrip, block_rows); ++c)
+          if (row.bound[c] < std::min(smallest.top(), limit) && c != left_out) smallest.offer(row.bound[c]);
       }
-      int any = 0;
-      const float top = std::min(smallest.top(), limit);
-      for (int l = 0; l < kLanes; ++l) {
-        float margin = round * std::fabs(p[l]) + own_error * norm[j + l];
-        lower[j + l] = low[j + l] - 2 * (p[l] + margin);
-        upper[l] = high[j + l] - 2 * (p[l] - margin);
-        any |= upper[l] < top;
-      }
-      if (any)
-        for (int l = 0; l < kLanes; ++l)
-          if (upper[l] < smallest.top() && j + l != left_out && j + l < block_rows) smallest.offer(upper[l]);
+      limit = std::min(limit, static_cast<float>(smallest.top() + slack * own + 1e-30));
     }
-    limit = std::min(limit, static_cast<float>(smallest.top() + slack * own + 1e-30));
 
-    for (int64_t j = 0; j < padded; j += kLanes) {
-      int any = 0;
-      for (int l = 0; l < kLanes; ++l) any |= lower[j + l] <= limit;
-      if (!any) continue;
-      for (int l = 0; l < kLanes; ++l) {
-        if (!(lower[j + l] <= limit) || j + l == left_out || j + l >= block_rows) continue;
-        double distance = squared_distance(queries + i * columns, block + (j + l) * columns, columns);
+    for (int64_t j = 0; j < row.columns; j += kStrip) {
+      if (!(bounds<false>(row, j, round, own_error) <= limit)) continue;
+      for (int64_t c = j; c < std::min(j + kStrip, block_rows); ++c) {
+        if (!(row.bound[c] <= limit) || c == left_out) continue;
+        double distance = squared_distance(queries + i * columns, block + c * columns, columns);
         if (!(distance < near[k - 1])) continue;  // of equals, the row that came first stays
         int64_t at = k - 1;
         for (; at > 0 && near[at - 1] > distance; --at) {
@@ -199,7 +217,7 @@ struct Update {
           names[at] = names[at - 1];
         }
         near[at] = distance;
-        names[at] = first + j + l;
+        names[at] = first + c;
         limit = std::min(limit, limit_of(near[k - 1]));
       }
     }

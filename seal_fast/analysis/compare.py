@@ -20,7 +20,7 @@ PROTOCOL = {
     "depth": ("data_sha256", "bank", "k", "pooling", "reference", "leave_one_out"),
     "transfer": ("image_size", "split_seed"),
     "fewshot": ("image_size", "protocol"),
-    "hessian": ("batchnorm", "images", "group", "label_smoothing", "weight_decay"),
+    "hessian": ("data_sha256", "order", "images", "batchnorm", "group", "label_smoothing", "weight_decay"),
 }
 
 TITLES = {

@@ -37,12 +37,21 @@ def main(argv: Sequence[str]) -> int:
     comparison = compare(flags.runs, read_results(flags.results), flags.stage)
     drawn = pictures(comparison)
     for name, content in drawn.items():
-        write_atomically(flags.out / f"compare-{name}.png", lambda temporary, c=content: temporary.write_bytes(c))
+        _write_bytes(flags.out / f"compare-{name}.png", content)
     write_text(flags.out / "compare.md", markdown(comparison, list(drawn)))
     write_text(flags.out / "compare.html", page(comparison, drawn))
     write_text(flags.out / "compare.csv", table_csv(comparison))
     write_json(flags.out / "compare.json", comparison.json())
     for title, _, rows, _ in sections(comparison):
         print(f"{title}\n\n{table(rows)}\n")
+    if comparison.strangers:
+        print(f"left out, for they are of none of these weights: {', '.join(comparison.strangers)}\n")
     print(f"written to {flags.out}: compare.html, compare.md, compare.csv, compare.json")
     return 0
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write)

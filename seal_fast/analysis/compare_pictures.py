@@ -21,7 +21,7 @@ def pictures(comparison: Comparison) -> dict[str, bytes]:
         if names := [n for n in comparison.names(analysis) if any(f.name == n for f in comparison.shown(analysis))]:
             drawn[analysis] = _groups(comparison, analysis, names)
         staged = [f for f in comparison.figures if f.analysis == analysis and f.stage.startswith("generation-")]
-        if len({f.stage for f in staged}) > 1:
+        if len({(f.run, f.stage) for f in staged}) > len({f.run for f in staged}):
             drawn[f"{analysis}-generations"] = _generations(comparison, staged)
     return drawn
 

@@ -16,10 +16,11 @@ import numpy as np
 from seal_fast import runtime
 from seal_fast.analysis import depth_pictures
 from seal_fast.analysis.depth import Prober, probe_votes, summarise
+from seal_fast.analysis.groups import by_seed
 from seal_fast.analysis.images import choose, own_images
 from seal_fast.analysis.probes import parse_pooling
 from seal_fast.analysis.results import identity, write_results
-from seal_fast.analysis.stats import Interval
+from seal_fast.analysis.stats import Interval, student
 from seal_fast.analysis.subject import Subject, follow, open_subject
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
@@ -45,10 +46,12 @@ def main(argv: Sequence[str]) -> int:
         if not subject.num_classes:
             raise UsageError(f"{subject.weights} has no fc, so no prediction whose depth could be told")
     machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
+    group_of = {place: group for group, places in by_seed(subjects).items() for place in places}
     results = []
     for number, subject in enumerate(subjects, 1):
         say = f"{subject.name} ({number} of {len(subjects)})"
-        results.append(_measure(subject, own_images(subject, flags.data), machine, flags, pooling, say))
+        measured = _measure(subject, own_images(subject, flags.data), machine, flags, pooling, say)
+        results.append(measured | {"group": group_of[number - 1]})
     if flags.out:
         write_results(flags.out, "depth", results)
         depth_pictures.draw(results, flags.out)
@@ -155,16 +158,31 @@ def text(results: Sequence[dict[str, Any]]) -> str:
         f"prediction depth of {first['data']}: {len(first['probes'])} probes ({first['probes'][0]} is depth 0, "
         f"{first['probes'][-1]} the last), {first['k']} nearest of {first['bank']:,} training images, {own}\n"
         f"reference label: {_REFERENCE[first['reference']]}; pooling of feature maps: {first['pooling']}; "
-        "intervals: 95 %, bootstrap over examples"
+        "intervals: 95 %, bootstrap over examples; over seeds Student's t"
     )
     rows = [("network", "split", "images", "top-1 %", "mean depth", "without depth %")]
     for split in first["splits"]:
         for result in results:
             found = result["splits"][split]
             mean, without = Interval(**found["mean_depth"]), Interval(**found["without_depth"])
-            name = f"{result['subject']}"
-            rows.append((name, split, str(found["examples"]), f"{found['top1']:.2f}", mean.show(), without.show(1)))
+            shown = f"{found['top1']:.2f}", mean.show(), without.show(1)
+            rows.append((result["subject"], split, str(found["examples"]), *shown))
+        rows += _over_seeds(results, split)
     return f"{protocol}\n\n{table(rows, left=2)}"
+
+
+def _over_seeds(results: Sequence[dict[str, Any]], split: str) -> list[tuple[str, ...]]:
+    """A row for each stage of a group with several seeds: means and Student's t over the runs."""
+    rows = []
+    for group, stage in dict.fromkeys((result["group"], result["stage"]) for result in results):
+        found = [r["splits"][split] for r in results if (r["group"], r["stage"]) == (group, stage)]
+        if len(found) < 2:
+            continue
+        name = f"{group}, {len(found)} seeds" + ("" if stage == "last" else f", {stage}")
+        depths = [f["mean_depth"]["mean"] for f in found if f["mean_depth"]["count"]]
+        shown = student([f["top1"] for f in found]).show(), student(depths).show() if depths else "none"
+        rows.append((name, split, "", *shown, student([f["without_depth"]["mean"] for f in found]).show(1)))
+    return rows
 
 
 _REFERENCE = {"prediction": "the network's own prediction", "truth": "the true class"}

@@ -38,8 +38,13 @@ def by_run(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    splits = list(results[0]["splits"])
+    splits, first = list(results[0]["splits"]), results[0]
     figure = Figure(figsize=(11, 3.6 * len(splits)), layout="constrained")
+    figure.suptitle(
+        f"{first['k']} nearest of {first['bank']:,} training images, reference: {first['reference']}, "
+        f"pooling: {first['pooling']}",
+        fontsize=9,
+    )
     axes = figure.subplots(len(splits), 2, squeeze=False)
     for (shares, accuracies), split in zip(axes, splits, strict=True):
         for i, result in enumerate(results):

@@ -1,7 +1,7 @@
 """Pooled features of a network on a data set, extracted once and kept in a content-addressed cache.
 
-An entry's name is the sha256 of all that decides the features: the weights file's bytes, every image's bytes and label,
-the size, the compute type and the version of this module. Nothing else is asked, so a changed file of either kind never
+An entry's name is the sha256 of all that decides the features: the weights' tensors, every image's bytes and label, the
+size, the compute type and the version of this module. Nothing else is asked, so a changed file of either kind never
 meets an old entry, and moving or renaming files costs nothing.
 """
 

@@ -150,7 +150,8 @@ def text(outcomes: Sequence[Outcome], ways: int, queries: int) -> str:
         return [o for o in outcomes if o.group == group and o.subject.stage == stage]
 
     head_row = ("target", "shots", "head", *["stage"] * several)
-    accuracies, differences = [(*head_row, *groups)], [(*head_row, "over", *groups[1:])]
+    accuracies: list[Sequence[str]] = [(*head_row, *groups)]
+    differences: list[Sequence[str]] = [(*head_row, "over", *groups[1:])]
     for key in outcomes[0].percent:
         for stage in stages:
             first = [str(part) for part in key] + [stage] * several

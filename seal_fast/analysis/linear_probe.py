@@ -12,7 +12,9 @@ Optimization", 2nd edition, section 7.2) with turns that this problem offers:
   diagonal, a_c * variance_j + l2 with a_c = mean p_c (1 - p_c), and its inverse is the L-BFGS matrix to start from;
 - logits are linear along a search direction, so a line search costs no product with the features;
 - the derivative along the direction is increasing, so the line search is root finding and never compares losses, whose
-  differences drown in rounding near the optimum.
+  differences drown in rounding near the optimum;
+- the products with the features are the time, and in float32 they cost a fraction. They are taken in it while the
+  gradient is far above its rounding; every optimum is then checked, and where need be finished, in float64.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from torch import Tensor
 
 from seal_fast.errors import RunError
 
-HISTORY = 20
+HISTORY = 10
 SLOPE = 0.1
+ROUNDING = 16 * 2.0**-48  # squares of float32's relative rounding, with a margin for their accumulation
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,10 @@ def fit_path(
     if not torch.isfinite(features).all():
         raise RunError("the features are NaN or infinite: the network that made them has diverged")
     problem = _Problem(features.double(), labels, num_classes)
-    start = torch.zeros(num_classes, features.shape[1] + 1, dtype=torch.float64, device=features.device)
+    point = torch.zeros(num_classes, features.shape[1] + 1, dtype=torch.float64, device=features.device)
     solutions = []
     for penalty in l2:
-        start, found = _minimise(problem, start, penalty, tolerance, max_iterations)
+        point, found = _minimise(problem, point, penalty, tolerance, max_iterations)
         solutions.append(found)
     return solutions
 
@@ -96,9 +99,19 @@ class _Problem:
         centred = features - self.mean
         variances, self.axes = torch.linalg.eigh(centred.T @ centred / self.count)
         ones = torch.ones_like(centred[:, :1])
-        self.inputs = torch.cat([centred @ self.axes, ones], 1).T.contiguous()  # [D + 1, n]
+        self.exact = torch.cat([centred @ self.axes, ones], 1).T.contiguous()  # [D + 1, n]
+        self.quick = self.exact.float()
         self.variances = torch.cat([variances.clamp(min=0), ones[0]])
         self.targets = torch.nn.functional.one_hot(labels, num_classes).T.double()  # [C, n], as all logits below
+
+    def logits(self, point: Tensor, inputs: Tensor) -> Tensor:
+        """[C, D + 1] to [C, n], the product taken in the precision of `inputs`."""
+        return (point.to(inputs.dtype) @ inputs).double()
+
+    def gradient(self, probability: Tensor, point: Tensor, penalty: Tensor, inputs: Tensor) -> Tensor:
+        """Of the objective by the point, [C, D + 1], the product taken in the precision of `inputs`."""
+        residual = (probability - self.targets) / self.count
+        return (residual.to(inputs.dtype) @ inputs.T).double() + penalty * point
 
     def weights(self, rotated: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and bias for the features as they were."""
@@ -108,29 +121,35 @@ class _Problem:
 
 
 def _minimise(
-    problem: _Problem, start: Tensor, l2: float, tolerance: float, max_iterations: int
+    problem: _Problem, point: Tensor, l2: float, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Solution]:
     penalty = torch.full_like(problem.variances, l2)
     penalty[-1] = 0
-    point = start
-    logits = point @ problem.inputs
+    rounding = ROUNDING * len(point) * problem.variances.sum().item() / (2 * l2)
+    inputs = problem.quick
+    logits = problem.logits(point, inputs)
     probability = torch.softmax(logits, 0)
-    gradient = _gradient(problem, probability, point, penalty)
+    gradient = problem.gradient(probability, point, penalty, inputs)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     for iteration in range(max_iterations):
+        if inputs is problem.quick and (_gap(gradient, l2) <= max(tolerance, rounding) or iteration == 300):
+            inputs = problem.exact
+            logits = problem.logits(point, inputs)
+            probability = torch.softmax(logits, 0)
+            gradient = problem.gradient(probability, point, penalty, inputs)
         if _gap(gradient, l2) <= tolerance:
             loss = (logits.logsumexp(0) - (logits * problem.targets).sum(0)).mean() + (penalty * point**2).sum() / 2
             weight, bias = problem.weights(point)
             return point, Solution(weight, bias, l2, loss.item(), _gap(gradient, l2), iteration)
         confidence = (probability * (1 - probability)).mean(1, keepdim=True)
         direction = _direction(gradient, confidence * problem.variances + penalty + 1e-12, pairs)
-        along = direction @ problem.inputs
+        along = problem.logits(direction, inputs)
         downhill = (gradient * direction).sum().item()
         step, probability = _search(problem, logits, along, point, direction, penalty, downhill)
         logits = logits + step * along
         moved = step * direction
         point = point + moved
-        before, gradient = gradient, _gradient(problem, probability, point, penalty)
+        before, gradient = gradient, problem.gradient(probability, point, penalty, inputs)
         change = gradient - before
         curvature = (moved * change).sum()
         if curvature > 0:
@@ -139,10 +158,6 @@ def _minimise(
         f"the linear probe at L2 {l2:g} has not converged in {max_iterations} iterations "
         f"(it may be {_gap(gradient, l2):.1e} above the optimum); leave such small penalties out with --l2"
     )
-
-
-def _gradient(problem: _Problem, probability: Tensor, point: Tensor, penalty: Tensor) -> Tensor:
-    return torch.addmm(penalty * point, (probability - problem.targets) / problem.count, problem.inputs.T)
 
 
 def _gap(gradient: Tensor, l2: float) -> float:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from seal_fast.analysis.subject import Subject
 from seal_fast.errors import UsageError
 from seal_fast.files import write_json
@@ -24,10 +26,9 @@ def identity(subject: Subject) -> dict[str, Any]:
     """What a result says of its network: `subject` (its name), `stage`, `weights_sha256`, `method` and `seed`.
 
     `method` and `seed` are None where the weights come without a run. Two results speak of the same network exactly
-    where their `weights_sha256` is the same.
+    where their `weights_sha256` is the same: it is over the tensors, for files of the same tensors may differ.
     """
-    with subject.weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = weights_sha256(subject.weights)
     config = subject.config
     return {
         "subject": subject.name,
@@ -37,6 +38,17 @@ def identity(subject: Subject) -> dict[str, Any]:
         "seed": config.seed if config else None,
         "model": subject.model,
     }
+
+
+def weights_sha256(file: Path) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors in a safetensors file, in the order of their names."""
+    from safetensors.torch import load_file
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(load_file(file).items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def write_results(out: Path, command: str, results: Sequence[dict[str, Any]]) -> Path:

@@ -89,7 +89,8 @@ def open_targets(data: Sequence[str], image_size: int) -> dict[str, ImageSet]:
         if images.name in targets:
             raise UsageError(f"--data {source}: another target is called {images.name} too; rename one of them")
         if len(images.classes) < 2:
-            raise UsageError(f"--data {source} has one class ({images.classes[0]}): a classifier needs at least two")
+            only = ", ".join(images.classes)
+            raise UsageError(f"--data {source} has one class ({only}): a classifier needs at least two")
         notes = list(images.notes)
         if images.native_size not in (None, image_size):
             notes.append(f"images of {images.native_size} pixels a side, scaled to the network's {image_size}")

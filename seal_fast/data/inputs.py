@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import RunError, UsageError
 from ..kernels import philox
 from ..kernels.augment import augment
+from ..kernels.backend import Backend
 from .catalogue import ImageSet
 from .cuts import Cut, Share, cut_step
 from .split import Split
@@ -50,6 +51,7 @@ class Settings:
     pad: int
     threads: int
     on_bad_image: str
+    backend: Backend
     share: Share = Share()
 
 
@@ -173,6 +175,7 @@ class Input:
             pad=pad,
             flip=self._images.mirror,
             train=train and settings.augment,
+            backend=settings.backend,
             out=self.out if train and len(index) == self.part_size else None,
         )
 

@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..errors import UsageError
+from ..kernels.backend import Backend
 from .catalogue import ImageSet
 from .cuts import Share
 from .inputs import Input, Settings
@@ -34,6 +35,7 @@ def make_input(
     limit_train: int | None = None,
     threads: int | None = None,
     on_bad_image: str = "error",
+    backend: Backend = "auto",
     share: Share = Share(),  # noqa: B008 (frozen)
 ) -> Input:
     """Builds the input of a run; the resident one is loaded on return.
@@ -53,6 +55,7 @@ def make_input(
         limit_train: use this many training images only, evenly spaced over the sorted path order.
         threads: of DALI; None is one a core, 16 at most.
         on_bad_image: "error", or "skip": leave out what cannot be decoded.
+        backend: of the augmentation, see `seal_fast.kernels.backend.resolve`.
         share: which part of each step this process computes.
 
     Raises:
@@ -87,6 +90,7 @@ def make_input(
         pad=size // 16 if pad is None else pad,
         threads=threads or min(_MOST_THREADS, len(os.sched_getaffinity(0))),
         on_bad_image=on_bad_image,
+        backend=backend,
         share=share,
     )
     train = images.train.spread(limit_train)

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seal_fast.__main__ import main
+from seal_fast.analysis.depth_command import text
 from seal_fast.analysis.depth_pictures import by_run, stage_place
+from seal_fast.analysis.stats import student
 from seal_fast.config import Config
 from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.train import run
@@ -40,6 +42,21 @@ def test_a_run_is_measured_on_what_it_was_trained_on(folder, tmp_path, capsys):
     assert {path.name for path in out.glob("*.png")} == {"depth.png", "depth_generations.png"}
     assert list(by_run(results)) == ["mine"]
     assert [stage_place(r["stage"]) for r in results] == [0, 0.5, 1]
+
+
+def test_runs_that_differ_by_their_seed_have_a_common_row():
+    def result(seed, depth):
+        mean = {"mean": depth, "low": depth - 1, "high": depth + 1, "count": 9}
+        found = {"examples": 10, "top1": 40.0, "mean_depth": mean, "without_depth": mean | {"mean": 10.0}}
+        protocol = {"data": "d", "probes": ["input", "softmax"], "k": 3, "bank": 20, "pooling": "avg"}
+        protocol |= {"reference": "truth", "leave_one_out": False}
+        return protocol | {"subject": f"a-{seed}", "stage": "last", "group": "seal", "splits": {"val": found}}
+
+    shown = text([result(0, 4.0), result(1, 6.0)])
+    assert "reference label: the true class" in shown
+    (row,) = [line for line in shown.splitlines() if line.startswith("seal, 2 seeds")]
+    assert student([4.0, 6.0]).show() in row and "40.00 [40.00, 40.00]" in row
+    assert "seeds  " not in text([result(0, 4.0)])
 
 
 def test_several_networks_are_compared_and_json_is_printed(folder, image_folder, tmp_path, capsys):

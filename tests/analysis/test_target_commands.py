@@ -66,9 +66,7 @@ def test_fewshot_pairs_runs_on_the_same_episodes(runs, target, tmp_path, capsys)
     results = json.loads((tmp_path / "o" / "fewshot.json").read_text())
     first, second, third = (r["targets"]["stripes"]["3"]["linear"] for r in results)
     assert first["count"] == 20 and first["low"] <= first["mean"] <= first["high"] and "difference" not in first
-    assert (
-        third["difference"]["to"] == "seal-0" and second["difference"]["to"] == "seal-1" or "difference" not in second
-    )
+    assert third["difference"]["to"] == "seal-0" and "difference" not in second  # the first of its own seed
     assert third["difference"]["mean"] == pytest.approx(third["mean"] - first["mean"])
     assert "difference to seal" in said and "episodes" in said and "centroid" in said
     assert results[0]["protocol"] == {"ways": 2, "queries": 4, "episodes": 20, "seed": 0}

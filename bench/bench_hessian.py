@@ -1,0 +1,319 @@
+"""Eigenvalues of the Hessian beside PyHessian, curvlinops with scipy's eigsh, and hessian-eigenthings.
+
+ResNet-18 of width 16, trained here for a moment on real images of 64x64; 256 of these images, eval-mode BatchNorm, one
+batch and channels-last for everybody. Errors are relative, against the float64 values of `reference`. PyHessian's
+`density` calls torch.eig, which torch has removed: it is given torch.linalg.eigh in its place and is otherwise its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from seal_fast.analysis.hessian import HessianOperator, density, lanczos
+from seal_fast.analysis.images import batches, choose
+from seal_fast.data import open_images
+from seal_fast.models import initialise_
+from seal_fast.models.resnet import BasicBlock, ResNet
+
+IMAGES, SIZE = 256, 64
+KEPT = Path(__file__).parent / "results"
+
+
+def loss(logits, labels):
+    return F.cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+def network(width, classes):
+    model = ResNet(BasicBlock, (2, 2, 2, 2), classes, "imagenet", width)
+    initialise_(model, 0)
+    return model.to(memory_format=torch.channels_last)
+
+
+def trained(data, width=16, images=4096, epochs=8):
+    """The network, and the first images that it was trained on; made once and kept in bench/results."""
+    found = open_images(data)
+    kept = KEPT / f"hessian-{found.fingerprint[:8]}-{width}.safetensors"
+    model = network(width, len(found.classes))
+    if not kept.exists():
+        split = choose(found, "train", min(images, len(found.train)), spread=True)
+        parts = list(batches(found, split, image_size=SIZE, batch_size=512))
+        x, y = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        steps = epochs * len(x) // 64
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps + 1)
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(steps):
+            rows = torch.randint(0, len(x), (64,), generator=draw)
+            optimizer.zero_grad()
+            loss(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+        tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
+        kept.parent.mkdir(exist_ok=True)
+        save_file({"x": x[:1024].contiguous(), "y": y[:1024], **tensors}, kept)
+    tensors = load_file(kept)
+    x, y = tensors.pop("x").contiguous(memory_format=torch.channels_last), tensors.pop("y")
+    model.load_state_dict(tensors)
+    return model.eval(), x, y
+
+
+@pytest.fixture(scope="module")
+def problem(data):
+    model, x, y = trained(data)
+    return model, x[:IMAGES].contiguous(memory_format=torch.channels_last), y[:IMAGES]
+
+
+@pytest.fixture(scope="module")
+def reference(problem):
+    """The five largest and the most negative eigenvalues: float64 Rayleigh-Ritz, by double backward."""
+    model, x, y = problem
+    found = lanczos(HessianOperator(model, loss, [(x, y)]), 5, 1, tol=1e-6, vectors=True, max_hvps=500, basis=200)
+    vectors = torch.cat([found.top.vectors, found.bottom.vectors])
+    parts = list(zip(x.double().split(32), y.split(32), strict=True))
+    double = HessianOperator(copy.deepcopy(model).double(), loss, parts, method="double-backward", cache_bytes=0)
+    products = torch.cat([double.multiply(v[None]) for v in vectors])
+    values = torch.linalg.eigvalsh(vectors @ products.T).tolist()
+    return values[:0:-1], values[0]
+
+
+# --- the contenders: problem, number -> (values, products) ---
+
+
+def ours(problem, top=0, bottom=0):
+    model, x, y = problem
+    operator = HessianOperator(model, loss, [(x, y)])
+    start = operator.gradient if bottom == 0 and top <= 2 else None
+    found = lanczos(operator, top, bottom, start=start)
+    return found.top.values or found.bottom.values, found.hvps
+
+
+def pyhessian(problem, top):
+    from pyhessian import hessian
+
+    module, made = sys.modules["pyhessian.hessian"], [0]
+    product = sys.modules["pyhessian.utils"].hessian_vector_product
+
+    def counted(*arguments):
+        made[0] += 1
+        return product(*arguments)
+
+    model, x, y = problem
+    module.hessian_vector_product = counted
+    torch.manual_seed(0)
+    try:
+        found, _ = hessian(model, loss, data=(x, y), cuda=False).eigenvalues(top_n=top)
+    finally:
+        module.hessian_vector_product = product
+        model.zero_grad(set_to_none=True)
+    return found, made[0]
+
+
+def curvlinops_eigsh(problem, top=0, bottom=0):
+    import numpy as np
+    from curvlinops import HessianLinearOperator
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    model, x, y = problem
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    parameters = list(model.parameters())
+    operator = HessianLinearOperator(model, criterion, parameters, [(x, y)], check_deterministic=False).to_scipy()
+    made = [0]
+
+    def counted(v):
+        made[0] += 1
+        return operator @ v
+
+    counting = LinearOperator(operator.shape, matvec=counted, dtype=np.float32)
+    start = np.random.default_rng(0).standard_normal(operator.shape[0]).astype(np.float32)
+    which = {"k": top, "which": "LA"} if top else {"k": bottom, "which": "SA"}
+    found = eigsh(counting, tol=1e-3, v0=start, return_eigenvectors=False, **which)
+    return sorted(map(float, found), reverse=bool(top)), made[0]
+
+
+def eigenthings(problem, top, steps):
+    from hessian_eigenthings import HessianOperator as Theirs
+    from hessian_eigenthings import lanczos as theirs
+    from hessian_eigenthings import supervised_loss
+
+    model, x, y = problem
+    operator = Theirs(model, [(x, y)], supervised_loss(loss))
+    found = theirs(operator, k=top, max_iter=steps, which="LA", seed=0)
+    return found.eigenvalues.tolist(), steps
+
+
+# What a contender needs; curvlinops asks for a torchvision, so it is installed by hand: pip install --no-deps
+# curvlinops-for-pytorch einops einconv opt-einsum linear_operator backpack-for-pytorch
+NEEDS = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "hessian-eigenthings": "hessian_eigenthings"}
+
+
+def race(benchmark, truth, contenders, rounds):
+    """Everybody that is installed in turn, `rounds` times; seconds, products and errors into the table."""
+    for name in list(contenders):
+        package = NEEDS.get(name.split(",")[0])
+        if package and importlib.util.find_spec(package) is None:
+            del contenders[name]
+            benchmark.extra_info[f"{name}: not installed"] = package
+    seconds, outcome = {name: [] for name in contenders}, {}
+
+    def one_round():
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            outcome[name] = run()
+            seconds[name].append(time.perf_counter() - begin)
+
+    benchmark.pedantic(one_round, rounds=rounds)
+    info = benchmark.extra_info
+    for name, (values, hvps) in outcome.items():
+        error = max(abs(value / t - 1) for value, t in zip(values, truth, strict=True)) if truth else None
+        info[f"{name}: seconds"] = statistics.median(seconds[name])
+        info[f"{name}: products"] = hvps
+        if error is not None:
+            info[f"{name}: relative error"] = error
+        if name != "seal_fast":
+            ratios = [a / b for a, b in zip(seconds[name], seconds["seal_fast"], strict=True)]
+            info[f"seal_fast is faster than {name} by"] = statistics.median(ratios)
+    info["n"] = rounds
+
+
+def test_top5(benchmark, problem, reference):
+    steps = ours(problem, top=5)[1]
+    race(
+        benchmark,
+        reference[0],
+        {
+            "seal_fast": lambda: ours(problem, top=5),
+            "PyHessian": lambda: pyhessian(problem, 5),
+            "curvlinops, eigsh": lambda: curvlinops_eigsh(problem, top=5),
+            "hessian-eigenthings, steps by hand": lambda: eigenthings(problem, 5, steps),
+        },
+        rounds=1,
+    )
+
+
+def test_top1(benchmark, problem, reference):
+    contenders = {"seal_fast": lambda: ours(problem, top=1), "PyHessian": lambda: pyhessian(problem, 1)}
+    race(benchmark, reference[0][:1], contenders, rounds=5)
+
+
+def test_most_negative(benchmark, problem, reference):
+    contenders = {
+        "seal_fast": lambda: ours(problem, bottom=1),
+        "curvlinops, eigsh": lambda: curvlinops_eigsh(problem, bottom=1),
+    }
+    race(benchmark, [reference[1]], contenders, rounds=1)
+
+
+def test_density(benchmark, problem):
+    """One probe of 100 steps."""
+    model, x, y = problem
+
+    def mine():
+        found = density(HessianOperator(model, loss, [(x, y)]), 1, 100)
+        return [], found.hvps
+
+    def theirs():
+        from pyhessian import hessian
+
+        def eig(matrix, eigenvectors):
+            values, vectors = torch.linalg.eigh(matrix)
+            return torch.stack([values, torch.zeros_like(values)], 1), vectors
+
+        torch.eig = eig
+        with contextlib.suppress(AttributeError):
+            hessian(model, loss, data=(x, y), cuda=False).density(iter=100, n_v=1)
+        model.zero_grad(set_to_none=True)
+        return [], 100
+
+    race(benchmark, None, {"seal_fast": mine, "PyHessian": theirs}, rounds=1)
+
+
+@pytest.mark.parametrize("width", [16, 64])
+def test_product_in_gradients(benchmark, data, problem, width):
+    """What a product with 1, 4, 8 and 16 vectors costs beside one gradient, and double backward with its graph kept."""
+    model = problem[0] if width == 16 else network(64, problem[0].fc.out_features).eval()
+    count = IMAGES if width == 16 else 64
+    x, y = problem[1][:count].contiguous(memory_format=torch.channels_last), problem[2][:count]
+    parameters = list(model.parameters())
+    graph = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True)
+    vector = [torch.randn_like(p) for p in parameters]
+    operator = HessianOperator(model, loss, [(x, y)])
+    blocks = {m: torch.randn(m, operator.shape[0]) for m in ((1, 4, 8, 16) if width == 16 else (1, 4))}
+    contenders = {
+        "gradient": lambda: torch.autograd.grad(loss(model(x), y), parameters),
+        "double backward, graph kept": lambda: torch.autograd.grad(graph, parameters, vector, retain_graph=True),
+        "double backward, graph rebuilt": lambda: torch.autograd.grad(
+            torch.autograd.grad(loss(model(x), y), parameters, create_graph=True), parameters, vector
+        ),
+        **{f"product with {m}": (lambda m=m: operator.multiply(blocks[m])) for m in blocks},
+    }
+    seconds = {name: [] for name in contenders}
+
+    def one_round():
+        for name, run in contenders.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+
+    benchmark.pedantic(one_round, rounds=3, warmup_rounds=1)
+    info, base = benchmark.extra_info, statistics.median(seconds["gradient"][1:])
+    info[f"width {width}, {count} images: gradient, s"] = base
+    for name in list(contenders)[1:]:
+        vectors = int(name.split()[-1]) if name.startswith("product") else 1
+        info[f"{name}, gradients a vector"] = statistics.median(seconds[name][1:]) / base / vectors
+
+
+def test_growth(benchmark, data):
+    """Seconds for top-1 over images, and for k over k: the first linear in images, all without more memory."""
+    model, x, y = trained(data)
+
+    def run(count, k):
+        begin = time.perf_counter()
+        parts = list(zip(x[:count].split(256), y[:count].split(256), strict=True))
+        operator = HessianOperator(model, loss, parts)
+        found = lanczos(operator, k, start=operator.gradient)
+        return (time.perf_counter() - begin) / found.hvps, found.hvps
+
+    def one_round():
+        for count in (128, 256, 512, 1024):
+            benchmark.extra_info[f"{count} images, seconds a product"] = run(count, 1)[0]
+        for k in (1, 2, 5, 10):
+            benchmark.extra_info[f"top {k}, products"] = run(256, k)[1]
+
+    benchmark.pedantic(one_round, rounds=1)
+
+
+def test_memory(benchmark, data):
+    """Peak memory of a process of its own for top-5, over one that only loads the problem."""
+
+    def peak(who):
+        done = subprocess.run([sys.executable, __file__, who, data], check=True, capture_output=True, text=True)
+        return int(done.stdout.split()[-1]) / 2**20
+
+    trained(data)
+    found = {}
+    benchmark.pedantic(lambda: found.update({who: peak(who) for who in ("nobody", "ours", "pyhessian")}), rounds=1)
+    for who in ("ours", "pyhessian"):
+        benchmark.extra_info[f"{who}, MiB over the problem itself"] = found[who] - found["nobody"]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    model, x, y = trained(sys.argv[2])
+    problem = model, x[:IMAGES].contiguous(memory_format=torch.channels_last), y[:IMAGES]
+    {"nobody": lambda: None, "ours": lambda: ours(problem, top=5), "pyhessian": lambda: pyhessian(problem, 1)}[
+        sys.argv[1]
+    ]()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,0 +1,117 @@
+"""A ResNet's convolutions with their eval-mode BatchNorm folded in, and how directions and curvature pass the folding.
+
+In eval mode BatchNorm is an affine map per channel, so conv and BatchNorm together are one convolution of weight
+W' = s gamma W and bias b' = beta - s gamma mean, s = 1 / sqrt(var + eps). The loss depends on (W, gamma, beta) through
+(W', b') alone, and that map is bilinear: what the Hessian needs of it is a few sums over weights, none over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Folded:
+    """One convolution (or the linear layer, `norm` None) of the folded network.
+
+    Tangents and curvatures carry the vectors' dimension m first; `gradient_*` hold the loss's gradient with respect to
+    the folded weight and bias, summed over all images, and are float64.
+    """
+
+    name: str
+    module: nn.Conv2d | nn.Linear
+    norm_name: str | None
+    norm: nn.BatchNorm2d | None
+    weight: Tensor
+    bias: Tensor
+    gradient_weight: Tensor
+    gradient_bias: Tensor
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters it is made of."""
+        second = self.norm_name or self.name
+        own = [f"{self.name}.weight", f"{second}.weight", f"{second}.bias"]
+        return own if self.norm_name else [own[0], own[2]]
+
+    @property
+    def inverse_std(self) -> Tensor:
+        """s, float64 [C]."""
+        assert self.norm is not None and self.norm.running_var is not None
+        return (self.norm.running_var.double() + self.norm.eps).rsqrt()
+
+    def push(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The direction [m, ...] of the folded weight and bias for float64 directions of the parameters."""
+        weight = direction[f"{self.name}.weight"]
+        if self.norm is None:
+            return weight, direction[f"{self.name}.bias"]
+        s, mean = self.inverse_std, self.mean
+        gamma, beta = direction[f"{self.norm_name}.weight"], direction[f"{self.norm_name}.bias"]
+        folded = per_channel(s * self.norm.weight.double()) * weight
+        folded += per_channel(s * gamma) * self.module.weight.double()
+        return folded, beta - s * mean * gamma
+
+    def pull(self, weight: Tensor, bias: Tensor, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The Hessian's product by parameter name, from the directional derivative of the folded gradient.
+
+        Args:
+            weight: float64 [m, *W.shape], the derivative of the gradient of the folded weight.
+            bias: float64 [m, C], that of the folded bias.
+            direction: the parameters' own direction, float64.
+        """
+        if self.norm is None:
+            return {f"{self.name}.weight": weight, f"{self.name}.bias": bias}
+        s, mean = self.inverse_std, self.mean
+        toward_weight, toward_gamma = direction[f"{self.name}.weight"], direction[f"{self.norm_name}.weight"]
+        own, outer = self.module.weight.double(), tuple(range(2, weight.dim()))
+        scaled = per_channel(s * self.norm.weight.double()) * weight
+        scaled += per_channel(s * toward_gamma) * self.gradient_weight
+        gamma = (own * weight).sum(outer) + (toward_weight * self.gradient_weight).sum(outer) - mean * bias
+        return {
+            f"{self.name}.weight": scaled,
+            f"{self.norm_name}.weight": s * gamma,
+            f"{self.norm_name}.bias": bias,
+        }
+
+    @property
+    def mean(self) -> Tensor:
+        """The running mean, float64 [C]."""
+        assert self.norm is not None and self.norm.running_mean is not None
+        return self.norm.running_mean.double()
+
+    def pull_gradient(self) -> dict[str, Tensor]:
+        """The loss's gradient by parameter name, from that of the folded weight and bias."""
+        if self.norm is None:
+            return {f"{self.name}.weight": self.gradient_weight, f"{self.name}.bias": self.gradient_bias}
+        s, outer = self.inverse_std, tuple(range(1, self.module.weight.dim()))
+        gamma = (self.module.weight.double() * self.gradient_weight).sum(outer) - self.mean * self.gradient_bias
+        return {
+            f"{self.name}.weight": per_channel(s * self.norm.weight.double()) * self.gradient_weight,
+            f"{self.norm_name}.weight": s * gamma,
+            f"{self.norm_name}.bias": self.gradient_bias,
+        }
+
+
+def fold(
+    module: nn.Conv2d | nn.Linear, name: str, norm: nn.BatchNorm2d | None = None, norm_name: str | None = None
+) -> Folded:
+    """`module` with `norm` folded in, in the module's own type and memory format; its gradients are zero so far."""
+    weight = module.weight.detach()
+    bias = None if module.bias is None else module.bias.detach()
+    if norm is not None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.detach().double() * (norm.running_var.double() + norm.eps).rsqrt()
+        bias = (norm.bias.detach().double() - norm.running_mean.double() * scale).to(weight.dtype)
+        weight = (weight.double() * per_channel(scale)).to(weight.dtype)
+    assert bias is not None
+    zero = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    return Folded(name, module, norm_name, norm, weight, bias, zero, torch.zeros_like(bias, dtype=torch.float64))
+
+
+def per_channel(values: Tensor) -> Tensor:
+    """[..., C] as a factor on a weight [..., C, in, kh, kw]."""
+    return values[..., None, None, None]

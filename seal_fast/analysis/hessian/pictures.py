@@ -1,0 +1,53 @@
+"""The picture of spectral densities: how many eigenvalues lie where, on a logarithmic scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seal_fast.analysis.hessian.estimates import Density
+from seal_fast.files import write_atomically
+
+COLOURS = ("#003d5b", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8a8d91", "#2e933c", "#b5651d")
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the densities among the results, with the eigenvalues found as ticks, into a PNG file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [result for result in results if result["density"]]
+    densities = [as_density(result) for result in shown]
+    low = min(float(d.nodes.min()) for d in densities)
+    high = max(float(d.nodes.max()) for d in densities)
+    sigma = 0.006 * (high - low or 1.0)
+    grid = torch.linspace(low - 6 * sigma, high + 6 * sigma, 2000, dtype=torch.float64)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
+    floor = min(1 / d.size for d in densities) / (high - low or 1.0) / 10
+    for i, (result, density) in enumerate(zip(shown, densities, strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        axis.semilogy(grid, density.curve(grid, sigma).clamp(min=floor / 10), color=colour, label=result["subject"])
+        for value in [*result["top"], *result["bottom"]]:
+            axis.axvline(value, 0, 0.04, color=colour, linewidth=1.2)
+    axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    axis.set_ylim(bottom=floor)
+    axis.set_xlabel("eigenvalue of the Hessian (ticks: largest and most negative)")
+    axis.set_ylabel("density")
+    axis.set_title(f"{shown[0]['loss']}; {shown[0]['group']} parameters, {shown[0]['images']} images", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def as_density(result: dict[str, Any]) -> Density:
+    """The density that a result holds."""
+    nodes = torch.tensor(result["density"]["nodes"], dtype=torch.float64)
+    weights = torch.tensor(result["density"]["weights"], dtype=torch.float64)
+    return Density(nodes, weights, result["parameters"], nodes.numel())

@@ -1,0 +1,186 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seal_fast import models, train
+from seal_fast.__main__ import main
+from seal_fast.analysis import subject
+from seal_fast.analysis.hessian.measure import Watcher
+from seal_fast.config import Config
+from seal_fast.models import initialise_
+from seal_fast.models.resnet import BasicBlock, ResNet
+
+
+def build(name, num_classes, stem="imagenet", seed=0):
+    """A network of width 2 instead of 64."""
+    model = ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=2)
+    if name == "resnet18":
+        initialise_(model, seed)
+        return model
+    return models.build(name, num_classes, stem, seed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build", build)
+        patch.setattr(subject, "build", build)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(small, image_folder, tmp_path_factory):
+    """A short run on 12 of the 20 training images."""
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    settings = {"generations": 1, "epochs": 2, "ascent_epochs": 0, "warmup_epochs": 0, "batch_size": 6}
+    train.run(Config(data=str(image_folder), stem="small", out=out, limit_train=12, lr=0.01, **settings))
+    return out
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_file(build("resnet18", 4, "small").state_dict(), path)
+    return path
+
+
+def test_a_run_says_its_own_data_and_loss(folder, tmp_path, capsys):
+    out = tmp_path / "results"
+    flags = "--images 8 --top 2 --bottom 1 --max-hvps 200 --group layer4.1 --tol 0.05 --vectors --seed 3".split()
+    assert main(["hessian", str(folder), *flags, "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    keys = "top bottom trace trace_stderr hvps seconds loss batchnorm images group solver residuals"
+    assert set(keys.split()) <= set(result)
+    assert result["loss"] == "cross entropy, label smoothing 0.1, without weight decay"
+    assert (result["images"], result["group"], result["solver"], result["batchnorm"]) == (
+        8,
+        "layer4.1",
+        "lanczos",
+        "eval",
+    )
+    assert result["trace"] is None and result["products"] == "R-operator" and result["seed"] == 0
+    assert len(result["top"]) == 2 and len(result["residuals"]["bottom"]) == 1
+    assert json.loads((out / "hessian.json").read_text()) == [result]
+    vectors = load_file(out / "hessian_vectors.safetensors")
+    assert vectors["top"].shape == (2, result["parameters"])
+    top = vectors["top"].double()
+    torch.testing.assert_close(top @ top.T, torch.eye(2).double(), rtol=0, atol=1e-5)
+
+
+def test_trace_density_and_picture_of_several(weights, image_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = (
+        f"--data {image_folder} --stem small --image-size 16 --images 16 --spread --batch-size 5 --label-smoothing 0.2"
+    )
+    flags += f" --trace --probes 4 --density --density-probes 1 --steps 6 --solver power --top 1 --bottom 0 --out {out}"
+    assert main(["hessian", str(weights), str(weights), *flags.split()]) == 0
+    printed = capsys.readouterr().out
+    assert "16 training images of" in printed and "evenly spaced, not augmented" in printed
+    assert "label smoothing 0.2, without weight decay; BatchNorm: eval mode\n" in printed
+    assert "+-" in printed and "solver: power" in printed
+    first, second = json.loads((out / "hessian.json").read_text())
+    assert first["top"] == second["top"] and first["density"] == second["density"]
+    assert len(first["density"]["nodes"][0]) == 6 and first["trace_stderr"] > 0
+    assert first["hvps"] >= 4 + 6 + 2
+    assert (out / "hessian_density.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_train_mode_says_that_it_depends_on_the_split(weights, image_folder, capsys):
+    flags = (
+        f"--data {image_folder} --stem small --image-size 16 --images 8 --top 1 --bottom 0 --batchnorm train --tol 0.1"
+    )
+    assert main(["hessian", str(weights), *flags.split(), "--group", "fc"]) == 0
+    printed = capsys.readouterr().out
+    assert "BatchNorm: train mode; its value depends on how the images are split" in printed
+    assert "products: double backward" in printed
+
+
+def test_not_converging_is_said_and_what_there_is_is_given(weights, image_folder, capsys):
+    flags = f"--data {image_folder} --stem small --image-size 16 --images 8 --max-hvps 3 --tol 1e-6 --json"
+    assert main(["hessian", str(weights), *flags.split()]) == 1
+    captured = capsys.readouterr()
+    assert "error: small: not converged after 3 Hessian-vector products" in captured.err
+    result = json.loads(captured.out)
+    assert not result["converged"] and result["hvps"] == 3 and result["top"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--group", "layer9"], "--group layer9: the model has no such layer"),
+        (["--group", "layer1.0.downsample"], "--group layer1.0.downsample: the model has no such layer"),
+        (["--images", "0"], "--images 0: must be at least 1"),
+        (["--images", "21"], "21 images asked for"),
+        (["--tol", "0"], "--tol 0.0: must be above 0"),
+        (["--label-smoothing", "1"], "--label-smoothing 1.0"),
+        (["--top", "0", "--bottom", "0"], "nothing is asked for"),
+        (["--top", "60"], "at most 50 together"),
+        (["--vectors"], "say where with --out"),
+        (["--group", "fc.bias"], "--group fc.bias has 4 parameters, fewer than"),
+        (["--model", "resnet50"], "another architecture"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(flags, message, weights, image_folder, capsys):
+    base = ["hessian", str(weights), "--data", str(image_folder), "--stem", "small", "--image-size", "16"]
+    base += ["--images", "8"]
+    assert main([*base, *flags]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+
+
+def test_diverged_weights_are_named(weights, image_folder, capsys):
+    state = load_file(weights)
+    state["conv1.weight"][0] = float("inf")
+    save_file(state, weights)
+    flags = f"--data {image_folder} --stem small --image-size 16 --images 8"
+    assert main(["hessian", str(weights), *flags.split()]) == 1
+    assert "these weights have diverged" in capsys.readouterr().err
+
+
+def test_interrupted_it_gives_what_it_has(folder, monkeypatch, capsys):
+    tell = Watcher.solver
+
+    def interrupt(self, hvps, values, errors):
+        if hvps == 5:
+            signal.raise_signal(signal.SIGINT)
+        return tell(self, hvps, values, errors)
+
+    monkeypatch.setattr(Watcher, "solver", interrupt)
+    flags = "--images 12 --tol 1e-9 --trace --density --json".split()
+    assert main(["hessian", str(folder), *flags]) == 128 + signal.SIGINT
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["interrupted"] and result["hvps"] == 5 and len(result["top"]) == 4 and result["trace"] is None
+    assert captured.err == "stopped: these are the figures so far\n"
+
+
+def test_two_processes_share_the_images(folder, tmp_path):
+    script = tmp_path / "small.py"
+    script.write_text(
+        "import sys; from test_hessian_command import build, main, subject; subject.build = build; main(sys.argv[1:])"
+    )
+    flags = (
+        f"--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 2 --group layer4 --threads 1 --out {tmp_path}"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(
+        [*torchrun, str(script), "hessian", str(folder), *flags.split()],
+        check=True,
+        capture_output=True,
+        env=environment,
+    )
+    (both,) = json.loads((tmp_path / "hessian.json").read_text())
+    assert main(["hessian", str(folder), *flags.split()]) == 0
+    (alone,) = json.loads((tmp_path / "hessian.json").read_text())
+    assert (both["processes"], both["images"], alone["processes"]) == (2, 11, 1)
+    assert both["top"] == pytest.approx(alone["top"], rel=1e-4) and both["hvps"] == alone["hvps"]
+    assert both["trace"] == pytest.approx(alone["trace"], rel=1e-3)
+    assert both["loss_value"] == pytest.approx(alone["loss_value"], rel=1e-6)
