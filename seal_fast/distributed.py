@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,9 +22,18 @@ from torch import Tensor
 
 from seal_fast.errors import RunError, UsageError
 
+T = TypeVar("T")
+
+# Longest that a failing process waits for another one to say something first, or to have heard that it was said.
+MANNERS = 2.0
+
 
 class LostContact(RunError):
     """Another process ended or hangs."""
+
+
+class _Unreachable(RunError):
+    """Process 0 cannot be reached, so it cannot speak."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,15 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
+    def firsts(self, value: Any) -> Any:
+        """Rank 0's value, plain JSON, on every process."""
+        return value if self.size == 1 else json.loads(self.texts(json.dumps(value) if self.writes else "")[0])
+
     def texts(self, text: str) -> list[str]:
         """Every process's text, by rank."""
         if self.size == 1:
             return [text]
-        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        data = torch.tensor([*text.encode()], dtype=torch.uint8)
         lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor([len(data)]))
         longest = max(int(length) for length in lengths)
@@ -72,6 +86,27 @@ class World:
         gathered = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(gathered, padded)
         return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(gathered, lengths, strict=True)]
+
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What `make` returns on this process, if it fails on none.
+
+        Raises:
+            UsageError, RunError: on every process, the error of the first that had one, and which process that was.
+        """
+        if self.size == 1:
+            return make()
+        value, failure = None, ""
+        try:
+            value = make()
+        except (UsageError, RunError) as error:
+            failure = f"{error.exit_code}{error}"
+        failures = self.texts(failure)
+        for rank, text in enumerate(failures):
+            if text:
+                kind = UsageError if int(text[0]) == UsageError.exit_code else RunError
+                everywhere = all(other == text for other in failures)
+                raise kind(text[1:] if everywhere else f"process {rank}: {text[1:]}")
+        return value  # pyright: ignore[reportReturnType]
 
     def check_alike(self, facts: Mapping[str, Any], cures: Mapping[str, str]) -> None:
         """Make sure that all processes are about to do the same.
@@ -87,7 +122,8 @@ class World:
         for rank, other in enumerate(others, start=1):
             for name, cure in cures.items():
                 if other[name] != own[name]:
-                    raise UsageError(f"process {rank} has {_difference(name, own[name], other[name])}: {cure}")
+                    what = f"{name}{_difference(own[name], other[name])}"
+                    raise UsageError(f"process {rank} differs from process 0 in its {what}: {cure}")
 
     @staticmethod
     def _reduced(tensor: Tensor, operation: Any) -> Tensor:
@@ -100,17 +136,19 @@ def environment(variables: Mapping[str, str] = os.environ) -> World:
     """The world that torchrun's variables describe.
 
     Raises:
-        UsageError: they are incomplete.
+        UsageError: they are incomplete or no numbers.
     """
-    if int(variables.get("WORLD_SIZE", 1)) == 1:
+    if variables.get("WORLD_SIZE", "1") == "1":
         return World()
-    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        if name not in variables:
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    for name in (*numbers, "MASTER_ADDR", "MASTER_PORT"):
+        value = variables.get(name)
+        if value is None or (name in numbers and not value.isdecimal()):
             raise UsageError(
-                f"WORLD_SIZE is {variables['WORLD_SIZE']} in the environment, and {name} is not set: "
-                "start several processes with torchrun, or unset WORLD_SIZE"
+                f"WORLD_SIZE is {variables['WORLD_SIZE']} in the environment, and {name} is "
+                f"{'not set' if value is None else value}: start several processes with torchrun, or unset WORLD_SIZE"
             )
-    return World(*(int(variables[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    return World(*(int(variables[name]) for name in numbers))
 
 
 @contextlib.contextmanager
@@ -159,10 +197,14 @@ def _begin(world: World, cuda: bool, timeout: float) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).splitlines()[0]
+        if world.rank and isinstance(error, dist.DistNetworkError):
+            raise _Unreachable(
+                f"process {world.rank} of {world.size} did not reach {address} within --dist-timeout {timeout:g} s: "
+                "check that process 0 was started, and that MASTER_ADDR and MASTER_PORT are right"
+            ) from None
         raise RunError(
             f"process {world.rank} of {world.size} did not meet all others at {address} within --dist-timeout "
-            f"{timeout:g} s ({reason}): check that all were started, and that MASTER_ADDR is reachable"
+            f"{timeout:g} s: check that all of them were started"
         ) from None
 
 
@@ -173,32 +215,49 @@ def _of_communication(error: RuntimeError) -> bool:
 
 
 def tell(message: object) -> None:
-    """Print why this process ends, unless another one has said why already: one sentence, however many processes."""
-    variables = os.environ
-    if int(variables.get("WORLD_SIZE", 1)) > 1:
-        rank = int(variables.get("RANK", 0))
-        if not dist.is_initialized():
-            if rank and isinstance(message, UsageError):  # the same on every process
-                return
-        elif not _first(rank, isinstance(message, LostContact)):
-            return
+    """Print why this process ends, unless another one says it: one sentence, however many processes.
+
+    Causes come before consequences, and process 0 before others.
+    """
     prefix = "error: " if isinstance(message, UsageError | RunError) else ""
-    print(f"{prefix}{message}", file=sys.stderr, flush=True)
-
-
-def _first(rank: int, lost: bool) -> bool:
-    """Whether this process is the first to speak; causes come before consequences, and rank 0 before others."""
-    time.sleep(lost + (0.5 if rank else 0))
-    try:
+    text = f"{prefix}{message}"
+    if not _is_many():
+        print(text, file=sys.stderr, flush=True)
+        return
+    outlive()
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])
+    if not dist.is_initialized():  # all processes have the same to say
+        if rank == 0 or isinstance(message, _Unreachable):
+            print(text, file=sys.stderr, flush=True)
+        return
+    time.sleep(isinstance(message, LostContact) * MANNERS / 2 + (rank > 0) * MANNERS / 4)
+    with contextlib.suppress(RuntimeError):  # the store went down with the process that kept it
         store = dist.distributed_c10d._get_default_store()
-        return store.add("seal_fast/told", 1) == 1
-    except RuntimeError:  # the store went down with the process that kept it
-        return True
+        if store.add("seal_fast/told", 1) > 1:
+            return
+        print(text, file=sys.stderr, flush=True)
+        patience = time.monotonic() + MANNERS  # the store may end with this process
+        while store.add("seal_fast/told", 0) < size and time.monotonic() < patience:
+            time.sleep(0.05)
+        return
+    print(text, file=sys.stderr, flush=True)
 
 
-def _difference(name: str, own: Any, other: Any) -> str:
-    if not isinstance(own, dict) or not isinstance(other, dict):
-        return f"another {name} ({other}) than process 0 ({own})"
-    changed = [key for key in own.keys() | other.keys() if own.get(key) != other.get(key)]
-    values = ", ".join(f"{key} {other.get(key)} instead of {own.get(key)}" for key in sorted(changed))
-    return f"another {name} than process 0 ({values})"
+def outlive() -> None:
+    """Ignore SIGTERM from now on, if there are several processes: this one is about to say why it ends.
+
+    torchrun sends it to all others as soon as one has failed.
+    """
+    if _is_many():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_many() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def _difference(own: Any, other: Any) -> str:
+    if isinstance(own, dict) and isinstance(other, dict):
+        changed = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+        return f" ({', '.join(f'{key} {other.get(key)} instead of {own.get(key)}' for key in changed)})"
+    return f" ({other} instead of {own})" if len(f"{own}{other}") < 120 else ""

@@ -90,7 +90,7 @@ class Engine:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(stop_signals(lambda number: setattr(self, "signal", number)))
-            if self.config.profile:
+            if self.config.profile and self.world.writes:
                 self.profile = stack.enter_context(profiler(self.folder.profile, self.runtime.device))
             while self.state.position.generation < len(self.timeline.generations):
                 self.epoch()

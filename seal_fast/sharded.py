@@ -1,4 +1,4 @@
-"""`ShardedSGD`: `AnnealedSGD` among many processes, each of which keeps and updates its slice of every group.
+"""`ShardedSGD`: `AnnealedSGD` among many processes, each of which keeps and updates its slice of the parameters.
 
 Gradients are summed where they are needed (reduce-scatter), the slice is updated by the same kernel, and the weights
 are put together again (all-gather). Source: ZeRO stage 1 (Rajbhandari et al., SC 2020, arXiv 1910.02054).
@@ -21,14 +21,14 @@ from seal_fast.optim import AnnealedSGD
 
 @dataclass
 class Bucket:
-    """A group's stretch of the flat buffers, and this process's slice of it.
+    """What is exchanged at once: a stretch of the flat buffers, and this process's slice of it.
 
     Attributes:
         everyones: the stretch.
         own: this process's slice of it.
         kept: the same slice, in buffers that hold nothing but slices.
         table: the parameters within the slice, for the kernel.
-        members: indices of the group's parameters.
+        members: indices of the parameters in it.
         views: where each member's gradient goes.
         gradient: of the slice, summed over the processes.
         scratch: a stretch to exchange through, on the CPU.
@@ -51,8 +51,9 @@ class Bucket:
 class ShardedSGD(AnnealedSGD):
     """`AnnealedSGD` over the processes of `world`; momentum and average exist for this process's slice only.
 
-    A group's gradients leave as soon as its last one is there, while the backward pass goes on with the earlier layers.
-    Every process must take the same steps. Gradients are summed, not averaged: weight the losses.
+    There are two buckets: the first group, and all others. The others' gradients leave as soon as the last of them is
+    there, while the backward pass goes on with the earlier layers. Every process must take the same steps. Gradients
+    are summed, not averaged: weight the losses. `norms`, if asked for, are of this process's slice.
 
     Set `sending` to False before the backward pass of every part of a step but the last: gradients then add up.
 
@@ -160,9 +161,10 @@ class ShardedSGD(AnnealedSGD):
         kept.copy_(self._own(whole))
 
     def _slices(self) -> list[tuple[slice, slice, slice]]:
-        """Of each group: its stretch of the flat buffer, our slice of that, and where we keep the slice."""
+        """Of each bucket: its stretch of the flat buffer, our slice of that, and where we keep the slice."""
         slices, kept = [], 0
-        for begin, end in self._flat.regions:
+        first_group, *others = self._flat.regions
+        for begin, end in [first_group] + ([(others[0][0], others[-1][1])] if others else []):
             size = (end - begin) // self.shards
             first = begin + size * self.world.rank
             slices.append((slice(begin, end), slice(first, first + size), slice(kept, kept + size)))
@@ -179,7 +181,7 @@ class ShardedSGD(AnnealedSGD):
             scratch = None if whole.is_cuda else torch.empty_like(whole)
             mine = [views[i] for i in members]
             buckets.append(Bucket(everyones, own, kept, table, members, mine, gradient, scratch, set(members)))
-        return buckets[::-1]  # the backward pass comes to the last group first
+        return buckets[::-1]  # the backward pass comes to the last layers first
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import torch
 from seal_fast import arguments, checkpoint, curves, distributed, methods, runtime
 from seal_fast.checkpoint import TrainState
 from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
-from seal_fast.data import ImageSet, Input, Share, make_input, open_images
+from seal_fast.data import ImageSet, Input, Share, fits, make_input, open_images
 from seal_fast.distributed import World
 from seal_fast.engine import Engine
 from seal_fast.errors import RunError, UsageError
@@ -46,20 +46,21 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run(config: Config, world: World) -> dict[str, Any]:
     machine = runtime.start(config, world.local_size)
-    images = open_images(config.data)
+    images = world.agreed(lambda: open_images(config.data))
     folder = RunFolder(agree(config, images, world))
     with (
         folder.locked() if world.writes else contextlib.nullcontext(),
-        contextlib.closing(open_input(config, machine, images, world)) as source,
+        contextlib.closing(world.agreed(lambda: open_input(config, machine, images, world))) as source,
         assemble(config, machine, images, source, folder, world) as engine,
     ):
         try:
             engine.run()
         except BaseException:
+            distributed.outlive()
             with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
                 conclude(engine)
             raise
-        summary = conclude(engine)
+        summary = world.firsts(conclude(engine))
         best, last = summary["best"], summary["last"]
         engine.log.say(
             f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
@@ -79,7 +80,7 @@ def agree(config: Config, images: ImageSet, world: World) -> Path:
         if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and world.size > 1:
             raise UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
         name = f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-        out = Path("runs") / world.texts(name)[0]
+        out = Path("runs") / world.firsts(name)
     settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     path = RunFolder(out).checkpoint
     at = str(checkpoint.load(path).position) if world.size > 1 and path.exists() else "none"
@@ -96,9 +97,14 @@ def agree(config: Config, images: ImageSet, world: World) -> Path:
 
 def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = checkpoint.ALONE) -> Input:
     """The batches of a configuration, or one process's share of them."""
+    kind = config.input
+    if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
+        sharing = world.local_size if machine.device.type == "cpu" else 1
+        (scarce,) = world.max(not fits(images, config.image_size, config.limit_train, machine.device, sharing))
+        kind = "stream" if scarce else "resident"
     return make_input(
         images,
-        kind=config.input,
+        kind=kind,
         image_size=config.image_size,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
@@ -241,8 +247,10 @@ def introduction(engine: Engine, images: ImageSet) -> list[str]:
     ]
 
 
-def conclude(engine: Engine) -> dict[str, Any]:
-    """Write summary.json and curves.png from the metrics so far; the first process does."""
+def conclude(engine: Engine) -> dict[str, Any] | None:
+    """Write summary.json and curves.png from the metrics so far, and return the summary; the first process does."""
+    if not engine.world.writes:
+        return None
     rows = engine.folder.rows()
     summary = summarise(
         rows,
@@ -253,9 +261,8 @@ def conclude(engine: Engine) -> dict[str, Any]:
         skipped_images=engine.input.skipped,
         name_plate=runtime.name_plate(engine.runtime),
     )
-    if engine.world.writes:
-        write_json(engine.folder.summary, summary)
-    if rows and engine.world.writes:
+    write_json(engine.folder.summary, summary)
+    if rows:
         curves.draw(
             rows, f"{engine.config.method}, {engine.config.model}: {engine.folder.path.name}", engine.folder.curves
         )

@@ -99,14 +99,13 @@ def make_input(
             f"--batch-size {batch_size} is larger than the training set of {len(train)} images: "
             f"choose at most {len(train)}"
         )
-    needed = (len(train) + len(images.val)) * size * size * (3 if train.source.encoded else 1)
-    free = free_bytes(device)
+    needed, free = resident_bytes(images, image_size, limit_train), free_bytes(device)
     if kind == "resident" and needed > free:
         raise UsageError(
             f"--input resident needs {needed / 2**30:.1f} GiB for the decoded images, and {free / 2**30:.1f} GiB are "
             "free: choose --input stream"
         )
-    resident = kind == "resident" or kind == "auto" and needed <= free // 2
+    resident = kind == "resident" or kind == "auto" and fits(images, image_size, limit_train, device)
     made = (Resident if resident else Stream)(images, train, settings)
     if limit_train is not None and limit_train < len(images.train):
         made.notes.append(
@@ -115,3 +114,20 @@ def make_input(
     if made.train_size % batch_size == 1 and batch_size > 1:
         made.notes.append("the last training batch would hold a single image, of which BatchNorm cannot learn: dropped")
     return made
+
+
+def resident_bytes(images: ImageSet, image_size: int | None = None, limit_train: int | None = None) -> int:
+    """Memory that both splits take, decoded; arguments as for `make_input`."""
+    train, size = images.train.spread(limit_train), image_size or images.native_size or _SIZE_OF_MIXED_SETS
+    return (len(train) + len(images.val)) * size * size * (3 if train.source.encoded else 1)
+
+
+def fits(
+    images: ImageSet,
+    image_size: int | None,
+    limit_train: int | None,
+    device: torch.device,
+    sharing: int = 1,
+) -> bool:
+    """Whether the resident input takes at most half of the free memory, for as many processes as share that."""
+    return resident_bytes(images, image_size, limit_train) * sharing <= free_bytes(device) // 2
