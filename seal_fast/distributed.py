@@ -194,7 +194,8 @@ def joined(cuda: bool, timeout: float) -> Iterator[World]:
 
 def _begin(world: World, cuda: bool, timeout: float) -> None:
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+        with _mute_stderr():  # of two screens of C++ frames for what is one sentence here
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if world.rank and isinstance(error, dist.DistNetworkError):
@@ -206,6 +207,19 @@ def _begin(world: World, cuda: bool, timeout: float) -> None:
             f"process {world.rank} of {world.size} did not meet all others at {address} within --dist-timeout "
             f"{timeout:g} s: check that all of them were started"
         ) from None
+
+
+@contextlib.contextmanager
+def _mute_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _of_communication(error: RuntimeError) -> bool:

@@ -95,7 +95,7 @@ def traffic():
         optimizer.step()
         assert (told.collectives, told.bytes) == (len(counted.calls), counted.bytes)
         sent_late = [i for i, calls in order if calls == 0]
-        return parameters, kept, counted.calls, counted.bytes, len(optimizer._buckets), sent_late
+        return parameters, kept, list(counted.calls), counted.bytes, len(optimizer._buckets), sent_late
 
 
 @pytest.mark.parametrize("size", [2, 4])
