@@ -153,7 +153,7 @@ def environment(variables: Mapping[str, str] = os.environ) -> World:
 
 @contextlib.contextmanager
 def joined(cuda: bool, timeout: float) -> Iterator[World]:
-    """This process among the others, for the length of a run.
+    """This process among the others, for the length of a run; the connections stay for the next one, see `leave`.
 
     Args:
         cuda: whether tensors of this run live on GPUs; process `local_rank` takes that one.
@@ -175,11 +175,11 @@ def joined(cuda: bool, timeout: float) -> Iterator[World]:
                 "start as many as it has with --nproc-per-node, or use --device cpu"
             )
         torch.cuda.set_device(world.local_rank)
-    begun = not dist.is_initialized()  # a program may call `run` again and again in one group
-    if begun:
+    if not dist.is_initialized():
         _begin(world, cuda, timeout)
     try:
         yield world
+        dist.barrier()  # nobody ends while another one still reads from it
     except RuntimeError as error:
         if not _of_communication(error):
             raise
@@ -187,8 +187,11 @@ def joined(cuda: bool, timeout: float) -> Iterator[World]:
             f"another process ended, or did not answer within --dist-timeout {timeout:g} s; the last checkpoint is "
             "intact: start the same command again, or let torchrun --max-restarts do it"
         ) from None
-    if begun:
-        dist.barrier()  # nobody takes the connection away from one who still reads
+
+
+def leave() -> None:
+    """Give the connections back, at a program's end."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -275,6 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = arguments.parse(sys.argv[1:] if argv is None else argv)
         run(config)
+        distributed.leave()
     except (UsageError, RunError) as error:
         distributed.tell(error)
         return error.exit_code
