@@ -75,17 +75,21 @@ class World:
 
     def texts(self, text: str) -> list[str]:
         """Every process's text, by rank."""
+        parts = self.parts(torch.tensor([*text.encode()], dtype=torch.uint8)) if self.size > 1 else []
+        return [bytes(part.tolist()).decode() for part in parts] or [text]
+
+    def parts(self, part: Tensor) -> list[Tensor]:
+        """Every process's tensor, by rank, on the host; their first dimensions may differ."""
         if self.size == 1:
-            return [text]
-        data = torch.tensor([*text.encode()], dtype=torch.uint8)
+            return [part]
+        part = part.cpu()
         lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(data)]))
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(data)] = data
+        dist.all_gather(lengths, torch.tensor([len(part)]))
+        padded = part.new_zeros(max(int(length) for length in lengths), *part.shape[1:])
+        padded[: len(part)] = part
         gathered = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(gathered, padded)
-        return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(gathered, lengths, strict=True)]
+        return [t[: int(n)] for t, n in zip(gathered, lengths, strict=True)]
 
     def agreed(self, make: Callable[[], T]) -> T:
         """What `make` returns on this process, if it fails on none.

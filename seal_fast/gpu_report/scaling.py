@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seal_fast.gpu_report.datasheet import CARDS, GRAPH_NODE_SECONDS, Card
+from seal_fast.gpu_report.datasheet import CARDS, GRAPH_NODE_SECONDS, LAUNCH_SECONDS, Card
 from seal_fast.partition import split
 from seal_fast.table import table
 
@@ -30,6 +30,7 @@ COMPILED_BYTES, UPDATE_BYTES = 6, 20
 COUNTED_BATCH = 32
 PROCESSES = (1, 2, 4, 8, 16, 32, 64)
 BATCHES = tuple(2**i for i in range(1, 15))
+GLOBAL_BATCHES = (32, 256, 2048)  # whose speed-up is told
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ class Work:
     operations_an_image: float
     launches: int
 
-    def seconds(self, batch: int, card: Card) -> float:
-        """A step of `batch` images as a CUDA graph: the longest of moving, computing and launching; a lower bound."""
+    def seconds(self, batch: float, card: Card, processes: int = 1) -> float:
+        """A step of `batch` images on one GPU: the longest of moving, computing and launching; a lower bound.
+
+        One process replays a CUDA graph; several launch every kernel from the host.
+        """
+        launch = GRAPH_NODE_SECONDS if processes == 1 else LAUNCH_SECONDS
         moved = batch * self.bytes_an_image + (COMPILED_BYTES + UPDATE_BYTES) * self.parameters
         computed = batch * self.operations_an_image
-        return max(moved / card.bandwidth, computed / card.bf16_rate, self.launches * GRAPH_NODE_SECONDS)
+        return max(moved / card.bandwidth, computed / card.bf16_rate, self.launches * launch)
 
 
 def wire_bytes(parameters: int, processes: int) -> float:
@@ -79,7 +84,7 @@ def exchange_seconds(parameters: float, processes: int, ports: int) -> float:
     return exchanged(parameters, processes) / (LINK_SHARE * rate) + (processes - 1) * hop
 
 
-def network_seconds(work: Work, batch: int, processes: int, ports: int, card: Card, overlap: bool) -> float:
+def network_seconds(work: Work, batch: float, processes: int, ports: int, card: Card, overlap: bool) -> float:
     """How much longer a step takes for its exchanges, those hidden behind the backward pass left out.
 
     Args:
@@ -96,7 +101,7 @@ def network_seconds(work: Work, batch: int, processes: int, ports: int, card: Ca
         return 2 * whole
     late = exchange_seconds(work.late * work.parameters, processes, ports)
     early = exchange_seconds((1 - work.late) * work.parameters, processes, ports)
-    behind = work.seconds(batch, card) * 2 / 3 * work.early_backward
+    behind = work.seconds(batch, card, processes) * 2 / 3 * work.early_backward
     return max(0.0, late - behind) + early + whole
 
 
@@ -104,7 +109,7 @@ def least_batch(work: Work, processes: int, ports: int, card: Card, overlap: boo
     """The smallest power of two of images a process for which the network is at most this share of the step."""
     for batch in BATCHES:
         network = network_seconds(work, batch, processes, ports, card, overlap)
-        if network <= share * (work.seconds(batch, card) + network):
+        if network <= share * (work.seconds(batch, card, processes) + network):
             return batch
     return None
 
@@ -160,45 +165,40 @@ def _shares(name: str, image_size: int) -> tuple[float, float]:
     return groups.count("late") / total, operations[True] / sum(operations.values())
 
 
+def speed_up(work: Work, batch: int, processes: int, ports: int, card: Card) -> float | None:
+    """How many times as fast as one GPU a step of `batch` images is on several, under --compile; None: too few each."""
+    each = batch // processes
+    if each < 2:
+        return None
+    network = network_seconds(work, each, processes, ports, card, False) if processes > 1 else 0.0
+    return work.seconds(batch, card) / (work.seconds(each, card, processes) + network)
+
+
 def text(works: Sequence[Work], card: Card, share: float) -> str:
-    """A table for each network: predicted seconds of the network, batches that hide it, and the rate with those."""
-    blocks = [f"Predicted for {card.name}, --amp --compile (CUDA graph of one process's step); nothing here was timed."]
+    """A table for each network: the network's predicted time, the batches that hide it, and the speed-up of some."""
+    blocks = [f"Predicted for {card.name}, --amp --compile; nothing here was timed."]
+    header = ("GPUs", "ports a node", "MB sent a step", "network, ms", f"images a GPU for {share:.0%}", "overlapped")
     for work in works:
-        rows = [
-            (
-                "GPUs",
-                "ports a node",
-                "MB sent a step",
-                "network, ms",
-                f"images a GPU, network <= {share:.0%}",
-                "the same, overlapped",
-                "images/s then",
-            )
-        ]
-        for processes in PROCESSES:
+        rows = [(*header, *(f"speed-up at batch {batch}" for batch in GLOBAL_BATCHES))]
+        for processes in PROCESSES[1:]:
             for ports in (8, 1) if processes > GPUS_PER_NODE else (0,):
-                least = least_batch(work, processes, ports, card, False, share)
-                hidden = least_batch(work, processes, ports, card, True, share)
-                rate = "-"
-                if least:
-                    network = network_seconds(work, least, processes, ports, card, False)
-                    rate = f"{processes * least / (work.seconds(least, card) + network):,.0f}"
+                least = [least_batch(work, processes, ports, card, overlap, share) for overlap in (False, True)]
+                gains = [speed_up(work, batch, processes, ports, card) for batch in GLOBAL_BATCHES]
                 rows.append(
                     (
                         str(processes),
                         str(ports or "-"),
                         f"{wire_bytes(work.parameters, processes) / 1e6:.1f}",
-                        f"{2e3 * exchange_seconds(work.parameters, processes, ports) * (processes > 1):.2f}",
-                        str(least or f"over {BATCHES[-1]}"),
-                        str(hidden or f"over {BATCHES[-1]}"),
-                        rate,
+                        f"{2e3 * exchange_seconds(work.parameters, processes, ports):.2f}",
+                        *(str(batch or f"over {BATCHES[-1]}") for batch in least),
+                        *("-" if gain is None else f"{gain:.2f}" for gain in gains),
                     )
                 )
         one = work.seconds(COUNTED_BATCH, card) * 1e3
         head = (
             f"{work.name}: {work.parameters:,} parameters, {work.late:.0%} of them late; an image moves "
             f"{work.bytes_an_image / 1e6:.1f} MB and takes {work.operations_an_image / 1e9:.1f} GFLOP; "
-            f"{work.launches} launches; a step of {COUNTED_BATCH} takes {one:.2f} ms or more"
+            f"{work.launches} launches; a step of {COUNTED_BATCH} on one GPU takes {one:.2f} ms or more"
         )
         blocks.append(head + "\n" + table(rows, left=0))
     return "\n\n".join(blocks)
