@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seal_fast.distributed import World
+from seal_fast.distributed import ALONE, World
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_atomically
 from seal_fast.optim import AnnealedSGD
 
 FORMAT = "seal_fast checkpoint 1"
-ALONE = World()
 
 
 @dataclass

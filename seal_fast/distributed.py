@@ -136,6 +136,9 @@ class World:
         return host
 
 
+ALONE = World()
+
+
 def environment(variables: Mapping[str, str] = os.environ) -> World:
     """The world that torchrun's variables describe.
 

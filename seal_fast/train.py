@@ -18,7 +18,7 @@ from seal_fast import arguments, checkpoint, curves, distributed, methods, runti
 from seal_fast.checkpoint import TrainState
 from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
 from seal_fast.data import ImageSet, Input, Share, fits, make_input, open_images
-from seal_fast.distributed import World
+from seal_fast.distributed import ALONE, World
 from seal_fast.engine import Engine
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
@@ -95,7 +95,7 @@ def agree(config: Config, images: ImageSet, world: World) -> Path:
     return out
 
 
-def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = checkpoint.ALONE) -> Input:
+def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = ALONE) -> Input:
     """The batches of a configuration, or one process's share of them."""
     kind = config.input
     if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
@@ -128,7 +128,7 @@ def assemble(
     images: ImageSet,
     source: Input,
     folder: RunFolder,
-    world: World = checkpoint.ALONE,
+    world: World = ALONE,
 ) -> Iterator[Engine]:
     """An engine ready to run, at the start of its timeline or at the checkpoint that the folder holds.
 
@@ -167,6 +167,11 @@ def assemble(
         engine = Engine(
             config, timeline, partition, machine, source, state, folder, log, identity, metadata, world, link
         )
+        if config.hessian_every:
+            from seal_fast.analysis.hessian.training import Curvature
+
+            own = replace(images, train=images.train.spread(config.limit_train))
+            engine.curvature = Curvature(config, own, source.image_size, machine.device, world)
         for text in introduction(engine, images):
             log.say(text)
         if resuming:
@@ -181,7 +186,7 @@ def make_state(
     machine: runtime.Runtime,
     model: torch.nn.Module,
     partition: Partition,
-    world: World = checkpoint.ALONE,
+    world: World = ALONE,
 ) -> TrainState:
     """A fresh training state: the optimiser's groups are the partition's, for life."""
     torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
@@ -203,7 +208,7 @@ def make_state(
 
 
 def resume(
-    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = checkpoint.ALONE
+    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = ALONE
 ) -> None:
     """Read the checkpoint of the same training into `state`.
 

@@ -89,6 +89,16 @@ def test_every_method_equals_one_process(image_folder, tmp_path):
         assert_close(config.out, tmp_path / f"one-{config.method}")
 
 
+def test_curvature_is_measured_on_everyones_images(image_folder, tmp_path):
+    config = replace(SAME, data=str(image_folder), generations=1, epochs=1, ascent_epochs=0, hessian_every=1)
+    config = replace(config, hessian_images=9)
+    together(2, run, replace(config, out=tmp_path / "many"))
+    run(replace(config, out=tmp_path / "one"))
+    (many,), (one,) = (RunFolder(tmp_path / name).rows() for name in ("many", "one"))
+    assert many["hessian_converged"] and many["hessian_loss"] == pytest.approx(one["hessian_loss"], rel=1e-10)
+    assert many["hessian_top"] == pytest.approx(one["hessian_top"], rel=1e-6)
+
+
 def test_without_shared_statistics_two_processes_are_two_parts_of_one(image_folder, tmp_path):
     """Each sees the half of a step that `--accumulate 2` sees; only running statistics differ."""
     config = replace(SHORT, data=str(image_folder), sync_batchnorm=False)
