@@ -60,9 +60,20 @@ def engine_turn(built: Engine) -> Callable[[], dict[str, Any]]:
         steps = built.input.steps_per_epoch
         sent = {k: (v - before[k]) / steps for k, v in vars(optimizer.exchange.traffic).items()} if before else {}
         momentum = optimizer._momentum
-        return {"state": momentum.numel() * momentum.element_size(), **sent}
+        alone = exchanges(optimizer) if before else 0.0
+        return {"state": momentum.numel() * momentum.element_size(), "exchanges": alone, **sent}
 
     return turn
+
+
+def exchanges(optimizer: Any) -> float:
+    """Seconds that a step's exchanges take with nothing else to do."""
+    begin = time.perf_counter()
+    for bucket in optimizer._buckets:
+        everyones = optimizer._gradients[bucket.everyones]
+        optimizer.exchange.reduce_scatter(bucket.gradient, everyones, bucket.scratch)()
+        optimizer.exchange.all_gather(everyones, bucket.gradient, bucket.scratch)()
+    return time.perf_counter() - begin
 
 
 def zero_turn(built: Engine) -> Callable[[], dict[str, Any]]:
@@ -101,7 +112,7 @@ def main(kind: str, address: str, data: str, threads: int) -> None:
                 begin = time.perf_counter()
                 said = turn()
                 (state,) = world.max(said["state"])
-                seconds = (time.perf_counter() - begin) / steps
+                seconds = (time.perf_counter() - begin - said.get("exchanges", 0.0)) / steps
                 if ask:
                     parameters = sum(p.numel() * p.element_size() for p in built.state.model.parameters())
                     ask.send({"seconds": seconds, "parameters": parameters} | said | {"state": state})
