@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,15 +22,12 @@ from seal_fast.errors import RunError, UsageError
 
 T = TypeVar("T")
 
-# Longest that a failing process waits for another one to say something first, or to have heard that it was said.
-MANNERS = 2.0
-
 
 class LostContact(RunError):
     """Another process ended or hangs."""
 
 
-class _Unreachable(RunError):
+class Unreachable(RunError):
     """Process 0 cannot be reached, so it cannot speak."""
 
 
@@ -209,7 +204,7 @@ def _begin(world: World, cuda: bool, timeout: float) -> None:
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if world.rank and isinstance(error, dist.DistNetworkError):
-            raise _Unreachable(
+            raise Unreachable(
                 f"process {world.rank} of {world.size} did not reach {address} within --dist-timeout {timeout:g} s: "
                 "check that process 0 was started, and that MASTER_ADDR and MASTER_PORT are right"
             ) from None
@@ -236,48 +231,6 @@ def _of_communication(error: RuntimeError) -> bool:
     text = str(error)
     signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
-
-
-def tell(message: object) -> None:
-    """Print why this process ends, unless another one says it: one sentence, however many processes.
-
-    Causes come before consequences, and process 0 before others.
-    """
-    prefix = "error: " if isinstance(message, UsageError | RunError) else ""
-    text = f"{prefix}{message}"
-    if not _is_many():
-        print(text, file=sys.stderr, flush=True)
-        return
-    outlive()
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ["WORLD_SIZE"])
-    if not dist.is_initialized():  # all processes have the same to say
-        if rank == 0 or isinstance(message, _Unreachable):
-            print(text, file=sys.stderr, flush=True)
-        return
-    time.sleep(isinstance(message, LostContact) * MANNERS / 2 + (rank > 0) * MANNERS / 4)
-    with contextlib.suppress(RuntimeError):  # the store went down with the process that kept it
-        store = dist.distributed_c10d._get_default_store()
-        if store.add("seal_fast/told", 1) > 1:
-            return
-        print(text, file=sys.stderr, flush=True)
-        patience = time.monotonic() + MANNERS  # the store may end with this process
-        while store.add("seal_fast/told", 0) < size and time.monotonic() < patience:
-            time.sleep(0.05)
-        return
-    print(text, file=sys.stderr, flush=True)
-
-
-def outlive() -> None:
-    """Ignore SIGTERM from now on, if there are several processes: this one is about to say why it ends.
-
-    torchrun sends it to all others as soon as one has failed.
-    """
-    if _is_many():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _is_many() -> bool:
-    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _difference(own: Any, other: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from seal_fast import arguments, checkpoint, curves, distributed, methods, runtime
+from seal_fast import arguments, checkpoint, curves, distributed, last_words, methods, runtime
 from seal_fast.checkpoint import TrainState
 from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
 from seal_fast.data import ImageSet, Input, Share, fits, make_input, open_images
@@ -56,7 +56,7 @@ def _run(config: Config, world: World) -> dict[str, Any]:
         try:
             engine.run()
         except BaseException:
-            distributed.outlive()
+            last_words.outlive()
             with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
                 conclude(engine)
             raise
@@ -282,10 +282,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(config)
         distributed.leave()
     except (UsageError, RunError) as error:
-        distributed.tell(error)
+        last_words.tell(error)
         return error.exit_code
     except Interrupted as interruption:
-        distributed.tell(interruption)
+        last_words.tell(interruption)
         return 128 + interruption.number
     except KeyboardInterrupt:
         print("stopped at once; start again with the same --out to continue from the last checkpoint", file=sys.stderr)
