@@ -18,16 +18,19 @@ _SPOKEN = "seal_fast/spoken"
 
 
 def tell(message: object) -> None:
-    """Print why this process ends, unless another one does. Causes come before consequences, process 0 before others."""
-    rank, size = int(os.environ.get("RANK", 0)), os.environ.get("WORLD_SIZE", "1")
+    """Print why this process ends, unless another one does.
+
+    Causes come before consequences, and process 0 before others.
+    """
+    first, size = os.environ.get("RANK", "0") == "0", os.environ.get("WORLD_SIZE", "1")
     outlive()
     if size == "1":
         _print(message)
     elif not dist.is_initialized():  # all processes have the same to say, unless process 0 is not there to say it
-        if rank == 0 or isinstance(message, Unreachable):
+        if first or isinstance(message, Unreachable):
             _print(message)
     else:
-        time.sleep(isinstance(message, LostContact) * MANNERS / 2 + (rank > 0) * MANNERS / 4)
+        time.sleep(isinstance(message, LostContact) * MANNERS / 2 + (not first) * MANNERS / 4)
         if _asked() == 1:
             _print(message)
             patience = time.monotonic() + MANNERS  # what they ask may end with this process
