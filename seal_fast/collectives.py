@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Wait = Callable[[], None]
+Wait = Callable[[], object]
 
 
 @dataclass

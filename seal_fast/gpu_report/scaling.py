@@ -179,7 +179,7 @@ def text(works: Sequence[Work], card: Card, share: float) -> str:
     blocks = [f"Predicted for {card.name}, --amp --compile; nothing here was timed."]
     header = ("GPUs", "ports a node", "MB sent a step", "network, ms", f"images a GPU for {share:.0%}", "overlapped")
     for work in works:
-        rows = [(*header, *(f"speed-up at batch {batch}" for batch in GLOBAL_BATCHES))]
+        rows: list[tuple[str, ...]] = [(*header, *(f"speed-up at batch {batch}" for batch in GLOBAL_BATCHES))]
         for processes in PROCESSES[1:]:
             for ports in (8, 1) if processes > GPUS_PER_NODE else (0,):
                 least = [least_batch(work, processes, ports, card, overlap, share) for overlap in (False, True)]
@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         RunError: this torch or Triton cannot compile for a GPU that is not there.
     """
-    parser = argparse.ArgumentParser(prog="python -m seal_fast scaling", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m seal_fast scaling", description="Predict a step on 1 to 64 GPUs.")
     parser.add_argument("--arch", type=int, choices=CARDS, default=80, help="80 (A100) or 90 (H100); default: 80")
     parser.add_argument("--models", nargs="+", choices=("resnet18", "resnet34", "resnet50"))
     parser.add_argument("--image-sizes", nargs="+", type=int, default=[64, 224])

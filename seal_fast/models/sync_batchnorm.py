@@ -6,6 +6,7 @@ torch's SyncBatchNorm needs GPUs, and its graph breaks; this is plain arithmetic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -58,7 +59,8 @@ def statistics(x: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
     row = F.one_hot(torch.tensor(link.rank, device=x.device), link.processes).to(own.dtype)
-    rows = all_reduce(row[:, None] * own, "sum", dist.group.WORLD)  # a gather that is its own transpose
+    group: Any = dist.group.WORLD
+    rows = all_reduce(row[:, None] * own, "sum", group)  # a gather that is its own transpose
     means, variances, counts = rows.split([len(mean), len(mean), 1], 1)
     share = counts / counts.sum()
     whole = (share * means).sum(0)
