@@ -49,6 +49,13 @@ def kernels(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def scaling(argv: Sequence[str]) -> int:
+    """Predict the step and its network on 1 to 64 GPUs."""
+    from seal_fast.gpu_report.scaling import main
+
+    return main(argv)
+
+
 def depth(argv: Sequence[str]) -> int:
     """Prediction depth of trained networks, compared."""
     from seal_fast.analysis.depth_command import main
@@ -90,6 +97,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "presets": presets,
     "prepare": prepare,
     "kernels": kernels,
+    "scaling": scaling,
     "depth": depth,
     "transfer": transfer,
     "fewshot": fewshot,

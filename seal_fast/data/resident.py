@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import RunError
 from .catalogue import ImageSet
+from .cuts import Cut
 from .decode import Decoder, Request
 from .inputs import Batch, Input, Settings
 from .split import Split
@@ -74,18 +75,19 @@ class Resident(Input):
             raise RunError("no image can be decoded: every one is corrupt or truncated")
         return pixels[:filled], split if filled == len(split) else split.take(np.flatnonzero(good))
 
-    def _train(self, generation: int, epoch: int, cuts: list[tuple[int, int]]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
         pixels, labels = self._pixels["train"], self._labels["train"]
         order = self._order(generation, epoch, self._settings.device)
         pad = self._settings.pad
-        for start, stop in cuts:
-            index = order[start:stop]
-            images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=start)
-            yield Batch(images, labels[index])
+        for cut in cuts:
+            index, position = order[cut.start : cut.stop], cut.start
+            images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=position)
+            yield Batch(images, labels[index], cut=cut)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         pixels, labels, size = self._pixels[split], self._labels[split], self.eval_batch_size
         place = torch.arange(size, device=self._settings.device)
-        for start in range(0, len(pixels), size):
-            index = (place + start).clamp(max=len(pixels) - 1)
-            yield Batch(self._augment(pixels, index, False, pad=0), labels[index], place + start < len(pixels))
+        first, end = self._settings.share.slice(0, len(pixels))
+        for start in range(first, end, size):
+            index = (place + start).clamp(max=end - 1)
+            yield Batch(self._augment(pixels, index, False, pad=0), labels[index], place + start < end)

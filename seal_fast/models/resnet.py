@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from seal_fast.errors import UsageError
 from seal_fast.kernels import conv2d, max_pool, norm_act
+from seal_fast.models.sync_batchnorm import SyncBatchNorm2d, sync_norm_act
 
 Stem = Literal["imagenet", "small"]
 
 
 def normalise(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, act: bool = True) -> Tensor:
     """BatchNorm, then the residual added, then ReLU; in train mode the running statistics move."""
+    if isinstance(norm, SyncBatchNorm2d) and norm.training and norm.link.connected:
+        return sync_norm_act(norm, x, residual, act)
     mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
     assert mean is not None and var is not None and momentum is not None
     return norm_act(x, norm.weight, norm.bias, mean, var, norm.training, momentum, norm.eps, residual, act)
