@@ -1,0 +1,1 @@
+"""Sweeps: many runs over a space of settings, scheduled by Ray Tune. Only `tune.py` imports Ray."""
