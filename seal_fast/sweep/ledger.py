@@ -1,7 +1,7 @@
 """What has become of every trial, on the disk: the truth that `--resume` goes by, whatever Ray remembers.
 
-An append-only file of one JSON object a line, each flushed to the disk before the sweep goes on. The last word on a trial
-counts; a last line that a crash cut short counts as never written.
+An append-only file of one JSON object a line, each flushed to the disk before the sweep goes on. The last word on a
+trial counts; a last line that a crash cut short counts as never written.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Entry:
 
     Attributes:
         state: "running" is of a sweep that goes on, or was killed meanwhile.
-        generations: finished so far, as far as the sweep has been told.
+        values: what early stopping goes by, at the end of each generation that the sweep has been told of.
         failures: attempts that ended badly, over all sweeps.
         message: why the last one did.
     """
 
     state: State = "waiting"
-    generations: int = 0
+    values: list[float] = field(default_factory=list)
     failures: int = 0
     message: str = ""
 
@@ -44,8 +44,10 @@ class Ledger:
     entries: dict[str, Entry] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, trials: Iterable[str]) -> Ledger:
+    def open(cls, path: Path, trials: Iterable[str], repair: bool = True) -> Ledger:
         """The ledger of these trials as the file tells it; lines about others are left alone.
+
+        A torn last line is cut off, so that the next one is not glued to it, unless the file is only looked at.
 
         Raises:
             RunError: the file cannot be read.
@@ -54,7 +56,7 @@ class Ledger:
         try:
             text = path.read_text() if path.exists() else ""
             whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # what follows must not be glued to the torn line
+            if whole != text and repair:
                 os.truncate(path, len(whole.encode()))
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: cannot be read ({error})") from None
@@ -100,6 +102,7 @@ class Ledger:
         if entry is None:
             return
         entry.state = event["state"]
-        entry.generations = event.get("generations", entry.generations)
+        if "generation" in event:  # a resumed trial says again what it has said before
+            entry.values[event["generation"] - 1 :] = [event["value"]]
         entry.failures = event.get("failures", entry.failures)
         entry.message = event.get("message", entry.message)

@@ -10,11 +10,14 @@ def test_the_last_word_counts_and_is_found_again(tmp_path):
     ledger = Ledger.open(tmp_path / "ledger.jsonl", "abcd")
     ledger.record("a", "running")
     ledger.record("b", "running", failures=1, message="out of memory")
-    ledger.record("a", "finished", generations=3)
+    for generation, value in ((1, 5.0), (2, 6.0), (1, 5.0), (2, 6.0), (3, 4.0)):
+        ledger.record("a", "running", generation=generation, value=value)
+    ledger.record("a", "finished")
     ledger.record("c", "failed", failures=3, message="NaN")
     again = Ledger.open(tmp_path / "ledger.jsonl", "abcde")
     assert again.entries == ledger.entries | {"e": Entry()}
-    assert again.entries["b"] == Entry("running", 0, 1, "out of memory")
+    assert again.entries["b"] == Entry("running", [], 1, "out of memory")
+    assert again.entries["a"] == Entry("finished", [5.0, 6.0, 4.0])
     assert again.left() == ["b", "d", "e"]
     again.forgive()
     assert again.left() == ["b", "c", "d", "e"] and again.entries["c"].failures == 0

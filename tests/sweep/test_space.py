@@ -26,7 +26,8 @@ def grid(space, seeds=None):
 def test_a_grid_is_the_product_in_order_over_the_preset(space):
     made = grid(
         space(
-            'preset = "demo"\nlr = 0.2\nmethod = { grid = ["seal", "llf"] }\nlayer-threshold = { grid = ["layer2", "layer3"] }'
+            'preset = "demo"\nlr = 0.2\nmethod = { grid = ["seal", "llf"] }\n'
+            'layer-threshold = { grid = ["layer2", "layer3"] }'
         )
     )
     assert [(t.config.method, t.config.layer_threshold) for t in made.trials] == [
@@ -59,7 +60,8 @@ def test_a_union_overrides_what_stands_above_it(space):
 
 def test_settings_without_effect_on_their_method_make_no_second_run(space):
     methods = ", ".join(f'"{m}"' for m in METHODS)
-    text = f"data = 'digits'\nmethod = {{ grid = [{methods}] }}\nascent_epochs = {{ grid = [8, 16] }}\nlayer_threshold = {{ grid = ['layer2', 'layer3'] }}"
+    text = f"data = 'digits'\nmethod = {{ grid = [{methods}] }}\nascent_epochs = {{ grid = [8, 16] }}\n"
+    text += "layer_threshold = { grid = ['layer2', 'layer3'] }"
     made = grid(space(text))
     runs = {m: sum(t.config.method == m for t in made.trials) for m in METHODS}
     # llf has no ascent; restart, long and ascend-all treat all layers alike
