@@ -1,1 +1,1 @@
-"""Sweeps: many runs over a space of settings, scheduled by Ray Tune. Only `tune.py` imports Ray."""
+"""Sweeps: many runs over a space of settings. Only `scheduling` imports Ray."""

@@ -154,7 +154,9 @@ def _run(
         write_text(folder.path / "space.toml", flags.space.read_text())
     with tune.connected(flags.address, concurrent):
         if flags.address:
-            concurrent, threads = tune.slots(flags.per_gpu, flags.concurrent, flags.threads or said.get("threads"))
+            use_gpus = any(trial.config.device != "cpu" for trial in trials.values())
+            asked = flags.threads or said.get("threads")
+            concurrent, threads, gpu = tune.slots(flags.per_gpu, flags.concurrent, asked, use_gpus)
         rungs = (flags.first_rung, flags.reduction) if flags.stop_early else None
         job = tune.Job(folder.path, concurrent, threads, gpu, flags.retries, rungs, flags.address is not None)
         print(
@@ -207,7 +209,7 @@ def _resources(flags: argparse.Namespace, trials: dict[str, Trial]) -> tuple[int
     gpus = torch.cuda.device_count() if on_gpu else 0
     cores = len(os.sched_getaffinity(0))
     concurrent = flags.concurrent or (gpus * flags.per_gpu if gpus else min(cores, _MOST_ON_A_CPU))
-    return concurrent, max(1, cores // concurrent), 1 / flags.per_gpu if gpus or (flags.address and on_gpu) else 0.0
+    return concurrent, max(1, cores // concurrent), 1 / flags.per_gpu if gpus else 0.0
 
 
 def _dry_run(flags: argparse.Namespace, made: Plan) -> int:
@@ -237,7 +239,7 @@ def _cell(value: Any) -> str:
 
 def _ray() -> Any:
     try:
-        from seal_fast.sweep import tune
+        from seal_fast.sweep.scheduling import tune
     except ImportError as error:
         raise RunError(
             f"sweeps need Ray Tune ({error.name or error} is missing); pip install 'seal-fast[sweep]'"

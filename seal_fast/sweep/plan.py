@@ -105,10 +105,12 @@ def of_settings(space: Space, combinations: Sequence[dict[str, Any]], first: int
         if name not in varied and len({repr(getattr(config, name)) for _, config in kept.values()}) > 1
     ]
     shown = [name for name in varied if len({repr(getattr(c, name)) for _, c in kept.values()}) > 1]
+    shown.sort(key=lambda name: name == "seed")
     width = max(4, len(str(first + len(kept) - 1)))
     trials = tuple(
-        Trial(_name(first + i, width, {n: getattr(config, n) for n in shown}), _plain(config, varied), config)
-        for i, (_, config) in enumerate(kept.values())
+        # the name says what this part of the space sets; the number alone makes it unique
+        Trial(_name(first + i, width, {n: settings[n] for n in shown if n in settings}), _plain(config, varied), config)
+        for i, (settings, config) in enumerate(kept.values())
     )
     return Plan(trials, len(combinations) - len(kept))
 

@@ -9,45 +9,35 @@ import time
 from pathlib import Path
 
 from seal_fast.config import Config
-from seal_fast.sweep import tune
+from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Trial
+from seal_fast.sweep.scheduling import tune
+from seal_fast.sweep.scheduling.worker import Attempts
 
-GENERATIONS = 3
+GENERATIONS, UNLUCKY, DIES = 3, 3, 7
 
 
-class Stub(tune.tune.Trainable):
-    def setup(self, config):
-        self.name = config["trial"]["name"]
-        self.steps = Path(config["folder"]) / "steps" / self.name
-        self.done = len(self.steps.read_text().splitlines()) if self.steps.exists() else 0
+class Stub(Attempts):
+    def begin(self):
+        self.steps = self.sweep / "steps" / self.name
+        self.trained = len(self.steps.read_text().splitlines()) if self.steps.exists() else 0
         self.reported = 0
 
-    def reset_config(self, new_config):
-        self.setup(new_config)
-        return True
-
-    def step(self):
+    def advance(self):
         number = int(self.name)
-        if self.reported == self.done:
-            if number % 10 == 7 and not self.steps.exists():  # a worker that dies before its first generation's end
+        if number == UNLUCKY:
+            raise RunError(f"number {number} is unlucky")
+        if self.reported == self.trained:
+            if number == DIES and not self.steps.exists():  # the worker dies before the first generation's end
                 self.steps.touch()
                 os.kill(os.getpid(), 9)
-            if number % 10 == 3:
-                raise tune.RunError(f"number {number} is unlucky")
             time.sleep(0.01)
             with self.steps.open("a") as file:
                 file.write(f"{os.getpid()}\n")
-            self.done += 1
+            self.trained += 1
         self.reported += 1
-        result = {"generation": self.reported, "val_top1": float(number)}
-        return result if self.reported < GENERATIONS else result | {"finished": True, "done": True}
-
-    def save_checkpoint(self, checkpoint_dir):
-        pass
-
-    def load_checkpoint(self, checkpoint):
-        pass
+        return {"generation": self.reported, "val_top1": float(number), "finished": self.reported == GENERATIONS}
 
 
 def main(folder, count, concurrent, rungs=None):

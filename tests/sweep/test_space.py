@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -141,3 +142,10 @@ def test_a_plan_is_read_back_as_it_was(space, tmp_path):
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert plan.parse(content["trials"], tmp_path) == made.trials and content["threads"] == 1
     assert made.trials[0].config.init_weights.is_absolute() and made.trials[0].config != Config()
+
+
+def test_the_papers_ablations_are_a_space():
+    made = grid(read(Path(__file__).parents[2] / "docs" / "ablations.toml"))
+    # nine methods, two more thresholds, lengths and scales, the weight decay, two lengths of a generation; three seeds
+    assert len(made.trials) == 3 * (9 + 2 + 2 + 2 + 1 + 2) and made.repeated == 3 * 3
+    assert {t.epochs for t in made.trials} == {1600} and {t.config.model for t in made.trials} == {"resnet50"}
