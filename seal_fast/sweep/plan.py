@@ -83,8 +83,12 @@ def make(space: Space, *, search: str, samples: int, seeds: int | None, search_s
     return of_settings(space, combinations)
 
 
-def of_settings(space: Space, combinations: Sequence[dict[str, Any]], first: int = 0) -> Plan:
-    """Named trials of combinations; one that trains what another trains already is left out.
+def of_settings(
+    space: Space, combinations: Sequence[dict[str, Any]], first: int = 0, named: Iterable[str] | None = None
+) -> Plan:
+    """Trials of combinations, numbered from `first`; one that trains what another trains already is left out.
+
+    Names say the settings in `named`, or else those in which the combinations differ.
 
     Raises:
         UsageError: a combination cannot make a run; its values are named.
@@ -104,7 +108,8 @@ def of_settings(space: Space, combinations: Sequence[dict[str, Any]], first: int
         for name in dict.fromkeys(n for s in everything for n in s)
         if name not in varied and len({repr(getattr(config, name)) for _, config in kept.values()}) > 1
     ]
-    shown = [name for name in varied if len({repr(getattr(c, name)) for _, c in kept.values()}) > 1]
+    differ = [name for name in varied if len({repr(getattr(c, name)) for _, c in kept.values()}) > 1]
+    shown = differ if named is None else list(named)
     shown.sort(key=lambda name: name == "seed")
     width = max(4, len(str(first + len(kept) - 1)))
     trials = tuple(

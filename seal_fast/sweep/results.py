@@ -56,6 +56,8 @@ def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list
         RunError: a file cannot be written.
     """
     rows = collect(folder, trials, ledger)
+    if not rows:
+        return rows
     memory = io.StringIO()
     writer = csv.DictWriter(memory, list(rows[0]), lineterminator="\n")
     writer.writeheader()

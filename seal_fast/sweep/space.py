@@ -177,3 +177,12 @@ def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
     if kind != "int":
         override(base, {key: (values[0] + values[1]) / 2}, str(path))  # whole numbers alone cannot be drawn from it
     return Axis(key, kind, tuple(values))
+
+
+def all_drawn(space: Space) -> Space:
+    """The same space with nothing left to list: grids become choices."""
+    parts = tuple(
+        Part(part.fixed, tuple(Axis(a.name, "choice" if a.kind == "grid" else a.kind, a.values) for a in part.axes))
+        for part in space.parts
+    )
+    return Space(space.path, space.base, parts)

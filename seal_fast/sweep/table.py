@@ -40,7 +40,7 @@ class Display:
 
     def __init__(self, folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> None:
         self.folder, self.trials, self.ledger = folder, trials, ledger
-        self._epochs = {name: trial.epochs for name, trial in trials.items()}
+        self._epochs: dict[str, int] = {}
         self._bests: dict[str, float] = {}
         self._told = {name for name, entry in ledger.entries.items() if entry.state in ENDED}
         self._last = 0.0
@@ -80,6 +80,8 @@ class Display:
 
     def progress(self) -> Progress:
         """As the ledger and the run folders tell it now."""
+        for name in self.trials.keys() - self._epochs.keys():  # a search adds trials as it goes
+            self._epochs[name] = self.trials[name].epochs
         now = Progress(total=sum(self._epochs.values()))
         for name, entry in self.ledger.entries.items():
             now.counts[entry.state] = now.counts.get(entry.state, 0) + 1

@@ -25,8 +25,10 @@ from seal_fast.config import to_dict
 from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger, State
 from seal_fast.sweep.plan import Trial
+from seal_fast.sweep.scheduling.proposals import Proposals
 from seal_fast.sweep.scheduling.rungs import Rungs
 from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
+from seal_fast.sweep.suggest import Search
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray
 
@@ -94,6 +96,10 @@ def _reason(trace: str) -> str:
     """The sentence of the last exception in a traceback."""
     found = re.findall(r"^[\w.]*(?:Error|Exception)(?:\([\w.]+\))?: (.+)$", trace, re.MULTILINE)
     return found[-1].strip() if found else "the worker died"
+
+
+def _describe(trial: Trial) -> dict[str, Any]:
+    return {"name": trial.name, "config": to_dict(trial.config)}
 
 
 def _name(trial: Any) -> str:
@@ -165,24 +171,29 @@ def run(
     ledger: Ledger,
     tick: Callable[[], None] = lambda: None,
     trainable: type[Attempts] = Training,
+    search: Search | None = None,
 ) -> None:
-    """Run what the ledger has left over, within `connected`; the ledger holds the outcome.
+    """Run what the ledger has left over, within `connected`, and what a search proposes; the ledger holds the outcome.
 
     Raises:
         Stopped: a signal came; the trials in hand are left to be continued.
     """
     left = ledger.left()
-    if not left:
+    if not left and not search:
         return
-    scheduler = FIFOScheduler()
-    if job.rungs:
-        scheduler = Rungs(ledger, *job.rungs, max(trial.generations for trial in trials.values()))
-    space = {
-        "trial": tune.grid_search([{"name": name, "config": to_dict(trials[name].config)} for name in left]),
+    space: dict[str, Any] = {
         "folder": str(job.folder.absolute()),
         "threads": job.threads,
         "retries": job.retries,
     }
+    scheduler, searcher, samples = FIFOScheduler(), None, 1
+    if search:
+        searcher, samples = Proposals(search.ask, _describe), search.samples
+    else:
+        space["trial"] = tune.grid_search([_describe(trials[name]) for name in left])
+    if job.rungs:
+        known = [trial.generations for trial in trials.values()] or [search.space.base.generations if search else 1]
+        scheduler = Rungs(ledger, *job.rungs, max(known))
     resources = {"cpu": job.threads if job.cluster else 1, "gpu": job.gpu}
     scratch = job.folder.absolute() / ".ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the ledger
@@ -193,6 +204,8 @@ def run(
                 param_space=space,
                 tune_config=tune.TuneConfig(
                     scheduler=scheduler,
+                    search_alg=searcher,
+                    num_samples=samples,
                     max_concurrent_trials=job.concurrent,
                     reuse_actors=True,
                     trial_name_creator=_name,
