@@ -103,7 +103,7 @@ def test_a_configuration_file_is_found_beside_the_space(space, tmp_path):
         ("lrr = 0.1", "unknown setting lrr; did you mean lr"),
         ("layr_threshold = { grid = ['layer2'] }", "unknown setting layr_threshold; did you mean layer_threshold"),
         ("method = { grid = ['seal', 'sael'] }", "method = 'sael' must be one of seal"),
-        ("method = { gird = ['seal'] }", "method must be a value or one of { grid = [...] }"),
+        ("method = { grib = ['seal'] }", "method must be a value or one of { grid = [...] }"),
         ("lr = { grid = [] }", "grid needs a list"),
         ("lr = { grid = [0.1, 0.1] }", "grid names 0.1 twice"),
         ("lr = { uniform = [1.0, 0.1] }", "uniform needs two numbers, the lower first"),

@@ -128,7 +128,7 @@ def connected(address: str | None, concurrent: int) -> Iterator[None]:
         else:
             scratch = tempfile.mkdtemp(prefix="seal-ray-")
             # Ray's sockets lie there, and their paths are limited to 107 bytes.
-            place = {"_temp_dir": scratch} if len(scratch) < 36 else {}
+            place: dict[str, Any] = {"_temp_dir": scratch} if len(scratch) < 36 else {}
             ray.init(
                 address="local",
                 num_cpus=concurrent,
