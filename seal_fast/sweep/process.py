@@ -47,11 +47,11 @@ class Process:
     """A trial that trains.
 
     Attributes:
-        folder: its run folder; the trainer's output is in `output.log` there.
+        folder: its run folder, an absolute path; the trainer's output is in `output.log` there.
         ends: the metrics rows at which a generation ended, so far.
     """
 
-    def __init__(self, path: Path, config: Config, threads: int, shared: Path) -> None:
+    def __init__(self, path: Path, config: Config, threads: int, shared: Path, cwd: str | None = None) -> None:
         self.folder, self.config = RunFolder(path), config
         line = timeline(config)
         self._last_epoch = [line.epochs(g) - 1 for g in range(len(line.generations))]
@@ -69,6 +69,8 @@ class Process:
                 stdout=log,
                 stderr=log,
                 env=environment(shared, threads),
+                cwd=cwd,
+                start_new_session=True,  # Ctrl-C is for the sweep, which then stops its trials
                 preexec_fn=_die_with(os.getpid()),
             )
 

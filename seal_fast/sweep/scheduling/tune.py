@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shutil
 import signal
@@ -183,6 +184,7 @@ def run(
         return
     space: dict[str, Any] = {
         "folder": str(job.folder.absolute()),
+        "cwd": os.getcwd(),
         "threads": job.threads,
         "retries": job.retries,
     }

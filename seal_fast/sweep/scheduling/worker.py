@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from seal_fast.errors import RunError, UsageError
 from seal_fast.sweep.process import Process
 
 METRIC = "val_top1"
+_GRACE_SECONDS = 30.0
 
 
 class Attempts(tune.Trainable):
@@ -79,7 +81,7 @@ class Training(Attempts):
         """Start the trainer, which continues from its checkpoint if it has one."""
         settings = override(Config(), self.config["trial"]["config"], self.name)
         folder, shared = self.sweep / "trials" / self.name, self.sweep / "shared"
-        self.process = Process(folder, settings, self.config["threads"], shared)
+        self.process = Process(folder, settings, self.config["threads"], shared, self.config["cwd"])
         self.reported = 0
 
     def advance(self) -> dict[str, Any]:
@@ -100,6 +102,8 @@ class Training(Attempts):
             code = self.process.join()  # summary and weights are written after the last row
             if code == 0:
                 return result | {"finished": True}
+        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+            time.sleep(_GRACE_SECONDS)  # whoever stopped it, such as Slurm, is about to stop this worker too
         words = self.process.last_words() or f"ended with exit code {code}"
         if code == UsageError.exit_code:
             raise UsageError(words)
