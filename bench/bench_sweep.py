@@ -100,7 +100,7 @@ def test_scheduling(benchmark, tmp_path):
 
 
 def test_report_of_a_thousand_runs(benchmark, tmp_path):
-    sys.path.insert(0, str(TESTS / "report"))
+    sys.path[:0] = [str(TESTS), str(TESTS / "report")]
     import browser
     from pretend import pretend_rows
     from seal_fast.report.content import content
