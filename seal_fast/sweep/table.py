@@ -116,14 +116,16 @@ class Display:
         return self._bests.get(name, -1.0)
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
         now = self.progress()
-        table = Table(title=self.headline(now), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("running", "at", "done", "val top-1"):
             table.add_column(column, justify="left" if column in ("running", "at") else "right")
         for row in now.running[:_MOST_RUNNING]:
             table.add_row(*row)
         if len(now.running) > _MOST_RUNNING:
             table.add_row(f"and {len(now.running) - _MOST_RUNNING} more", "", "", "")
-        return table
+        return Group(Text(self.headline(now)), table)
