@@ -68,7 +68,9 @@ class Display:
                 self._told.add(name)
                 best = f"  best val top-1 {self._best(name):.2f} %" if self._best(name) >= 0 else ""
                 text = f"{entry.state:<8} {name}{best}" + (f"  {entry.message}" if entry.state == "failed" else "")
-                print(text, flush=True) if not self._live else self._live.console.print(text, markup=False)
+                print(text, flush=True) if not self._live else self._live.console.print(
+                    text, markup=False, highlight=False
+                )
 
     def stop(self) -> None:
         """The last words, and the end of the display."""
