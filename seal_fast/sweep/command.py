@@ -88,7 +88,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
     check_trials((t for t in made.trials if t.name not in trials or t.name in ledger.left()), here=not flags.address)
     concurrent, threads, gpu = _resources(flags, made.trials)
     threads = flags.threads or said.get("threads") or threads
-    with tune.connected(flags.address, concurrent):
+    with tune.connected(folder.path, flags.address, concurrent):
         if flags.address:
             use_gpus = any(trial.config.device != "cpu" for trial in made.trials)
             asked = flags.threads or said.get("threads")

@@ -45,7 +45,7 @@ def main(folder, count, concurrent, rungs=None):
     trials = {f"{i:04d}": Trial(f"{i:04d}", {}, Config(generations=GENERATIONS)) for i in range(count)}
     ledger = Ledger.open(folder / "ledger.jsonl", trials)
     job = tune.Job(folder, concurrent, 1, retries=1, rungs=rungs)
-    with tune.connected(None, concurrent):
+    with tune.connected(folder, None, concurrent):
         start = time.time()
         tune.run(job, trials, ledger, trainable=Stub)
         print("fit", time.time() - start)

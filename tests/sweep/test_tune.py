@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("ray", reason="Ray is an optional extra")
 
 from seal_fast.sweep.ledger import Ledger
+from seal_fast.sweep.scheduling import tune
+from seal_fast.sweep.scheduling.rungs import Rungs
 
 STUB = Path(__file__).with_name("stub_sweep.py")
 COUNT, UNLUCKY, DIES = 60, 3, 7
@@ -36,6 +38,12 @@ def wait_for(folder, count, process):
         time.sleep(0.02)
 
 
+def remains(folder):
+    """Ray's processes of a sweep that still run."""
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in running if str(tune.scratch(folder)) in line]
+
+
 def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
     """SIGKILL of the driver, then SIGTERM; workers that die and trials that fail among them."""
     for number, count in ((signal.SIGKILL, COUNT // 4), (signal.SIGTERM, COUNT // 2)):
@@ -43,6 +51,10 @@ def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
         wait_for(tmp_path, count, process)
         process.send_signal(number)
         process.wait()
+        deadline = time.monotonic() + 30
+        while remains(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert len(ended(tmp_path)) < COUNT
     process = start(tmp_path, COUNT, 2)
     assert process.wait() == 0, process.stderr.read().decode()
@@ -59,8 +71,7 @@ def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
     entries = Ledger.open(tmp_path / "ledger.jsonl", outcome).entries
     assert all(entries[name].values == [float(name)] * 3 for name in outcome if int(name) != UNLUCKY)
     assert entries[f"{DIES:04d}"].failures == 1  # a worker that died took nothing with it
-    for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines():
-        assert str(tmp_path) not in line
+    assert not remains(tmp_path) and not tune.scratch(tmp_path).exists()
 
 
 def decisions(scheduler, results):
@@ -79,8 +90,6 @@ def decisions(scheduler, results):
 
 
 def test_early_stopping_has_its_rungs_at_generation_ends_and_goes_on_after_a_kill(tmp_path):
-    from seal_fast.sweep.scheduling.rungs import Rungs
-
     draw = random.Random(0)
     values = {f"{i:02d}": sorted(draw.uniform(0, 100) for _ in range(9)) for i in range(27)}
     results = [(name, g, value) for name, vs in values.items() for g, value in enumerate(vs, 1)]

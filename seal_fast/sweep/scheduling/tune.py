@@ -7,6 +7,7 @@ is thrown away. So a sweep that was killed, whatever part of it, goes on from th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
@@ -114,29 +115,35 @@ class Stopped(BaseException):
         self.number = number
 
 
+def scratch(folder: Path) -> Path:
+    """Where Ray keeps its sockets and logs while it runs on this machine for a sweep: one place for each sweep, so that
+    what a killed one has left is found and removed. Paths of sockets are limited to 107 bytes, so it is not in DIR.
+    """
+    name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"seal-{os.getuid()}-{name}"
+
+
 @contextlib.contextmanager
-def connected(address: str | None, concurrent: int) -> Iterator[None]:
+def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[None]:
     """Ray as a part of the cluster at `address`, or else on this machine alone, for so many trials at a time.
 
     Raises:
         RunError: it cannot be started or reached.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    scratch = None
+    place = scratch(folder)
+    shutil.rmtree(place, ignore_errors=True)
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
-            scratch = tempfile.mkdtemp(prefix="seal-ray-")
-            # Ray's sockets lie there, and their paths are limited to 107 bytes.
-            place: dict[str, Any] = {"_temp_dir": scratch} if len(scratch) < 36 else {}
             ray.init(
                 address="local",
                 num_cpus=concurrent,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 include_dashboard=False,
+                _temp_dir=str(place),
                 **quiet,
-                **place,
             )
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -146,8 +153,7 @@ def connected(address: str | None, concurrent: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def slots(per_gpu: int, concurrent: int | None, threads: int | None, use_gpus: bool) -> tuple[int, int, float]:
@@ -197,7 +203,7 @@ def run(
         known = [trial.generations for trial in trials.values()] or [search.space.base.generations if search else 1]
         scheduler = Rungs(ledger, *job.rungs, max(known))
     resources = {"cpu": job.threads if job.cluster else 1, "gpu": job.gpu}
-    scratch = job.folder.absolute() / ".ray"
+    told = job.folder.absolute() / ".ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the ledger
     try:
         with _signals():
@@ -215,14 +221,14 @@ def run(
                 ),
                 run_config=tune.RunConfig(
                     name="ray",
-                    storage_path=str(scratch),
+                    storage_path=str(told),
                     verbose=0,
                     callbacks=[_Told(ledger, tick)],
                     failure_config=tune.FailureConfig(max_failures=job.retries),
                 ),
             ).fit()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(told, ignore_errors=True)
 
 
 @contextlib.contextmanager
