@@ -17,9 +17,10 @@ pytest.importorskip("ray", reason="Ray is an optional extra")
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.scheduling import tune
 from seal_fast.sweep.scheduling.rungs import Rungs
+from stub_sweep import DIES, POOR, UNLUCKY, value
 
 STUB = Path(__file__).with_name("stub_sweep.py")
-COUNT, UNLUCKY, DIES = 60, 3, 7
+COUNT = 60
 
 
 def start(folder, *arguments):
@@ -45,9 +46,9 @@ def remains(folder):
 
 
 def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
-    """SIGKILL of the driver, then SIGTERM; workers that die and trials that fail among them."""
+    """SIGKILL of the driver, then SIGTERM; a worker that dies, a trial that fails, some stopped early."""
     for number, count in ((signal.SIGKILL, COUNT // 4), (signal.SIGTERM, COUNT // 2)):
-        process = start(tmp_path, COUNT, 2)
+        process = start(tmp_path, COUNT, 2, 1)
         wait_for(tmp_path, count, process)
         process.send_signal(number)
         process.wait()
@@ -56,20 +57,20 @@ def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert len(ended(tmp_path)) < COUNT
-    process = start(tmp_path, COUNT, 2)
+    process = start(tmp_path, COUNT, 2, 1)
     assert process.wait() == 0, process.stderr.read().decode()
 
     outcome = {event["trial"]: event for event in ended(tmp_path)}
     assert len(outcome) == len(ended(tmp_path)) == COUNT  # each ended once
-    for i, (name, event) in enumerate(sorted(outcome.items())):
-        unlucky = i == UNLUCKY
-        assert event["state"] == ("failed" if unlucky else "finished")
-        steps = (tmp_path / "steps" / name).read_text().splitlines() if not unlucky else []
-        assert len(steps) == (0 if unlucky else 3), name  # three generations, none trained twice
-        if unlucky:
-            assert event["message"] == f"number {i} is unlucky" and event["failures"] == 2
     entries = Ledger.open(tmp_path / "ledger.jsonl", outcome).entries
-    assert all(entries[name].values == [float(name)] * 3 for name in outcome if int(name) != UNLUCKY)
+    for i, (name, event) in enumerate(sorted(outcome.items())):
+        state, generations = ("stopped", 1) if i >= POOR else ("finished", 3)
+        if i == UNLUCKY:
+            state, generations = "failed", 0
+            assert event["message"] == f"number {i} is unlucky" and event["failures"] == 2
+        assert (event["state"], entries[name].values) == (state, [value(i)] * generations), name
+        if generations:  # none trained twice
+            assert len((tmp_path / "steps" / name).read_text().splitlines()) == generations, name
     assert entries[f"{DIES:04d}"].failures == 1  # a worker that died took nothing with it
     assert not remains(tmp_path) and not tune.scratch(tmp_path).exists()
 
