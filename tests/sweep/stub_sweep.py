@@ -18,7 +18,7 @@ from seal_fast.sweep.scheduling.worker import Attempts
 GENERATIONS, UNLUCKY, DIES, POOR = 3, 3, 7, 50
 
 
-def value(number):
+def top1(number):
     """Later trials are better, up to a point; early stopping must keep the former and stop the latter."""
     return float(number) if number < POOR else 0.0
 
@@ -42,7 +42,7 @@ class Stub(Attempts):
                 file.write(f"{os.getpid()}\n")
             self.trained += 1
         self.reported += 1
-        return {"generation": self.reported, "val_top1": value(number), "finished": self.reported == GENERATIONS}
+        return {"generation": self.reported, "val_top1": top1(number), "finished": self.reported == GENERATIONS}
 
 
 def main(folder, count, concurrent, rungs=None):

@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="Ray is an optional extra")
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.scheduling import tune
 from seal_fast.sweep.scheduling.rungs import Rungs
-from stub_sweep import DIES, POOR, UNLUCKY, value
+from stub_sweep import DIES, POOR, UNLUCKY, top1
 
 STUB = Path(__file__).with_name("stub_sweep.py")
 COUNT = 60
@@ -68,7 +68,7 @@ def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
         if i == UNLUCKY:
             state, generations = "failed", 0
             assert event["message"] == f"number {i} is unlucky" and event["failures"] == 2
-        assert (event["state"], entries[name].values) == (state, [value(i)] * generations), name
+        assert (event["state"], entries[name].values) == (state, [top1(i)] * generations), name
         if generations:  # none trained twice
             assert len((tmp_path / "steps" / name).read_text().splitlines()) == generations, name
     assert entries[f"{DIES:04d}"].failures == 1  # a worker that died took nothing with it
