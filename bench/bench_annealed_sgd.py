@@ -22,7 +22,7 @@ from seal_fast.kernels import native
 from seal_fast.models import build
 from seal_fast.optim import AnnealedSGD
 
-ROUNDS, WARMUP = 60, 5
+ROUNDS, WARMUP = 40, 5
 LR, MOMENTUM, WEIGHT_DECAY, DECAY = 0.1, 0.9, 5e-4, 0.999
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernels are not installed")

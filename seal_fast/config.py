@@ -95,6 +95,10 @@ class Config:
     """Checkpoint at least this often, in seconds, and at every generation's end."""
     log_every: int = 50
     """Read the training counters from the device every so many steps."""
+    hessian_every: int = 0
+    """Log the Hessian's extreme eigenvalues every so many generations, at the end of each phase; 0: never."""
+    hessian_images: int = 128
+    """Training images for --hessian-every, evenly spaced and not augmented."""
     profile: bool = False
     """Write a profiler trace of a few steps, for TensorBoard's PyTorch Profiler plugin."""
     wandb: bool = False
@@ -117,7 +121,8 @@ class Config:
 
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
-    "out resume keep checkpoint_seconds log_every profile wandb threads data init_weights init_fc on_bad_image".split()
+    "out resume keep checkpoint_seconds log_every hessian_every hessian_images profile wandb threads data init_weights "
+    "init_fc on_bad_image".split()
 )
 
 
@@ -142,6 +147,8 @@ def check(config: Config) -> Config:
         ("log_every", 1),
         ("eval_batch_size", 1),
         ("limit_train", 2),
+        ("hessian_every", 0),
+        ("hessian_images", 1),
         ("threads", 1),
         ("image_size", 1),
     ):

@@ -36,7 +36,8 @@ from seal_fast.signals import Interrupted, stop_signals
 class Engine:
     """Everything a run is made of, put together by `train.py`.
 
-    identity is written into every checkpoint, so that a later process knows whose it is.
+    identity is written into every checkpoint, so that a later process knows whose it is. curvature measures the model
+    and asks what it is given whether to stop; what it finds joins the row.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Engine:
     log: Log
     identity: dict[str, Any]
     metadata: dict[str, str]
+    curvature: Callable[[Any, Callable[[], bool]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         model, runtime, smoothing = self.state.model, self.runtime, self.config.label_smoothing
@@ -101,6 +103,7 @@ class Engine:
         last_of_phase = at.epoch + 1 == start + phase.epochs
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
         val_loss, val_top1, val_top5 = self.evaluate() if due else (None, None, None)
+        curvature = self.measure_curvature() if last_of_phase else {}
         rates = self.rates(phase)
         self.log.epoch(
             {
@@ -119,6 +122,7 @@ class Engine:
                 "input_wait_seconds": self.state.wait_seconds,
                 "compile_seconds": compiling,
                 "images": int(images),
+                **curvature,
             }
         )
         if val_top1 is not None and val_top1 > self.state.best.top1:
@@ -204,6 +208,24 @@ class Engine:
             sums += self.forward(batch.images, batch.labels, batch.valid)[1]
         loss, top1, top5, images = sums.tolist()
         return loss / images, 100 * top1 / images, 100 * top5 / images
+
+    def measure_curvature(self) -> dict[str, Any]:
+        """The row's figures of curvature in a generation that is due; a failure is told and stops nothing.
+
+        Raises:
+            Interrupted: a signal came; the measurement is made after resuming, at the same weights.
+        """
+        every = self.config.hessian_every
+        if not self.curvature or (self.state.position.generation + 1) % every:
+            return {}
+        try:
+            figures = self.curvature(self.state.model, lambda: self.stop is not None)
+        except RunError as error:
+            self.log.say(f"curvature could not be measured: {error}")
+            return {}
+        if self.stop:
+            self.checkpoint()
+        return figures
 
     def refresh_weights(self) -> None:
         """Follow what wrote the parameters since the last step: forgetting, a checkpoint, or any other."""

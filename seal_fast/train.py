@@ -115,6 +115,11 @@ def assemble(
     log = Log(folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch))
     try:
         engine = Engine(config, timeline, partition, machine, source, state, folder, log, identity, metadata)
+        if config.hessian_every:
+            from seal_fast.analysis.hessian.training import Curvature
+
+            own = replace(images, train=images.train.spread(config.limit_train))
+            engine.curvature = Curvature(config, own, source.image_size, machine.device)
         for text in introduction(engine, images):
             log.say(text)
         if resuming:
