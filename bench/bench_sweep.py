@@ -47,7 +47,7 @@ def space_of(config, folder, trials):
 def test_packed_trials(benchmark, tmp_path):
     """As many trials at a time as there are cores, one thread each, beside one after the other with all threads.
 
-    On digits scaled to 64: other sets have so many validation images that short trials would be evaluation for the most.
+    On digits scaled to 64: with the validation images of other sets, short trials would be evaluation for the most.
     """
     trials, images = (8, 1408) if LONG else (4, 640)
     config = Config(
