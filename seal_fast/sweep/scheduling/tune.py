@@ -184,6 +184,7 @@ def run(
 
     Raises:
         Stopped: a signal came; the trials in hand are left to be continued.
+        RunError: Ray itself failed.
     """
     left = ledger.left()
     if not left and not search:
@@ -227,6 +228,9 @@ def run(
                     failure_config=tune.FailureConfig(max_failures=job.retries),
                 ),
             ).fit()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise RunError(f"Ray Tune gave up ({reason.strip()}); continue with --resume") from error
     finally:
         shutil.rmtree(told, ignore_errors=True)
 
