@@ -75,7 +75,6 @@ def _planned(flags: argparse.Namespace, said: dict[str, Any]) -> Plan:
 
 def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[str, Any]) -> int:
     tune = _ray()
-    from seal_fast.sweep import results
     from seal_fast.sweep.checks import check_trials
     from seal_fast.sweep.table import Display
 
@@ -88,7 +87,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
     check_trials((t for t in made.trials if t.name not in trials or t.name in ledger.left()), here=not flags.address)
     concurrent, threads, gpu = _resources(flags, made.trials)
     threads = flags.threads or said.get("threads") or threads
-    with tune.connected(folder.path, flags.address, concurrent):
+    with tune.connected(folder.path, flags.address, concurrent) as session:
         if flags.address:
             use_gpus = any(trial.config.device != "cpu" for trial in made.trials)
             asked = flags.threads or said.get("threads")
@@ -115,14 +114,10 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
             stopped = stop.number
         finally:
             display.stop()
-    rows = results.write(folder, trials, ledger)
-    results.write_hparams(folder, trials, rows)
-    if stopped is None:
-        return _conclude(folder, ledger)
-    _wait_for(folder, ledger.names("running"))
-    again = f"python -m seal_fast sweep --out {folder.path} --resume"
-    print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr)
-    return 128 + stopped
+        session.exit_code = _conclude(folder, trials, ledger, stopped)
+    if stopped is not None:
+        _wait_for(folder, ledger.names("running"))
+    return session.exit_code
 
 
 def _search(said: dict[str, Any], trials: dict[str, Trial], ledger: Ledger, keep: Any) -> suggest.Search:
@@ -130,7 +125,16 @@ def _search(said: dict[str, Any], trials: dict[str, Trial], ledger: Ledger, keep
     return suggest.Search(space, said["samples"], said["search_seed"], trials, ledger, keep)
 
 
-def _conclude(folder: SweepFolder, ledger: Ledger) -> int:
+def _conclude(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger, stopped: int | None) -> int:
+    """Write and say what came of it, before Ray is left; the exit code."""
+    from seal_fast.sweep import results
+
+    rows = results.write(folder, trials, ledger)
+    if stopped is not None:
+        again = f"python -m seal_fast sweep --out {folder.path} --resume"
+        print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
+        return 128 + stopped
+    results.write_hparams(folder, trials, rows)
     folder.tidy()
     failed = ledger.names("failed")
     for name in failed:

@@ -19,8 +19,8 @@ GENERATIONS, UNLUCKY, DIES, POOR = 3, 3, 7, 50
 
 
 def top1(number):
-    """Later trials are better, up to a point; early stopping must keep the former and stop the latter."""
-    return float(number) if number < POOR else 0.0
+    """What early stopping must keep, and what it must stop."""
+    return 50.0 if number < POOR else 0.0
 
 
 class Stub(Attempts):
@@ -50,11 +50,16 @@ def main(folder, count, concurrent, rungs=None):
     trials = {f"{i:04d}": Trial(f"{i:04d}", {}, Config(generations=GENERATIONS)) for i in range(count)}
     ledger = Ledger.open(folder / "ledger.jsonl", trials)
     job = tune.Job(folder, concurrent, 1, retries=1, rungs=rungs)
-    with tune.connected(folder, None, concurrent):
+    with tune.connected(folder, None, concurrent) as session:
         start = time.time()
-        tune.run(job, trials, ledger, trainable=Stub)
+        try:
+            tune.run(job, trials, ledger, trainable=Stub)
+        except tune.Stopped as stopped:
+            session.exit_code = 128 + stopped.number
         print("fit", time.time() - start)
+    return session.exit_code
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), (int(sys.argv[4]), 2) if len(sys.argv) > 4 else None)
+    first_rung = (int(sys.argv[4]), 2) if len(sys.argv) > 4 else None
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), first_rung))

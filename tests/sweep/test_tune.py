@@ -24,7 +24,8 @@ COUNT = 60
 
 
 def start(folder, *arguments):
-    return subprocess.Popen([sys.executable, str(STUB), str(folder), *map(str, arguments)], stderr=subprocess.PIPE)
+    command = [sys.executable, str(STUB), str(folder), *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def ended(folder):
@@ -50,8 +51,11 @@ def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
     for number, count in ((signal.SIGKILL, COUNT // 4), (signal.SIGTERM, COUNT // 2)):
         process = start(tmp_path, COUNT, 2, 1)
         wait_for(tmp_path, count, process)
-        process.send_signal(number)
-        process.wait()
+        if number == signal.SIGKILL:
+            process.kill()
+        else:  # to Ray's own processes too, as Slurm sends it
+            os.killpg(process.pid, number)
+        assert process.wait() == (-9 if number == signal.SIGKILL else 128 + number)
         deadline = time.monotonic() + 30
         while remains(tmp_path):
             assert time.monotonic() < deadline

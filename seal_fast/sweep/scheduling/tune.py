@@ -13,7 +13,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from seal_fast.sweep.scheduling.rungs import Rungs
 from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
 from seal_fast.sweep.suggest import Search
 
+_SHUTDOWN_SECONDS = 15.0
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray
 
 
@@ -123,8 +126,15 @@ def scratch(folder: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"seal-{os.getuid()}-{name}"
 
 
+@dataclass
+class Session:
+    """A connection to Ray; `exit_code` is what the process will end with."""
+
+    exit_code: int = 1
+
+
 @contextlib.contextmanager
-def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[None]:
+def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Session]:
     """Ray as a part of the cluster at `address`, or else on this machine alone, for so many trials at a time.
 
     Raises:
@@ -149,11 +159,25 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[No
         reason = str(error).strip().splitlines() or [type(error).__name__]
         what = f"reached at {address}" if address else "started"
         raise RunError(f"Ray could not be {what}: {reason[0]}") from None
+    session = Session()
     try:
-        yield
+        yield session
     finally:
+        # A signal to the whole process group, as Slurm sends it, ends Ray's own processes first. Ray then waits for
+        # them, and after a minute aborts the program; what is to be said and written has been by now.
+        leave = threading.Timer(_SHUTDOWN_SECONDS, _leave, (session, place))
+        leave.daemon = True
+        leave.start()
         ray.shutdown()
+        leave.cancel()
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _leave(session: Session, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(session.exit_code)
 
 
 def slots(per_gpu: int, concurrent: int | None, threads: int | None, use_gpus: bool) -> tuple[int, int, float]:
