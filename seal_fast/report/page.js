@@ -138,7 +138,7 @@ function drawCurves() {
   const x = { min: 0, max: Math.max(...chosen.map((g) => g.curve.epoch.at(-1))), flush: true };
   const y = range(chosen.flatMap((g) => [...(g.curve.low || g.curve.mean), ...(g.curve.high || g.curve.mean)]));
   const [root, px, py] = frame($("curves"), 340, x, y, "epoch");
-  for (const [start, end] of chosen[0].ascents)
+  for (const [start, end] of chosen.find((g) => g.ascents.length)?.ascents ?? [])
     svg("rect", { x: px(start), width: px(end) - px(start), y: 8, height: 294, class: "ascent" }, root);
   const stroke = strokes();
   for (const g of chosen) {
