@@ -91,8 +91,24 @@ def hessian(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """Many runs over a space of settings: packed, stopped early, resumed (needs the sweep extra)."""
+    from seal_fast.sweep.command import main
+
+    return main(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    """The runs of a sweep, or of any folder of runs, on one HTML page."""
+    from seal_fast.report.command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "sweep": sweep,
+    "report": report,
     "timeline": timeline,
     "presets": presets,
     "prepare": prepare,
