@@ -1,15 +1,19 @@
 """Images per second of the engine, per phase and method, beside a textbook loop: ratios in one run.
 
-ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds.
+ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds, of
+which SEAL_FAST_BENCH_LONG in the environment asks for more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,13 +30,16 @@ from seal_fast.models import build
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import assemble, open_input
 
-BATCH, SIZE, STEPS, ROUNDS = 128, 64, 6, 5
+LONG = "SEAL_FAST_BENCH_LONG" in os.environ
+BATCH, SIZE, STEPS = 128, 64, 4
+ROUNDS, PHASE_ROUNDS = (10, 12) if LONG else (3, 4)
 VARIANTS = {
     "amp": {"amp": True},
     "amp, compiled": {"amp": True, "compile": True},
     "fp32": {},
-    "fp32, compiled": {"compile": True},
 }
+if LONG:
+    VARIANTS["fp32, compiled"] = {"compile": True}
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +49,14 @@ def images(data):
 
 @pytest.fixture(scope="module")
 def inputs(images):
-    """The input of each computing type, decoded once."""
+    """The input of each computing type and length of epoch, decoded once."""
     made = {}
 
     def make(config, machine):
-        if machine.compute not in made:
-            made[machine.compute] = open_input(config, machine, images)
-        return made[machine.compute]
+        key = machine.compute, config.limit_train
+        if key not in made:
+            made[key] = open_input(config, machine, images)
+        return made[key]
 
     yield make
     for source in made.values():
@@ -62,19 +70,19 @@ def engines(images, inputs, tmp_path_factory):
         made: dict[Config, Engine] = {}
 
         def make(**changes) -> Engine:
-            config = Config(
-                data=images.source,
-                image_size=SIZE,
-                batch_size=BATCH,
-                limit_train=min(STEPS * BATCH, len(images.train)),
-                generations=2,
-                epochs=2,
-                ascent_epochs=1,
-                warmup_epochs=0,
-                lr=0.01,
-                checkpoint_seconds=1e9,
-                **changes,
-            )
+            settings = {
+                "data": images.source,
+                "image_size": SIZE,
+                "batch_size": BATCH,
+                "limit_train": min(STEPS * BATCH, len(images.train)),
+                "generations": 2,
+                "epochs": 2,
+                "ascent_epochs": 1,
+                "warmup_epochs": 0,
+                "lr": 0.01,
+                "checkpoint_seconds": 1e9,
+            }
+            config = Config(**(settings | changes))
             if config not in made:
                 machine = runtime.start(config)
                 folder = RunFolder(tmp_path_factory.mktemp("run"))
@@ -100,11 +108,12 @@ def epoch(engine: Engine, generation: int = 0, epoch: int = 0) -> tuple[float, f
     return images / state.seconds, state.wait_seconds / state.seconds
 
 
-def textbook_loop(images) -> textbook.Loop:
-    """The opponent, on the same images as encoded bytes."""
-    blobs, labels = encoded(images)
-    model = build("resnet18", len(images.classes))
-    return textbook.Loop(model, textbook.Encoded(blobs, labels, SIZE), BATCH)
+@pytest.fixture
+def opponent(images):
+    """The textbook loop, on the same images as encoded bytes."""
+    loop = textbook.Apart(*encoded(images), len(images.classes), SIZE, BATCH)
+    yield loop
+    loop.close()
 
 
 def encoded(images) -> tuple[list[bytes], list[int]]:
@@ -121,6 +130,14 @@ def as_png(pixels) -> bytes:
     return buffer.getvalue()
 
 
+def record(info: dict, name: str, ours: list[float], theirs: list[float]) -> list[float]:
+    """The ratios of speeds measured in turn; their median and range are noted."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    info[name] = statistics.median(ratios)
+    info[f"{name}, range"] = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    return ratios
+
+
 def matrix_product_flops() -> float:
     """What the machine reaches in bf16 products of square matrices: the roof over convolutions."""
     a = torch.randn(2048, 2048).to(torch.bfloat16)
@@ -133,21 +150,21 @@ def matrix_product_flops() -> float:
 
 
 def step_flops(model: torch.nn.Module) -> float:
-    """Floating-point operations of one image's forward and backward pass."""
+    """Floating-point operations of one image's forward and backward pass, as the definition of a convolution counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        model(torch.randn(2, 3, SIZE, SIZE)).sum().backward()
+        model.double()(torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)).sum().backward()
     return counter.get_total_flops() / 2
 
 
-def test_engine_against_textbook_loop(benchmark, engines, images):
-    opponent = textbook_loop(images)
+def test_engine_against_textbook_loop(benchmark, engines, opponent, images):
     contenders = {name: engines(**changes) for name, changes in VARIANTS.items()}
     speeds: dict[str, list[float]] = {"textbook": []} | {name: [] for name in contenders}
     waits: list[float] = []
     for engine in contenders.values():
         epoch(engine)  # compiles
+    opponent.images_per_s(1)
 
     def one_round():
         speeds["textbook"].append(opponent.images_per_s(STEPS))
@@ -160,14 +177,11 @@ def test_engine_against_textbook_loop(benchmark, engines, images):
     info = benchmark.extra_info
     info["textbook loop, images/s"] = base = statistics.median(speeds["textbook"])
     for name in contenders:
-        median = statistics.median(speeds[name])
-        ratios = [a / b for a, b in zip(speeds[name], speeds["textbook"], strict=True)]
-        info[f"{name}, images/s"] = median
-        info[f"{name} / textbook"] = statistics.median(ratios)
-        info[f"{name} / textbook, range"] = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        info[f"{name}, images/s"] = statistics.median(speeds[name])
+        record(info, f"{name} / textbook", speeds[name], speeds["textbook"])
     for precision in ("amp", "fp32"):
-        pairs = zip(speeds[f"{precision}, compiled"], speeds[precision], strict=True)
-        info[f"compiled / eager, {precision}"] = statistics.median(a / b for a, b in pairs)
+        if (compiled := f"{precision}, compiled") in speeds:
+            record(info, f"compiled / eager, {precision}", speeds[compiled], speeds[precision])
     info["share of the step waiting for input"] = statistics.median(waits)
     roof = matrix_product_flops()
     info["bf16 matrix product, GFLOP/s"] = roof / 1e9
@@ -177,35 +191,45 @@ def test_engine_against_textbook_loop(benchmark, engines, images):
 
 
 def test_phases_of_every_method(benchmark, engines):
-    """Ascent and descent epochs of every method, in turn."""
-    contenders = {method: engines(method=method, amp=True) for method in METHODS}
+    """Ascent and descent of every method that ascends: descent, ascent, ascent, descent, one step each.
+
+    A phase changes no more than numbers, so short turns measure it as well as long ones, and what disturbs the machine
+    falls on both.
+    """
+    contenders = {method: engines(method=method, amp=True, limit_train=BATCH) for method in METHODS}
     speeds: dict[tuple[str, str], list[float]] = {}
-    generations = {m: len(e.timeline.generations) for m, e in contenders.items()}
 
     def one_round():
         for method, engine in contenders.items():
-            for e in range(2):
-                g = generations[method] - 1
-                speed, _ = epoch(engine, g, e)
-                speeds.setdefault((method, engine.timeline.phase(g, e)[0].name), []).append(speed)
+            g = len(engine.timeline.generations) - 1
+            names = [phase.name for phase in engine.timeline.generations[g]]
+            for e in (1, 0, 0, 1) if "ascent" in names else (1,):
+                phase = engine.timeline.phase(g, e)[0].name
+                speeds.setdefault((method, phase), []).append(epoch(engine, g, e)[0])
 
-    one_round()
-    speeds.clear()
-    benchmark.pedantic(one_round, rounds=3)
+    for engine in contenders.values():
+        epoch(engine)
+    benchmark.pedantic(one_round, rounds=PHASE_ROUNDS)
+    info, every = benchmark.extra_info, []
     for (method, phase), values in speeds.items():
-        benchmark.extra_info[f"{method} {phase}, images/s"] = statistics.median(values)
-    ascent = [v for (_, phase), values in speeds.items() if phase == "ascent" for v in values]
-    both = [m for m in contenders if (m, "ascent") in speeds]
-    descent = [v for m in both for v in speeds[(m, "descent")]]
-    benchmark.extra_info["ascent / descent"] = statistics.median(ascent) / statistics.median(descent)
+        info[f"{method} {phase}, images/s"] = statistics.median(values)
+    for method in contenders:
+        if (method, "ascent") in speeds:
+            name = f"{method}, ascent / descent"
+            every += record(info, name, speeds[method, "ascent"], speeds[method, "descent"])
+    info["ascent / descent, all methods"] = statistics.median(every)
+    info["n"] = f"{PHASE_ROUNDS} rounds of two pairs of steps of {BATCH} a method"
 
 
 def test_logging(benchmark, engines):
-    """Reading the counters, the row of metrics and its TensorBoard events, against an epoch of 100,000 images."""
+    """Progress every `--log-every` steps and a row of metrics with its events, against an epoch of 100,000 images."""
     engine = engines(amp=True)
     speed, _ = epoch(engine)
-    row = dict.fromkeys(("val_loss", "val_top1", "val_top5", "train_loss", "train_top1", "images_per_s"), 1.0)
-    row |= {"generation": 0, "epoch": 0, "phase": "descent", "lr_early": 0.1, "lr_late": 0.1, "seconds": 1.0}
+    phase, _ = engine.timeline.phase(0, 0)
+    names = "train_loss train_top1 val_loss val_top1 val_top5 images_per_s seconds input_wait_seconds compile_seconds"
+    row = {"generation": 0, "epoch": 0, "phase": phase.name} | dict.fromkeys(names.split(), 1.0) | {"images": 100_000}
+    for group, (rate, direction) in engine.rates(phase).items():
+        row |= {f"lr_{group}": rate, f"direction_{group}": direction}
 
     def log_one_epoch():
         with contextlib.redirect_stdout(io.StringIO()):
@@ -214,47 +238,36 @@ def test_logging(benchmark, engines):
             engine.log.epoch(row)
 
     benchmark.pedantic(log_one_epoch, rounds=20)
+    benchmark.extra_info["counters read in an epoch"] = 100_000 // BATCH // engine.config.log_every
     benchmark.extra_info["logging / epoch of 100,000 images"] = benchmark.stats.stats.median / (100_000 / speed)
 
 
 def test_import(benchmark):
     """Import time of seal_fast over that of torch, in fresh processes."""
-    import subprocess
-    import sys
-
-    def seconds(code: str) -> float:
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - begin
-
-    extra = []
+    code = "import time, torch; begin = time.perf_counter(); import seal_fast.train; print(time.perf_counter() - begin)"
+    seconds = []
 
     def one_round():
-        extra.append(seconds("import torch, seal_fast.train") - seconds("import torch"))
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        seconds.append(float(done.stdout))
 
-    benchmark.pedantic(one_round, rounds=5, warmup_rounds=1)
-    benchmark.extra_info["import seal_fast.train over import torch, s"] = statistics.median(extra)
+    benchmark.pedantic(one_round, rounds=2, warmup_rounds=1)
+    benchmark.extra_info["import seal_fast.train over import torch, s"] = statistics.median(seconds[1:])
 
 
-def test_compile_cache(benchmark, data, tmp_path):
+def test_compile_cache(benchmark, tmp_path):
     """Seconds of compilation of a first and of a second process."""
-    import json
-    import os
-    import subprocess
-    import sys
-
-    flags = (
-        "--stem small --generations 1 --epochs 1 --ascent-epochs 0 --batch-size 128 --limit-train 256 --compile --amp"
-    )
+    flags = "--data digits --stem small --generations 1 --epochs 1 --ascent-epochs 0 --limit-train 256 --compile --amp"
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-
-    def start(name: str) -> float:
-        command = [sys.executable, "-m", "seal_fast.train", "--data", "digits", "--out", str(tmp_path / name)]
-        subprocess.run([*command, *flags.split()], check=True, env=environment, stdout=subprocess.DEVNULL)
-        return json.loads((tmp_path / name / "summary.json").read_text())["compile_seconds"]
-
     seconds = []
-    benchmark.pedantic(lambda: seconds.append(start(Path(f"run{len(seconds)}").name)), rounds=2)
+
+    def one_round():
+        out = tmp_path / f"run{len(seconds)}"
+        command = [sys.executable, "-m", "seal_fast.train", "--out", str(out), "--batch-size", "128", *flags.split()]
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        seconds.append(json.loads((out / "summary.json").read_text())["compile_seconds"])
+
+    benchmark.pedantic(one_round, rounds=2)
     cold, warm = seconds
     benchmark.extra_info["cold compile, s"] = cold
     benchmark.extra_info["warm compile, s"] = warm

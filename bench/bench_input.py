@@ -13,7 +13,7 @@ import torch
 
 from seal_fast.data import make_input, open_images
 
-SIZE, BATCH, ROUNDS = 64, 128, 3
+SIZE, BATCH, ROUNDS = 64, 128, 2
 
 # Runs in a process of its own, so that the peak is that of loading alone. The libraries' own pages (DALI brings half a
 # hundred MiB, mostly mapped files) are counted apart.

@@ -1,6 +1,7 @@
 """The engine's whole training step, with and without our kernels: ratios in one run, contenders taking turns.
 
 ResNet-18, 64x64, bfloat16 autocast. A turn is one epoch of a few real steps, input and counters included.
+SEAL_FAST_BENCH_LONG in the environment adds contenders and rounds.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -25,8 +27,9 @@ from seal_fast.run_folder import RunFolder
 from seal_fast.runtime import Runtime
 from seal_fast.train import assemble, open_input
 
-SIZE, ROUNDS = 64, 8
-IMAGES = 512  # of an epoch
+LONG = "SEAL_FAST_BENCH_LONG" in os.environ
+SIZE, ROUNDS = 64, 12 if LONG else 5
+IMAGES = 256  # of an epoch
 
 
 class PlainAutocast(Runtime):
@@ -90,7 +93,7 @@ def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str) ->
 
 
 def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
-    """All three operations in plain torch (or one of them), the same engine otherwise."""
+    """All three operations in plain torch (or, in the long version, one of them), the same engine otherwise."""
     ours, reference_update = engine_of(128), engine_of(128, kernels="reference")
 
     def turn(engine: Engine, *, plain_augment: bool = False, plain_norm_act: bool = False) -> Callable[[], float]:
@@ -107,14 +110,16 @@ def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
     contenders = {
         "kernels": turn(ours),
         "all reference": turn(reference_update, plain_augment=True, plain_norm_act=True),
+    }
+    one_by_one = {
         "reference update": turn(reference_update),
         "reference augment": turn(ours, plain_augment=True),
         "reference norm_act": turn(ours, plain_norm_act=True),
     }
-    compare(benchmark, contenders, "kernels")
+    compare(benchmark, contenders | (one_by_one if LONG else {}), "kernels")
 
 
-@pytest.mark.parametrize("batch, compiled", [(32, False), (128, False), (32, True)])
+@pytest.mark.parametrize("batch, compiled", [(32, False), (128, False), (32, True)][: None if LONG else 1])
 def test_copy_of_the_weights_against_plain_autocast(benchmark, engine_of, batch, compiled):
     """Reading the optimiser's bfloat16 weights, against casting them in every step."""
     ours, plain = (engine_of(batch, plain_autocast=plain, compile=compiled) for plain in (False, True))
