@@ -18,6 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seal_fast import runtime
+from seal_fast.config import Config
 from seal_fast.kernels import native
 from seal_fast.models import build
 from seal_fast.optim import AnnealedSGD
@@ -56,7 +58,8 @@ def move(tmp_path_factory) -> Callable[[Tensor, Tensor, Tensor], None]:
 
 
 def parameters(name: str) -> list[nn.Parameter]:
-    """The network's parameters with a gradient each."""
+    """The network's parameters with a gradient each, in memory kept as in training."""
+    runtime.start(Config())
     model = build(name, 200).to(memory_format=torch.channels_last)
     for p in model.parameters():
         p.grad = torch.randn_like(p) * 1e-3

@@ -49,6 +49,13 @@ def kernels(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def scaling(argv: Sequence[str]) -> int:
+    """Predict the step and its network on 1 to 64 GPUs."""
+    from seal_fast.gpu_report.scaling import main
+
+    return main(argv)
+
+
 def depth(argv: Sequence[str]) -> int:
     """Prediction depth of trained networks, compared."""
     from seal_fast.analysis.depth_command import main
@@ -84,12 +91,29 @@ def hessian(argv: Sequence[str]) -> int:
     return main(argv)
 
 
+def sweep(argv: Sequence[str]) -> int:
+    """Many runs over a space of settings: packed, stopped early, resumed (needs the sweep extra)."""
+    from seal_fast.sweep.command import main
+
+    return main(argv)
+
+
+def report(argv: Sequence[str]) -> int:
+    """The runs of a sweep, or of any folder of runs, on one HTML page."""
+    from seal_fast.report.command import main
+
+    return main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "sweep": sweep,
+    "report": report,
     "timeline": timeline,
     "presets": presets,
     "prepare": prepare,
     "kernels": kernels,
+    "scaling": scaling,
     "depth": depth,
     "transfer": transfer,
     "fewshot": fewshot,

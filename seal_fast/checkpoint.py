@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seal_fast.distributed import ALONE, World
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_atomically
 from seal_fast.optim import AnnealedSGD
@@ -77,15 +78,19 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def save(path: Path, state: TrainState, identity: dict[str, Any]) -> None:
+def save(path: Path, state: TrainState, identity: dict[str, Any], world: World = ALONE) -> None:
     """Write a checkpoint atomically; `identity` says whose it is and is given back by `load`.
+
+    All processes of `world` take part, the first one writes: the file does not tell how many there were.
 
     Raises:
         RunError: the disk is full or the folder cannot be written; the previous checkpoint is intact.
     """
-    tensors = dense(state.model.state_dict(), "model.")
-    tensors |= dense(state.optimizer.momentum_state(), "momentum.")
-    tensors |= {"counters": state.counters.cpu(), "rng": torch.get_rng_state()}
+    momentum, counters = state.optimizer.momentum_state(), world.sum(state.counters)
+    if not world.writes:
+        return
+    tensors = dense(state.model.state_dict(), "model.") | dense(momentum, "momentum.")
+    tensors |= {"counters": counters.cpu(), "rng": torch.get_rng_state()}
     if state.counters.is_cuda:
         tensors["rng_cuda"] = torch.cuda.get_rng_state(state.counters.device)
     plain = {
@@ -137,7 +142,7 @@ def load(path: Path) -> Saved:
         raise RunError(f"{path} is damaged ({error}); delete it to start over, or choose another --out") from None
 
 
-def restore(saved: Saved, state: TrainState) -> None:
+def restore(saved: Saved, state: TrainState, world: World = ALONE) -> None:
     """Put a checkpoint's content into a freshly built state, in place.
 
     Raises:
@@ -153,6 +158,8 @@ def restore(saved: Saved, state: TrainState) -> None:
             tensor.copy_(model[name])
     state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
     state.counters.copy_(saved.tensors["counters"])
+    if not world.writes:  # they are added up over the processes
+        state.counters.zero_()
     torch.set_rng_state(saved.tensors["rng"])
     if state.counters.is_cuda and "rng_cuda" in saved.tensors:
         torch.cuda.set_rng_state(saved.tensors["rng_cuda"], state.counters.device)

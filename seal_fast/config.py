@@ -57,6 +57,10 @@ class Config:
     """Linear warm-up in epochs, or below 1 as a fraction of a generation (the papers' 20 of 160)."""
     batch_size: int = 32
     """Images a step."""
+    accumulate: int = 1
+    """Compute each step in so many parts, to fit in memory; BatchNorm then sees a part at a time."""
+    sync_batchnorm: bool = False
+    """Under torchrun, BatchNorm statistics over all processes: the numbers of one process, for more communication."""
     label_smoothing: float = 0.1
     """Label smoothing of the cross entropy, in training and evaluation."""
     seed: int = 0
@@ -108,7 +112,9 @@ class Config:
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
     """Implementation of the update and the augmentation; auto takes the best that the device has."""
     threads: int | None = None
-    """CPU threads; default: as many as the process may run on."""
+    """CPU threads; default: as many as the process may run on, shared with torchrun's other processes."""
+    dist_timeout: float = 300.0
+    """Under torchrun, seconds to wait for another process before giving up."""
 
     def ascent(self) -> int:
         """Length of the ascent phase in epochs."""
@@ -121,8 +127,8 @@ class Config:
 
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
-    "out resume keep checkpoint_seconds log_every hessian_every hessian_images profile wandb threads data init_weights "
-    "init_fc on_bad_image".split()
+    "out resume keep checkpoint_seconds log_every hessian_every hessian_images profile wandb threads dist_timeout data "
+    "init_weights init_fc on_bad_image".split()
 )
 
 
@@ -143,6 +149,7 @@ def check(config: Config) -> Config:
         ("generations", 1),
         ("epochs", 1),
         ("batch_size", 2),
+        ("accumulate", 1),
         ("eval_every", 1),
         ("log_every", 1),
         ("eval_batch_size", 1),
@@ -159,6 +166,8 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             raise UsageError(f"{flag(name)} {value}: must be a finite number that is not negative")
+    if not 0 < config.dist_timeout < float("inf"):
+        raise UsageError(f"--dist-timeout {config.dist_timeout}: must be a finite number of seconds above 0")
     for name in ("momentum", "label_smoothing"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"{flag(name)} {getattr(config, name)}: must be at least 0 and below 1")

@@ -19,25 +19,31 @@ from torch import Tensor
 from seal_fast import checkpoint, cuda_graph
 from seal_fast.checkpoint import Best, Position, TrainState
 from seal_fast.config import Config
-from seal_fast.data import Input
+from seal_fast.data import Cut, Input
+from seal_fast.distributed import World
 from seal_fast.errors import RunError
 from seal_fast.forgetting import reinitialise
 from seal_fast.forward import measure, weights_to_read
 from seal_fast.log import Log
+from seal_fast.models import Link
 from seal_fast.partition import Partition
 from seal_fast.profiling import profiler
+from seal_fast.pulse import SECONDS, Pulse
 from seal_fast.run_folder import RunFolder
 from seal_fast.runtime import Runtime, compile_seconds
 from seal_fast.schedule import Phase, Timeline
 from seal_fast.signals import Interrupted, stop_signals
+
+WHOLE = Cut()
 
 
 @dataclass
 class Engine:
     """Everything a run is made of, put together by `train.py`.
 
-    identity is written into every checkpoint, so that a later process knows whose it is. curvature measures the model
-    and asks what it is given whether to stop; what it finds joins the row.
+    identity is written into every checkpoint, so that a later process knows whose it is. All processes of a run go the
+    same way through here; the first one writes. link is the network's, under --sync-batchnorm. curvature measures the
+    model and asks what it is given whether to stop; what it finds joins the row.
     """
 
     config: Config
@@ -50,6 +56,8 @@ class Engine:
     log: Log
     identity: dict[str, Any]
     metadata: dict[str, str]
+    world: World = World()
+    link: Link | None = None
     curvature: Callable[[Any, Callable[[], bool]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -62,10 +70,13 @@ class Engine:
         self.eager: Callable[..., tuple[Tensor, Tensor]] = forward
         self.forward: Callable[..., tuple[Tensor, Tensor]] = self.runtime.compiled(forward)
         self.full_step: Callable[[Tensor, Tensor], None] = functools.partial(self.step, self.forward)
-        if cuda_graph.possible(runtime, self.state.scaler):
+        alone = self.world.size == self.config.accumulate == 1
+        if alone and cuda_graph.possible(runtime, self.state.scaler):
             self.full_step = graph = cuda_graph.StepGraph(self.full_step, *self.input.buffers(), runtime.device)
             self.input.out = graph.images
-        self.stop: int | None = None  # the signal that asked us to stop
+        self.signal: int | None = None  # that came to this process
+        self.stop: int | None = None  # the signal that all obey
+        self.pulse = Pulse(self.world, min(SECONDS, self.config.checkpoint_seconds))
         self.saved = time.monotonic()
         self.best_weights: dict[str, Tensor] | None = None
         self.profile: Callable[[], None] = lambda: None  # told after every step
@@ -80,8 +91,8 @@ class Engine:
             RunError: the loss is not finite, or a file cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(stop_signals(lambda number: setattr(self, "stop", number)))
-            if self.config.profile:
+            stack.enter_context(stop_signals(lambda number: setattr(self, "signal", number)))
+            if self.config.profile and self.world.writes:
                 self.profile = stack.enter_context(profiler(self.folder.profile, self.runtime.device))
             while self.state.position.generation < len(self.timeline.generations):
                 self.epoch()
@@ -127,7 +138,8 @@ class Engine:
         )
         if val_top1 is not None and val_top1 > self.state.best.top1:
             self.state.best = Best(val_top1, at.generation, at.epoch)
-            self.best_weights = {name: t.detach().clone() for name, t in self.state.model.state_dict().items()}
+            if self.world.writes:
+                self.best_weights = {name: t.detach().clone() for name, t in self.state.model.state_dict().items()}
         self.finish(phase, last_of_phase)
 
     def enter(self, phase: Phase) -> None:
@@ -174,39 +186,59 @@ class Engine:
             return compiling
 
         for batch in self.input.train(at.generation, at.epoch, at.step):
-            if len(batch.labels) == self.config.batch_size:
+            cut = batch.cut
+            if self.link:
+                self.link.connected = cut.shared
+            full = len(batch.labels) == self.input.part_size and cut.shared == (self.world.size > 1)
+            if full and cut.weight == 1:
                 self.full_step(batch.images, batch.labels)
             else:  # a last, smaller batch would make a third graph: it takes the same way uncompiled
-                self.step(self.eager, batch.images, batch.labels)
+                self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)
+            if not cut.last:
+                continue
             at.step += 1
             self.profile()
             if at.step % self.config.log_every == 0:
                 self.show_progress()
-            if self.stop or time.monotonic() - self.saved > self.config.checkpoint_seconds:
+            if self.asked():
                 account()
                 self.checkpoint()
         self.runtime.synchronize()
         return account()
 
-    def step(self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor) -> None:
-        """One training step: all that it changes are tensors that stay where they are."""
+    def asked(self, now: bool = False) -> bool:
+        """Whether it is time for a checkpoint, or a signal came, to any process; the same answer on all of them."""
+        overdue = time.monotonic() - self.saved > self.config.checkpoint_seconds
+        self.stop, due = self.pulse(self.signal, overdue, now)
+        return due or self.stop is not None
+
+    def step(
+        self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, cut: Cut = WHOLE
+    ) -> None:
+        """One training step, or a part of one: all that it changes are tensors that stay where they are."""
         state = self.state
         loss, sums = forward(images, labels)
-        state.scaler.scale(loss).backward()
+        if cut.counted:
+            state.counters += sums
+        state.optimizer.sending = cut.last
+        state.scaler.scale(loss if cut.weight == 1 else loss * cut.weight).backward()
+        if not cut.last:
+            return
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        state.counters += sums
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, float]:
         """Loss, top-1 and top-5 (percent) on the validation set; batches are of one size, padding is masked out."""
         self.state.model.eval()
         self.refresh_weights()
+        if not self.link:  # each process has running statistics of its own images
+            self.world.from_first(*self.state.model.buffers())
         sums = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
         for batch in self.input.evaluation():
             sums += self.forward(batch.images, batch.labels, batch.valid)[1]
-        loss, top1, top5, images = sums.tolist()
+        loss, top1, top5, images = self.world.sum(sums).tolist()
         return loss / images, 100 * top1 / images, 100 * top5 / images
 
     def measure_curvature(self) -> dict[str, Any]:
@@ -219,7 +251,7 @@ class Engine:
         if not self.curvature or (self.state.position.generation + 1) % every:
             return {}
         try:
-            figures = self.curvature(self.state.model, lambda: self.stop is not None)
+            figures = self.curvature(self.state.model, lambda: self.asked(now=True) and self.stop is not None)
         except RunError as error:
             self.log.say(f"curvature could not be measured: {error}")
             return {}
@@ -238,7 +270,7 @@ class Engine:
         Raises:
             RunError: the loss is NaN or infinite.
         """
-        loss, top1, top5, images = self.state.counters.tolist()
+        loss, top1, top5, images = self.world.sum(self.state.counters).tolist()
         if not abs(loss) < float("inf"):
             self.diverged("the training loss is NaN or infinite")
         images = max(images, 1.0)
@@ -265,11 +297,13 @@ class Engine:
         elif last_of_phase and phase.name == "ascent" and self.config.keep == "ascents":
             self.save(f"generation-{at.generation}-ascent")
         self.state.position = Position(generation, epoch)
-        if generation > at.generation or self.stop or time.monotonic() - self.saved > self.config.checkpoint_seconds:
+        if self.asked(now=True) or generation > at.generation:
             self.checkpoint()
 
     def save(self, name: str, tensors: dict[str, Tensor] | None = None) -> None:
         """Write weights that need nothing but their file: its header says the network."""
+        if not self.world.writes:
+            return
         tensors = self.state.model.state_dict() if tensors is None else tensors
         checkpoint.save_tensors(self.folder.weights(name), checkpoint.dense(tensors), self.metadata)
 
@@ -287,7 +321,7 @@ class Engine:
         if self.best_weights is not None:
             self.save("best", self.best_weights)
             self.best_weights = None
-        checkpoint.save(self.folder.checkpoint, self.state, self.identity)
+        checkpoint.save(self.folder.checkpoint, self.state, self.identity, self.world)
         self.log.flush()
         self.saved = time.monotonic()
         if self.stop:

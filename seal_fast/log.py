@@ -93,6 +93,28 @@ class Log:
             self.wandb.finish()
 
 
+class Silence(Log):
+    """The log of every process but the first."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def progress(self, text: str, share: float) -> None:
+        """Nothing."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _tag(name: str) -> str:
     """TensorBoard groups charts by what stands before the slash: train/loss, val/top1, lr/early, hessian/top."""
     head, _, tail = name.partition("_")

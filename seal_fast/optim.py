@@ -42,8 +42,14 @@ class AnnealedSGD(Optimizer):
         ValueError: the parameters cannot share a buffer, or a number is out of range.
         BackendUnavailable: the backend asked for cannot run on the parameters' device.
 
+    Attributes:
+        sending: False while a step's gradients add up over several backward passes; only `ShardedSGD` needs to know.
+
     Source: the update is plain SGD; SEAL's ascent (arXiv 2304.04858, section 3) flips the sign after the momentum.
     """
+
+    shards = 1  # equal slices that a group's stretch of the buffers can be cut into
+    sending = True
 
     def __init__(
         self,
@@ -66,7 +72,8 @@ class AnnealedSGD(Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         names = [name for group in self.param_groups for name in group.get("param_names", ())]
         group_of = [i for i, group in enumerate(self.param_groups) for _ in group["params"]]
-        self._flat = FlatParameters(parameters, names or [str(i) for i in range(len(parameters))], group_of)
+        names = names or [str(i) for i in range(len(parameters))]
+        self._flat = FlatParameters(parameters, names, group_of, self.shards)
         weights = self._flat.buffer
         self.backend = resolve("AnnealedSGD", backend, weights.device)
 
@@ -80,11 +87,12 @@ class AnnealedSGD(Optimizer):
         if len(self._groups) != len(self.param_groups):
             raise ValueError("groups must have different names")
 
-        self._momentum = self._flat.zeros()
+        own = self._own(weights)
+        self._momentum = self._flat.zeros(elements=own.numel())
         self._ema = self._ema_decay = self._bf16 = self.norms = None
         self._bf16_weights: list[nn.Parameter] = []
         if ema_decay is not None:
-            self._ema = self._flat.zeros().copy_(weights)
+            self._ema = self._flat.zeros(elements=own.numel()).copy_(own)
             self._ema_decay = torch.full((), ema_decay, dtype=torch.float64, device=weights.device)
         if bf16_copy:
             self._bf16 = self._flat.zeros(torch.bfloat16).copy_(weights)
@@ -92,9 +100,10 @@ class AnnealedSGD(Optimizer):
         if norms:
             self.norms = torch.zeros(len(self.param_groups), 2, dtype=torch.float64, device=weights.device)
         self._kept = {"momentum_buffer": self._momentum} | ({} if self._ema is None else {"ema": self._ema})
-        for key, buffer in self._kept.items():
-            for p, view in zip(parameters, self._flat.views(buffer), strict=True):
-                self.state[p][key] = view
+        if self.shards == 1:
+            for key, buffer in self._kept.items():
+                for p, view in zip(parameters, self._flat.views(buffer), strict=True):
+                    self.state[p][key] = view
 
     # --- the step ----------------------------------------------------------------------------------------------------
 
@@ -158,7 +167,7 @@ class AnnealedSGD(Optimizer):
 
     def momentum_state(self) -> dict[str, Tensor]:
         """Momentum by parameter name: contiguous copies in the parameters' shapes."""
-        return self._flat.copies(self._momentum)
+        return self._by_name(self._momentum)
 
     def load_momentum_state(self, state: Mapping[str, Tensor]) -> None:
         """Write momentum by parameter name, from tensors of any memory layout.
@@ -166,7 +175,7 @@ class AnnealedSGD(Optimizer):
         Raises:
             ValueError: names or shapes are not this optimiser's.
         """
-        self._flat.write(self._momentum, state)
+        self._set_by_name(self._momentum, state)
 
     def ema_state(self) -> dict[str, Tensor]:
         """Averaged weights by parameter name: contiguous copies in the parameters' shapes.
@@ -174,11 +183,21 @@ class AnnealedSGD(Optimizer):
         Raises:
             RuntimeError: the optimiser was built without `ema_decay`.
         """
-        return self._flat.copies(_kept(self._ema, "ema_decay=..."))
+        return self._by_name(_kept(self._ema, "ema_decay=..."))
 
     def load_ema_state(self, state: Mapping[str, Tensor]) -> None:
         """Write averaged weights by parameter name, as `load_momentum_state` does momentum."""
-        self._flat.write(_kept(self._ema, "ema_decay=..."), state)
+        self._set_by_name(_kept(self._ema, "ema_decay=..."), state)
+
+    def _own(self, buffer: Tensor) -> Tensor:
+        """The part of a flat buffer that this optimiser updates: all of it; see `seal_fast.sharded`."""
+        return buffer
+
+    def _by_name(self, kept: Tensor) -> dict[str, Tensor]:
+        return self._flat.copies(kept)
+
+    def _set_by_name(self, kept: Tensor, state: Mapping[str, Tensor]) -> None:
+        self._flat.write(kept, state)
 
     def bf16_weights(self) -> dict[str, Tensor]:
         """The bfloat16 weights by parameter name, with the weights' strides; every step refreshes them.

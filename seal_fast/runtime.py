@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 
 from seal_fast.config import Config
 from seal_fast.errors import UsageError
+from seal_fast.kernels.pages import offer_huge_pages
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class Runtime:
         """Whether the network reads bfloat16 copies of its float32 weights, which autocast then need not cast."""
         return self.dtype == torch.float32 and self.compute == torch.bfloat16
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def scaler(self, kind: type[torch.amp.GradScaler] = torch.amp.GradScaler) -> torch.amp.GradScaler:
         """The gradient scaler; it does something under float16 only."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.compute == torch.float16)
+        return kind(self.device.type, enabled=self.compute == torch.float16)
 
     def compiled(self, function: Callable) -> Callable:
         """`function` compiled as one whole graph per mode (train, eval), or itself without --compile."""
@@ -61,19 +63,31 @@ class Runtime:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def start(config: Config) -> Runtime:
+def wants_gpu(config: Config) -> bool:
+    """Whether a run of this configuration computes on a GPU here."""
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+def start(config: Config, processes: int = 1) -> Runtime:
     """Set threads and numerical modes for this process, and pick the device.
+
+    Args:
+        config: of the run.
+        processes: of the run on this machine: they share its cores.
 
     Raises:
         UsageError: --device cuda where there is none.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    on_gpu = wants_gpu(config)
+    if config.device == "cuda" and not on_gpu:
         raise UsageError(
             "--device cuda: this machine has no CUDA device that torch can use; drop the flag to use the CPU"
         )
     keep_freed_memory()
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    torch.set_num_threads(config.threads or min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0))
+    # torchrun sets OMP_NUM_THREADS to 1 for each of several processes, which would leave cores idle
+    threads = min(torch.get_num_threads(), cores) if processes == 1 else max(1, cores // processes)
+    torch.set_num_threads(config.threads or threads)
     # TF32 for what is left in fp32 on a GPU; cuDNN tries its algorithms once per shape, and shapes never change here.
     if config.dtype == "float32":
         torch.set_float32_matmul_precision("high")
@@ -83,16 +97,25 @@ def start(config: Config) -> Runtime:
     return Runtime(torch.device("cuda" if on_gpu else "cpu"), dtype, compute, config.amp, config.compile)
 
 
+@functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc keep for good what is freed; other C libraries do as they do.
+    """Have glibc keep for good what is freed, in huge pages where Linux grants them; other C libraries do as they do.
 
     A step frees and asks again for the same hundreds of megabytes. By default the large blocks go back to the kernel,
     and each of their pages is cleared and faulted in anew: 15,000 faults in a step of ResNet-18 (64x64, batch 128).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if platform.libc_ver()[0] == "glibc" and mallopt:
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        mallopt(-4, 0)  # M_MMAP_MAX: no mapping for any block
+    libc = ctypes.CDLL(None)
+    if platform.libc_ver()[0] != "glibc" or not hasattr(libc, "mallopt"):
+        return
+    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for any block
+    # The heap grows now, in addresses and not in memory, so that the part that tensors will lie in is known.
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    size = 4 << 30
+    if block := libc.malloc(size):
+        offer_huge_pages(block, size)
+        libc.free(block)
 
 
 def graphs(runtime: Runtime) -> int:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seal_fast import arguments, checkpoint, curves, methods, runtime
+from seal_fast import arguments, checkpoint, curves, distributed, last_words, methods, runtime
 from seal_fast.checkpoint import TrainState
-from seal_fast.config import Config, difference, dumps, to_dict
-from seal_fast.data import ImageSet, Input, make_input, open_images
+from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
+from seal_fast.data import ImageSet, Input, Share, fits, make_input, open_images
+from seal_fast.distributed import ALONE, World
 from seal_fast.engine import Engine
 from seal_fast.errors import RunError, UsageError
 from seal_fast.files import write_json, write_text
-from seal_fast.log import Log, to_terminal
-from seal_fast.models import build, load_weights
+from seal_fast.log import Log, Silence, to_terminal
+from seal_fast.models import build, load_weights, synchronise_
 from seal_fast.optim import AnnealedSGD
 from seal_fast.partition import Partition, split
 from seal_fast.run_folder import RunFolder
+from seal_fast.sharded import ShardedSGD, SharedScaler
 from seal_fast.signals import Interrupted
 from seal_fast.summary import summarise
 
@@ -36,22 +40,27 @@ def run(config: Config) -> dict[str, Any]:
         RunError: training cannot go on: a corrupt image, a full disk, a loss that is not finite.
         Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
     """
-    machine = runtime.start(config)
-    images = open_images(config.data, config.on_bad_image)
-    out = config.out or Path("runs") / f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder(out)
+    with distributed.joined(runtime.wants_gpu(config), config.dist_timeout) as world:
+        return _run(config, world)
+
+
+def _run(config: Config, world: World) -> dict[str, Any]:
+    machine = runtime.start(config, world.local_size)
+    images = world.agreed(lambda: open_images(config.data, config.on_bad_image))
+    folder = RunFolder(agree(config, images, world))
     with (
-        folder.locked(),
-        contextlib.closing(open_input(config, machine, images)) as source,
-        assemble(config, machine, images, source, folder) as engine,
+        folder.locked() if world.writes else contextlib.nullcontext(),
+        contextlib.closing(world.agreed(lambda: open_input(config, machine, images, world))) as source,
+        assemble(config, machine, images, source, folder, world) as engine,
     ):
         try:
             engine.run()
         except BaseException:
+            last_words.outlive()
             with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
                 conclude(engine)
             raise
-        summary = conclude(engine)
+        summary = world.firsts(conclude(engine))
         best, last = summary["best"], summary["last"]
         engine.log.say(
             f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
@@ -60,11 +69,42 @@ def run(config: Config) -> dict[str, Any]:
         return summary
 
 
-def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> Input:
-    """The batches of a configuration."""
+def agree(config: Config, images: ImageSet, world: World) -> Path:
+    """The run folder, the same for all processes, which must be about to do the same.
+
+    Raises:
+        UsageError: one of them has other settings, images or checkpoint; or torchrun would restart a run without --out.
+    """
+    out = config.out
+    if out is None:
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and world.size > 1:
+            raise UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
+        name = f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = Path("runs") / world.firsts(name)
+    settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
+    path = RunFolder(out).checkpoint
+    at = str(checkpoint.load(path).position) if world.size > 1 and path.exists() else "none"
+    world.check_alike(
+        {"settings": settings, "images": images.fingerprint, "checkpoint": at},
+        {
+            "settings": "start all of them with the same flags",
+            "images": f"--data {config.data} must be the same images on all machines",
+            "checkpoint": f"--out {out} must be one folder that all machines share",
+        },
+    )
+    return out
+
+
+def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = ALONE) -> Input:
+    """The batches of a configuration, or one process's share of them."""
+    kind = config.input
+    if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
+        sharing = world.local_size if machine.device.type == "cpu" else 1
+        (scarce,) = world.max(not fits(images, config.image_size, config.limit_train, machine.device, sharing))
+        kind = "stream" if scarce else "resident"
     return make_input(
         images,
-        kind=config.input,
+        kind=kind,
         image_size=config.image_size,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
@@ -77,12 +117,18 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet) -> In
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
         backend=config.kernels,
+        share=Share(world.rank, world.size, config.accumulate),
     )
 
 
 @contextlib.contextmanager
 def assemble(
-    config: Config, machine: runtime.Runtime, images: ImageSet, source: Input, folder: RunFolder
+    config: Config,
+    machine: runtime.Runtime,
+    images: ImageSet,
+    source: Input,
+    folder: RunFolder,
+    world: World = ALONE,
 ) -> Iterator[Engine]:
     """An engine ready to run, at the start of its timeline or at the checkpoint that the folder holds.
 
@@ -95,31 +141,37 @@ def assemble(
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
         load_weights(model, config.init_weights, fc=config.init_fc)
+    link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
     model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
-    state = make_state(config, machine, model, partition)
+    state = make_state(config, machine, model, partition, world)
     identity = {"config": to_dict(replace(config, out=None)), "images": images.fingerprint}
     resuming = folder.checkpoint.exists()
     if resuming:
-        resume(config, folder, state, identity)
-    else:
-        write_text(folder.config, dumps(config))
+        resume(config, folder, state, identity, world)
     at = state.position
-    folder.truncate(at.generation, at.epoch)
+    if world.writes:
+        if not resuming:
+            write_text(folder.config, dumps(config))
+        folder.truncate(at.generation, at.epoch)
     metadata = {
         "model": config.model,
         "stem": config.stem,
         "num_classes": str(source.num_classes),
         "image_size": str(source.image_size),
     }
-    log = Log(folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch))
+    log = (Log if world.writes else Silence)(
+        folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch)
+    )
     try:
-        engine = Engine(config, timeline, partition, machine, source, state, folder, log, identity, metadata)
+        engine = Engine(
+            config, timeline, partition, machine, source, state, folder, log, identity, metadata, world, link
+        )
         if config.hessian_every:
             from seal_fast.analysis.hessian.training import Curvature
 
             own = replace(images, train=images.train.spread(config.limit_train))
-            engine.curvature = Curvature(config, own, source.image_size, machine.device)
+            engine.curvature = Curvature(config, own, source.image_size, machine.device, world)
         for text in introduction(engine, images):
             log.say(text)
         if resuming:
@@ -129,11 +181,17 @@ def assemble(
         log.close()
 
 
-def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module, partition: Partition) -> TrainState:
+def make_state(
+    config: Config,
+    machine: runtime.Runtime,
+    model: torch.nn.Module,
+    partition: Partition,
+    world: World = ALONE,
+) -> TrainState:
     """A fresh training state: the optimiser's groups are the partition's, for life."""
     torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())
-    optimizer = AnnealedSGD(
+    optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
         [
             {"name": group, "params": [(name, parameters[name]) for name in names]}
             for group, names in partition.groups.items()
@@ -145,10 +203,13 @@ def make_state(config: Config, machine: runtime.Runtime, model: torch.nn.Module,
         bf16_copy=machine.bf16_weights,
     )
     counters = torch.zeros(4, dtype=torch.float64, device=machine.device)
-    return TrainState(model, optimizer, machine.scaler(), counters)
+    scaler = machine.scaler() if world.size == 1 else machine.scaler(SharedScaler)
+    return TrainState(model, optimizer, scaler, counters)
 
 
-def resume(config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any]) -> None:
+def resume(
+    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = ALONE
+) -> None:
     """Read the checkpoint of the same training into `state`.
 
     Raises:
@@ -162,18 +223,28 @@ def resume(config: Config, folder: RunFolder, state: TrainState, identity: dict[
     old = Config(**saved.identity["config"])
     if changes := difference(old, config):
         raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
-    checkpoint.restore(saved, state)
+    checkpoint.restore(saved, state, world)
 
 
 def introduction(engine: Engine, images: ImageSet) -> list[str]:
     """What a run says of itself before its first step."""
     config, timeline, source = engine.config, engine.timeline, engine.input
     plate = runtime.name_plate(engine.runtime)
+    world = engine.world
+    among = (
+        []
+        if world.size == 1
+        else [
+            f"{world.size} processes of {source.part_size} images each at once; "
+            f"BatchNorm statistics {'over all' if engine.link else 'of each'}"
+        ]
+    )
     return [
         f"seal_fast {plate['seal_fast']} on {plate['gpu'] or plate['cpu']}, {plate['threads']} threads, "
         f"torch {plate['torch']}, {plate['compute']}{', compiled' if config.compile else ''}",
         f"data: {config.data} ({images.name}): {source.train_size} training and {source.val_size} validation images, "
         f"{source.num_classes} classes, {source.image_size} px, {source.kind}",
+        *among,
         *source.notes,
         f"model: {config.model}, {config.stem} stem; {engine.partition}",
         f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
@@ -181,8 +252,10 @@ def introduction(engine: Engine, images: ImageSet) -> list[str]:
     ]
 
 
-def conclude(engine: Engine) -> dict[str, Any]:
-    """Write summary.json and curves.png from the metrics so far."""
+def conclude(engine: Engine) -> dict[str, Any] | None:
+    """Write summary.json and curves.png from the metrics so far, and return the summary; the first process does."""
+    if not engine.world.writes:
+        return None
     rows = engine.folder.rows()
     summary = summarise(
         rows,
@@ -207,11 +280,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = arguments.parse(sys.argv[1:] if argv is None else argv)
         run(config)
+        distributed.leave()
     except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        last_words.tell(error)
         return error.exit_code
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        last_words.tell(interruption)
         return 128 + interruption.number
     except KeyboardInterrupt:
         print("stopped at once; start again with the same --out to continue from the last checkpoint", file=sys.stderr)

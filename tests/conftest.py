@@ -18,13 +18,6 @@ def image_folder(tmp_path_factory) -> Path:
 def small_network(monkeypatch):
     """Make `train.run` build a ResNet-18 of 8 channels instead of 64: the same names and code, faster."""
     from seal_fast import train
-    from seal_fast.models.resnet import BasicBlock, ResNet
-
-    def build(name, num_classes, stem="imagenet", seed=0):
-        model = ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=8)
-        from seal_fast.models import initialise_
-
-        initialise_(model, seed)
-        return model
+    from small_resnet import build
 
     monkeypatch.setattr(train, "build", build)

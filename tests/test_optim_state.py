@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from seal_fast.kernels.annealed_sgd.pages import flat_zeros
+from seal_fast.kernels.pages import flat_zeros
 from seal_fast.optim import AnnealedSGD
 from small_network import LR, close, named_groups, network, train
 

@@ -1,6 +1,9 @@
 import os
 import platform
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +41,31 @@ def test_freed_memory_stays():
         torch.empty(1 << 24, dtype=torch.uint8).fill_(1)
     # once, for in a large process the block may be taken meanwhile
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * 4096
+
+
+# In a process of its own, because a long-lived one has freed blocks that lie below the part of the heap in question.
+HUGE = """
+import torch
+from seal_fast import runtime
+from seal_fast.config import Config
+runtime.start(Config())
+middle = torch.empty(1 << 26, dtype=torch.uint8).data_ptr() + (1 << 25)
+inside = False
+for line in open("/proc/self/smaps"):
+    key, *rest = line.split()
+    if "-" in key:
+        begin, end = (int(side, 16) for side in key.split("-"))
+        inside = begin <= middle < end
+    elif key == "VmFlags:" and inside:
+        print("hg" in rest)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other habits")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages on request")
+def test_tensors_are_offered_huge_pages():
+    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .layout import BEGIN, is_dense, same_order, segment_table
-from .pages import flat_zeros
+from ..pages import flat_zeros
+from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
 
 
 class FlatParameters:
@@ -20,22 +20,26 @@ class FlatParameters:
     Args:
         params: dense tensors of one type (float32 or float64) on one device.
         names: what to call them in errors.
-        groups: the group of each, a row of the `hyper` table.
+        groups: the group of each, a row of the `hyper` table; those of one group stand side by side.
+        shards: each group's stretch of the buffer can be cut into so many equal slices.
 
     Attributes:
         buffer: the weights [n].
         segments: where each lies, for `annealed_sgd_`.
+        regions: first and past-the-last element of each group's stretch, padding included.
 
     Raises:
         ValueError: the parameters cannot share a buffer; the message says which and why.
     """
 
-    def __init__(self, params: Sequence[Tensor], names: Sequence[str], groups: Sequence[int]) -> None:
+    def __init__(self, params: Sequence[Tensor], names: Sequence[str], groups: Sequence[int], shards: int = 1) -> None:
         self.params, self.names = list(params), list(names)
         self._check()
         first = self.params[0]
-        self.segments, elements = segment_table([p.numel() for p in self.params], groups)
+        self.segments, elements = segment_table([p.numel() for p in self.params], groups, ALIGNMENT * shards)
         self.begins: list[int] = self.segments[:, BEGIN].tolist()
+        starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
+        self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
         self.buffer = flat_zeros(elements, first.dtype, first.device)
         for p, view in zip(self.params, self.views(self.buffer), strict=True):
             view.copy_(p.detach())
@@ -43,9 +47,9 @@ class FlatParameters:
         self._addresses = [p.data_ptr() for p in self.params]
         self._strides: list[tuple[int, ...] | None] = []
 
-    def zeros(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Another buffer of this layout, of the weights' type unless another is named."""
-        return flat_zeros(self.buffer.numel(), dtype or self.buffer.dtype, self.buffer.device)
+    def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
+        """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""
+        return flat_zeros(elements or self.buffer.numel(), dtype or self.buffer.dtype, self.buffer.device)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """A buffer of this layout, seen as tensors of the parameters' shapes and strides."""

@@ -15,22 +15,35 @@ ALIGNMENT = 64
 BEGIN, LENGTH, GROUP, GRAD, OFFSET = range(5)
 
 
-def segment_table(lengths: Sequence[int], groups: Sequence[int]) -> tuple[Tensor, int]:
+def segment_table(
+    lengths: Sequence[int], groups: Sequence[int], group_alignment: int = ALIGNMENT
+) -> tuple[Tensor, int]:
     """Lay parameters one behind the other, each aligned, each with a gradient of its own.
 
     Args:
         lengths: number of elements of each parameter.
         groups: group of each parameter, a row of the `hyper` table.
+        group_alignment: a multiple of ALIGNMENT; each run of parameters of one group takes up a multiple of it, so that
+            its stretch of the buffer can be cut into equal, aligned slices.
 
     Returns:
         The table [parameters, 5] with columns begin (in the flat buffer), length, group, grad (index into the list of
         gradients) and offset (into that gradient), and the number of elements of the flat buffer.
     """
-    rows, end = [], 0
+    rows: list[tuple[int, int, int, int, int]] = []
+    end = 0
     for index, (length, group) in enumerate(zip(lengths, groups, strict=True)):
+        if rows and rows[-1][GROUP] != group:
+            end = round_up(end, group_alignment)
         rows.append((end, length, group, index, 0))
-        end += -(-length // ALIGNMENT) * ALIGNMENT
+        end = round_up(end + length, ALIGNMENT)
+    end = round_up(end, group_alignment)
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 5), end
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
 
 
 def shard_table(table: Tensor, begin: int, end: int, *, flat_gradient: bool = False) -> Tensor:

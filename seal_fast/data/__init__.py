@@ -1,8 +1,9 @@
 """Images in: `open_images` says what there is, `make_input` feeds it in batches."""
 
 from .catalogue import ImageSet, open_images
+from .cuts import Cut, Share
 from .inputs import Batch, Input
-from .loader import make_input
+from .loader import fits, make_input
 from .split import Split
 
-__all__ = ["Batch", "ImageSet", "Input", "Split", "make_input", "open_images"]
+__all__ = ["Batch", "Cut", "ImageSet", "Input", "Share", "Split", "fits", "make_input", "open_images"]

@@ -15,6 +15,7 @@ from ..kernels import philox
 from ..kernels.augment import augment
 from ..kernels.backend import Backend
 from .catalogue import ImageSet
+from .cuts import Cut, Share, cut_step
 from .split import Split
 
 
@@ -26,11 +27,13 @@ class Batch:
         images: [B, 3, S, S], channels-last, normalised, of the input's dtype.
         labels: int64 [B].
         valid: bool [B], False for what only fills up the last batch of an evaluation; None in training.
+        cut: which positions of the epoch these are; in training.
     """
 
     images: Tensor
     labels: Tensor
     valid: Tensor | None = None
+    cut: Cut = Cut()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Settings:
     threads: int
     on_bad_image: str
     backend: Backend
+    share: Share = Share()
 
 
 class Input:
@@ -57,8 +61,9 @@ class Input:
     Attributes:
         kind: "resident" or "stream".
         image_size: height and width of the batches, in pixels.
-        batch_size: of training batches; the last of an epoch may be smaller.
-        eval_batch_size: of all evaluation batches.
+        batch_size: images a training step, over all processes and parts; the last of an epoch may be smaller.
+        part_size: images of a full training batch: what this process computes at once.
+        eval_batch_size: of all evaluation batches of this process.
         num_classes: of the data set.
         out: where full training batches are written instead of into new tensors, if given.
         wait_seconds: host seconds the consumer has spent waiting for batches; set it to 0 to count anew.
@@ -73,7 +78,8 @@ class Input:
         self._splits = {"train": train, "val": images.val}
         self._bad: dict[str, None] = {}
         self.image_size, self.num_classes = settings.image_size, len(images.classes)
-        self.batch_size, self.eval_batch_size = settings.batch_size, settings.eval_batch_size
+        self.batch_size, self.part_size = settings.batch_size, settings.share.of(settings.batch_size)
+        self.eval_batch_size = -(-settings.eval_batch_size // settings.share.processes)
         self.out: Tensor | None = None
         self.wait_seconds = 0.0
         self.notes = list(images.notes)
@@ -95,29 +101,35 @@ class Input:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches of an epoch, a smaller last one included; but a last one of a single image is dropped."""
+        """Steps of an epoch, a smaller last one included; but a last one of a single image is dropped."""
         full, rest = divmod(self.train_size, self.batch_size)
         return full + (rest > 1 or rest == self.batch_size)
 
     def train(self, generation: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The training batches of an epoch, from `first_step` on; what comes before is neither read nor decoded."""
+        """This process's training batches of an epoch, from `first_step` on; nothing before is read or decoded.
+
+        A batch whose `cut.last` is set ends a step.
+        """
         return self._timed(self._train(generation, epoch, self._cuts(first_step)))
 
     def evaluation(self, split: str = "val") -> Iterator[Batch]:
-        """All images of a split in sorted order, neither cropped nor flipped at random, all batches of one size."""
+        """This process's images of a split in sorted order, neither cropped nor flipped at random.
+
+        All batches are of one size; no image is fed twice or left out over all processes.
+        """
         return self._timed(self._evaluation(split))
 
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Memory for the images and the labels of a full training batch."""
-        settings, shape = self._settings, (self.batch_size, 3, self.image_size, self.image_size)
+        settings, shape = self._settings, (self.part_size, 3, self.image_size, self.image_size)
         images = torch.empty(shape, dtype=settings.dtype, device=settings.device, memory_format=torch.channels_last)
-        return images, torch.empty(self.batch_size, dtype=torch.int64, device=settings.device)
+        return images, torch.empty(self.part_size, dtype=torch.int64, device=settings.device)
 
     def close(self) -> None:
         """Lets go of memory and threads; the input cannot be used again."""
         self._splits = {}
 
-    def _train(self, generation: int, epoch: int, cuts: list[tuple[int, int]]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
         raise NotImplementedError
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
@@ -132,11 +144,12 @@ class Input:
                 return
             yield batch
 
-    def _cuts(self, first_step: int) -> list[tuple[int, int]]:
-        """First and past-the-last position of each batch."""
+    def _cuts(self, first_step: int) -> list[Cut]:
         size = self.batch_size
         return [
-            (step * size, min((step + 1) * size, self.train_size)) for step in range(first_step, self.steps_per_epoch)
+            cut
+            for step in range(first_step, self.steps_per_epoch)
+            for cut in cut_step(step * size, min((step + 1) * size, self.train_size), self._settings.share)
         ]
 
     def _order(self, generation: int, epoch: int, device: torch.device | str) -> Tensor:
@@ -163,7 +176,7 @@ class Input:
             flip=self._images.mirror,
             train=train and settings.augment,
             backend=settings.backend,
-            out=self.out if train and len(index) == self.batch_size else None,
+            out=self.out if train and len(index) == self.part_size else None,
         )
 
     def _report_bad(self, split: Split, rows: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import torch
 from ..errors import UsageError
 from ..kernels.backend import Backend
 from .catalogue import ImageSet
+from .cuts import Share
 from .inputs import Input, Settings
 from .memory import free_bytes
 from .resident import Resident
@@ -35,6 +36,7 @@ def make_input(
     threads: int | None = None,
     on_bad_image: str = "error",
     backend: Backend = "auto",
+    share: Share = Share(),  # noqa: B008 (frozen)
 ) -> Input:
     """Builds the input of a run; the resident one is loaded on return.
 
@@ -42,8 +44,8 @@ def make_input(
         images: from `open_images`.
         kind: "resident", "stream", or "auto": resident if both splits, decoded, take at most half of the free memory.
         image_size: height and width of the batches, in pixels; None is the images' own, or 64 where they differ.
-        batch_size: images a training step.
-        eval_batch_size: images an evaluation step.
+        batch_size: images a training step, over all processes.
+        eval_batch_size: images an evaluation step, over all processes.
         dtype: of the images: bfloat16, float16, float32 or float64.
         device: where the batches are needed.
         seed: of the order and the augmentation.
@@ -54,6 +56,7 @@ def make_input(
         threads: of DALI; None is one a core, 16 at most.
         on_bad_image: "error", or "skip": leave out what cannot be decoded.
         backend: of the augmentation, see `seal_fast.kernels.backend.resolve`.
+        share: which part of each step this process computes.
 
     Raises:
         UsageError: a value that cannot be, such as a batch larger than the training set.
@@ -88,6 +91,7 @@ def make_input(
         threads=threads or min(_MOST_THREADS, len(os.sched_getaffinity(0))),
         on_bad_image=on_bad_image,
         backend=backend,
+        share=share,
     )
     train = images.train.spread(limit_train)
     if batch_size > len(train):
@@ -95,14 +99,13 @@ def make_input(
             f"--batch-size {batch_size} is larger than the training set of {len(train)} images: "
             f"choose at most {len(train)}"
         )
-    needed = (len(train) + len(images.val)) * size * size * (3 if train.source.encoded else 1)
-    free = free_bytes(device)
+    needed, free = resident_bytes(images, image_size, limit_train), free_bytes(device)
     if kind == "resident" and needed > free:
         raise UsageError(
             f"--input resident needs {needed / 2**30:.1f} GiB for the decoded images, and {free / 2**30:.1f} GiB are "
             "free: choose --input stream"
         )
-    resident = kind == "resident" or kind == "auto" and needed <= free // 2
+    resident = kind == "resident" or kind == "auto" and fits(images, image_size, limit_train, device)
     made = (Resident if resident else Stream)(images, train, settings)
     if limit_train is not None and limit_train < len(images.train):
         made.notes.append(
@@ -111,3 +114,20 @@ def make_input(
     if made.train_size % batch_size == 1 and batch_size > 1:
         made.notes.append("the last training batch would hold a single image, of which BatchNorm cannot learn: dropped")
     return made
+
+
+def resident_bytes(images: ImageSet, image_size: int | None = None, limit_train: int | None = None) -> int:
+    """Memory that both splits take, decoded; arguments as for `make_input`."""
+    train, size = images.train.spread(limit_train), image_size or images.native_size or _SIZE_OF_MIXED_SETS
+    return (len(train) + len(images.val)) * size * size * (3 if train.source.encoded else 1)
+
+
+def fits(
+    images: ImageSet,
+    image_size: int | None,
+    limit_train: int | None,
+    device: torch.device,
+    sharing: int = 1,
+) -> bool:
+    """Whether the resident input takes at most half of the free memory, for as many processes as share that."""
+    return resident_bytes(images, image_size, limit_train) * sharing <= free_bytes(device) // 2

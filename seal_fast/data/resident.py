@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import RunError
+from . import shared
 from .catalogue import ImageSet
+from .cuts import Cut
 from .decode import Decoder, Request
 from .inputs import Batch, Input, Settings
 from .split import Split
@@ -46,9 +50,25 @@ class Resident(Input):
 
     def _load(self, split: Split, exact: bool) -> tuple[Tensor, Split]:
         settings, size, source = self._settings, self.image_size, split.source
-        decoder = Decoder(size, source.encoded, settings.device, settings.threads, _LOAD_BATCH, exact)
         shape = (len(split), size, size, 3 if source.encoded else 1)
-        pixels = torch.empty(shape, dtype=torch.uint8, device=settings.device)
+        if place := shared.folder():
+            key = self._shared_key(split, shape)
+            pixels, good = shared.mapped(
+                place, key, shape, lambda rows: self._decode(split, exact, torch.from_numpy(rows))
+            )
+            pixels = pixels.to(settings.device)
+        else:
+            pixels = torch.empty(shape, dtype=torch.uint8, device=settings.device)
+            good = self._decode(split, exact, pixels)
+            pixels = pixels[: int(good.sum())]
+        bad = np.flatnonzero(~good)
+        self._bad |= dict.fromkeys(split.names[row] for row in bad)
+        return pixels, split.take(np.flatnonzero(good)) if len(bad) else split
+
+    def _decode(self, split: Split, exact: bool, pixels: Tensor) -> np.ndarray:
+        """Decodes into `pixels`, on whatever device it lies, leaving no gap for bad images; which rows are good."""
+        settings, source = self._settings, split.source
+        decoder = Decoder(self.image_size, source.encoded, settings.device, settings.threads, _LOAD_BATCH, exact)
         starts = range(0, len(split), _LOAD_BATCH)
         requests = (
             Request([source.read(row) for row in range(start, min(start + _LOAD_BATCH, len(split)))])
@@ -72,20 +92,26 @@ class Resident(Input):
             filled += len(fresh)
         if not filled:
             raise RunError("no image can be decoded: every one is corrupt or truncated")
-        return pixels[:filled], split if filled == len(split) else split.take(np.flatnonzero(good))
+        return good
 
-    def _train(self, generation: int, epoch: int, cuts: list[tuple[int, int]]) -> Iterator[Batch]:
+    def _shared_key(self, split: Split, shape: tuple[int, ...]) -> str:
+        """All that the decoded pixels depend on; decoders of CPU and GPU differ in the last bit."""
+        said = f"1 {shape} {self._settings.device.type} {self._settings.on_bad_image} {version('nvidia-dali-cuda130')}"
+        return hashlib.sha256(said.encode() + split.digest()).hexdigest()[:32]
+
+    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
         pixels, labels = self._pixels["train"], self._labels["train"]
         order = self._order(generation, epoch, self._settings.device)
         pad = self._settings.pad
-        for start, stop in cuts:
-            index = order[start:stop]
-            images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=start)
-            yield Batch(images, labels[index])
+        for cut in cuts:
+            index, position = order[cut.start : cut.stop], cut.start
+            images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=position)
+            yield Batch(images, labels[index], cut=cut)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         pixels, labels, size = self._pixels[split], self._labels[split], self.eval_batch_size
         place = torch.arange(size, device=self._settings.device)
-        for start in range(0, len(pixels), size):
-            index = (place + start).clamp(max=len(pixels) - 1)
-            yield Batch(self._augment(pixels, index, False, pad=0), labels[index], place + start < len(pixels))
+        first, end = self._settings.share.slice(0, len(pixels))
+        for start in range(first, end, size):
+            index = (place + start).clamp(max=end - 1)
+            yield Batch(self._augment(pixels, index, False, pad=0), labels[index], place + start < end)

@@ -14,6 +14,7 @@ from ..errors import RunError
 from . import windows
 from .ahead import ahead
 from .catalogue import ImageSet
+from .cuts import Cut
 from .decode import Decoder, Request
 from .inputs import Batch, Input, Settings
 from .split import Split
@@ -53,22 +54,27 @@ class Stream(Input):
             batches.close()  # type: ignore[attr-defined]
         super().close()
 
-    def _train(self, generation: int, epoch: int, cuts: list[tuple[int, int]]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
         split, settings = self._splits["train"], self._settings
         order = self._order(generation, epoch, "cpu").numpy()
-        batches = [order[start:stop] for start, stop in cuts]
+        batches = [order[cut.start : cut.stop] for cut in cuts]
         keys = (
-            [(settings.seed, generation, epoch, start, stop - start) for start, stop in cuts] if self._windows else None
+            [(settings.seed, generation, epoch, cut.start, cut.stop - cut.start) for cut in cuts]
+            if self._windows
+            else None
         )
         pad = 0 if self._windows else settings.pad
-        with self._ahead(self._decoded(split, batches, self.batch_size, keys)) as ready:
-            for (start, _), (pixels, index, labels, _) in zip(cuts, ready, strict=True):
-                images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=start)
-                yield Batch(images, labels)
+        with self._ahead(self._decoded(split, batches, max(map(len, batches), default=1), keys)) as ready:
+            for cut, (pixels, index, labels, _) in zip(cuts, ready, strict=True):
+                images = self._augment(
+                    pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=cut.start
+                )
+                yield Batch(images, labels, cut=cut)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         chosen, size = self._splits[split], self.eval_batch_size
-        batches = [np.arange(start, min(start + size, len(chosen))) for start in range(0, len(chosen), size)]
+        first, end = self._settings.share.slice(0, len(chosen))
+        batches = [np.arange(start, min(start + size, end)) for start in range(first, end, size)]
         with self._ahead(self._decoded(chosen, batches, size, fill_up=True)) as ready:
             for pixels, index, labels, valid in ready:
                 yield Batch(self._augment(pixels, index, False, pad=0), labels, valid)

@@ -7,9 +7,11 @@ import torch
 from seal_fast.errors import UsageError
 from seal_fast.models.init import bias_uniform_, fan_in, generator, he_normal_, initialise_
 from seal_fast.models.resnet import MODELS, ResNet, Stem, resnet18, resnet34, resnet50
+from seal_fast.models.sync_batchnorm import Link, synchronise_
 from seal_fast.models.weights import load_weights
 
 __all__ = [
+    "Link",
     "MODELS",
     "ResNet",
     "Stem",
@@ -23,6 +25,7 @@ __all__ = [
     "resnet18",
     "resnet34",
     "resnet50",
+    "synchronise_",
 ]
 
 

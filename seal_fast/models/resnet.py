@@ -9,20 +9,38 @@ import torch
 from torch import Tensor, nn
 
 from seal_fast.errors import UsageError
-from seal_fast.kernels import norm_act
+from seal_fast.kernels import conv2d, max_pool, norm_act
+from seal_fast.models.sync_batchnorm import SyncBatchNorm2d, sync_norm_act
 
 Stem = Literal["imagenet", "small"]
 
 
 def normalise(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, act: bool = True) -> Tensor:
     """BatchNorm, then the residual added, then ReLU; in train mode the running statistics move."""
+    if isinstance(norm, SyncBatchNorm2d) and norm.training and norm.link.connected:
+        return sync_norm_act(norm, x, residual, act)
     mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
     assert mean is not None and var is not None and momentum is not None
     return norm_act(x, norm.weight, norm.bias, mean, var, norm.training, momentum, norm.eps, residual, act)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+class Convolution(nn.Conv2d):
+    """A square convolution without bias, padded so that stride 1 keeps the size."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        return conv2d(x, self.weight, self.stride[0], self.kernel_size[0] // 2)
+
+
+class Pool(nn.Module):
+    """The 3x3 max-pooling of stride 2 that ends the ImageNet stem."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
+        return max_pool(x, 3, 2, padding=1)
 
 
 class _Block(nn.Module):
@@ -33,7 +51,9 @@ class _Block(nn.Module):
 
     def _add_shortcut(self, inputs: int, outputs: int, stride: int) -> None:
         changes = stride != 1 or inputs != outputs
-        self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else None
+        self.downsample = (
+            nn.Sequential(Convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else None
+        )
 
     def shortcut(self, x: Tensor) -> Tensor:
         if self.downsample is None:
@@ -50,9 +70,9 @@ class BasicBlock(_Block):
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
-        self.conv1 = _conv(inputs, width, 3, stride)
+        self.conv1 = Convolution(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
+        self.conv2 = Convolution(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self._add_shortcut(inputs, width, stride)
 
@@ -70,11 +90,11 @@ class Bottleneck(_Block):
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         outputs = width * self.expansion
-        self.conv1 = _conv(inputs, width, 1)
+        self.conv1 = Convolution(inputs, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
+        self.conv2 = Convolution(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, outputs, 1)
+        self.conv3 = Convolution(width, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
         self._add_shortcut(inputs, outputs, stride)
 
@@ -110,9 +130,9 @@ class ResNet(nn.Module):
         super().__init__()
         if stem not in get_args(Stem):
             raise UsageError(f"unknown stem {stem!r}: choose one of {', '.join(get_args(Stem))}")
-        self.conv1 = _conv(3, width, 7, 2) if stem == "imagenet" else _conv(3, width, 3)
+        self.conv1 = Convolution(3, width, 7, 2) if stem == "imagenet" else Convolution(3, width, 3)
         self.bn1 = nn.BatchNorm2d(width)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else None
+        self.maxpool = Pool() if stem == "imagenet" else None
         inputs = width
         for layer, depth in enumerate(depths):
             planes = width * 2**layer

@@ -87,7 +87,7 @@ def measure(
     if top + bottom:
         limit: dict[str, Any] = {} if max_hvps is None else {"max_hvps": max_hvps}
         # The gradient lies largely in the top eigenspace (Gur-Ari et al. 2018) and hardly in that of the bottom.
-        start = operator.gradient if bottom == 0 and top <= 2 else None
+        start = operator.gradient if bottom == 0 else None
         solve = lanczos if solver == "lanczos" else power
         options = {"tol": tol, "start": start, "vectors": vectors, "seed": seed, "watch": watcher.solver, **limit}
         try:

@@ -17,6 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_fast.analysis.hessian.folding import Folded, fold
+from seal_fast.analysis.hessian.passes import (
+    add_,
+    backward_convolution,
+    gradient_of_input,
+    pick,
+    through_relu_,
+    unpool_max,
+    unpool_mean,
+)
+from seal_fast.analysis.hessian.tangents import Tangents
 from seal_fast.models import ResNet
 from seal_fast.models.resnet import BasicBlock
 
@@ -137,8 +147,8 @@ class ROperator:
             deltas[i] = delta
             layer = self.layers[i]
             if not accumulate:
-                return _towards_input(delta, layer.weight, tape.inputs[i], layer.module, 1) if i > 0 else delta
-            towards_input, weight, bias = _backward(delta, tape.inputs[i], layer.weight, layer.module, i > 0)
+                return gradient_of_input(delta, layer.weight, tape.inputs[i], layer.module, 1) if i > 0 else delta
+            towards_input, weight, bias = backward_convolution(delta, tape.inputs[i], layer.weight, layer.module, i > 0)
             layer.gradient_weight += weight
             layer.gradient_bias += bias
             return towards_input
@@ -147,17 +157,17 @@ class ROperator:
         if accumulate:
             fc.gradient_weight += deltas[-1].T @ tape.inputs[-1]
             fc.gradient_bias += deltas[-1].sum(0)
-        delta = _unpool_mean(deltas[-1] @ fc.weight, tape.masks[-1])
+        delta = unpool_mean(deltas[-1] @ fc.weight, tape.masks[-1])
         for block, mask in zip(reversed(self.blocks), reversed(tape.masks), strict=False):
-            at_output = delta = _masked(delta, mask)
+            at_output = delta = through_relu_(delta, mask)
             for i in reversed(block.main):
                 delta = gradients(i, delta)
                 if i != block.main[0]:
-                    delta = _masked(delta, tape.inputs[i])
+                    delta = through_relu_(delta, tape.inputs[i])
             delta = delta.add_(at_output if block.shortcut is None else gradients(block.shortcut, at_output))
-        delta = _masked(delta, tape.masks[0])
+        delta = through_relu_(delta, tape.masks[0])
         if tape.pool is not None:
-            delta = _unpool_max(delta, tape.pool, tape.stem_shape)
+            delta = unpool_max(delta, tape.pool, tape.stem_shape)
         gradients(0, delta)
         tape.deltas = deltas
 
@@ -183,21 +193,21 @@ class ROperator:
 
         dot = forward(0, None)
         if dot is not None:
-            dot = _masked(dot if t.pool is None else _pool(dot, t.pool, m), t.masks[0], m)
+            dot = through_relu_(dot if t.pool is None else pick(dot, t.pool, m), t.masks[0], m)
         for block, mask in zip(self.blocks, t.masks[1:], strict=True):
             first = dot
             for i in block.main:
                 dot = forward(i, dot)
                 if dot is not None and i != block.main[-1]:
-                    dot = _masked(dot, t.inputs[i + 1], m)
-            dot = _plus(dot, first if block.shortcut is None else forward(block.shortcut, first))
-            dot = None if dot is None else _masked(dot, mask, m)
+                    dot = through_relu_(dot, t.inputs[i + 1], m)
+            dot = add_(dot, first if block.shortcut is None else forward(block.shortcut, first))
+            dot = None if dot is None else through_relu_(dot, mask, m)
         first_active = self.active.index(True)
         features = None if dot is None else dot.mean((2, 3)).unflatten(1, (m, -1)).transpose(0, 1)
         delta = tangents.head(features, t)  # [m, N, features], or None
         if first_active == len(self.layers) - 1:
             return
-        dot = _unpool_mean(delta.transpose(0, 1).flatten(1), t.masks[-1])
+        dot = unpool_mean(delta.transpose(0, 1).flatten(1), t.masks[-1])
 
         def backward(i: int, dot: Tensor, wanted: bool) -> Tensor | None:
             return tangents.backward(i, dot, moving[i], t.inputs[i], t.deltas[i], wanted)
@@ -208,175 +218,24 @@ class ROperator:
             if max(layers) < first_active:
                 return
             earlier = min(layers) > first_active  # whether anything before this block is wanted
-            at_output = dot = _masked(dot, mask, m)
+            at_output = dot = through_relu_(dot, mask, m)
             for i in reversed(block.main):
                 assert dot is not None
                 dot = backward(i, dot, i > first_active)
                 if dot is None:
                     break
                 if i != block.main[0]:
-                    dot = _masked(dot, t.inputs[i], m)
+                    dot = through_relu_(dot, t.inputs[i], m)
             if block.shortcut is not None:
                 other = backward(block.shortcut, at_output, earlier)
             else:
                 other = at_output
             if not earlier:
                 return
-            dot = _plus(dot, other)
+            dot = add_(dot, other)
         assert dot is not None
         if self.active[0]:
-            dot = _masked(dot, t.masks[0], m)
+            dot = through_relu_(dot, t.masks[0], m)
             if t.pool is not None:
-                dot = _unpool_max(dot, t.pool, t.stem_shape, m)
+                dot = unpool_max(dot, t.pool, t.stem_shape, m)
             backward(0, dot, False)
-
-
-class Tangents:
-    """Folded directions of m vectors, and the float64 sums of their products."""
-
-    def __init__(self, operator: ROperator, direction: Mapping[str, Tensor]) -> None:
-        self.operator = operator
-        self.count = m = next(iter(direction.values())).shape[0]
-        self.direction: dict[str, Tensor] = {}
-        self.weights: list[Tensor | None] = []
-        self.biases: list[Tensor | None] = []
-        self.sums: list[tuple[Tensor, Tensor] | None] = []
-        for layer, active in zip(operator.layers, operator.active, strict=True):
-            if not active:
-                self.weights.append(None)
-                self.biases.append(None)
-                self.sums.append(None)
-                continue
-            for name in layer.names:
-                given = direction.get(name)
-                zeros = layer.gradient_bias.new_zeros(m, *operator.shapes[name])
-                self.direction[name] = zeros if given is None else given.double()
-            weight, bias = layer.push(self.direction)
-            self.weights.append(weight.to(layer.weight.dtype))
-            self.biases.append(bias.to(layer.weight.dtype))
-            self.sums.append((torch.zeros_like(weight), torch.zeros_like(bias)))
-
-    def products(self) -> dict[str, Tensor]:
-        """The Hessian's products [m, ...] by parameter name, float64."""
-        found: dict[str, Tensor] = {}
-        for layer, sums in zip(self.operator.layers, self.sums, strict=True):
-            if sums is not None:
-                found |= layer.pull(*sums, self.direction)
-        return {name: found[name] for name in self.operator.names}
-
-    def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
-        """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
-        conv, own, dot_weight = self.operator.layers[i].module, self.operator.layers[i].weight, self.weights[i]
-        assert isinstance(conv, nn.Conv2d)
-        m = self.count
-        if dot_weight is None:
-            if dot is None:
-                return None
-            return F.conv2d(dot, own.repeat(m, 1, 1, 1), None, conv.stride, conv.padding, groups=m)
-        bias = self.biases[i]
-        assert bias is not None
-        if dot is None:
-            return F.conv2d(x, dot_weight.flatten(0, 1), bias.flatten(), conv.stride, conv.padding)
-        both = torch.cat([own.expand_as(dot_weight), dot_weight], 2).flatten(0, 1)
-        return F.conv2d(_beside(dot, x, m), both, bias.flatten(), conv.stride, conv.padding, groups=m)
-
-    def backward(
-        self, i: int, dot: Tensor, dot_x: Tensor | None, x: Tensor, delta: Tensor, wanted: bool
-    ) -> Tensor | None:
-        """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
-        layer, dot_weight, m = self.operator.layers[i], self.weights[i], self.count
-        conv = layer.module
-        if dot_weight is not None:
-            sums = self.sums[i]
-            assert sums is not None
-            _, weight, bias = _backward(dot, x, dot_weight.flatten(0, 1), conv, False)
-            sums[0].add_(weight.view_as(dot_weight))
-            sums[1].add_(bias.view(m, -1))
-            if dot_x is not None:
-                like = dot_weight.transpose(0, 1).flatten(1, 2)
-                _, weight, _ = _backward(delta, dot_x, like, conv, False)
-                sums[0].add_(weight.unflatten(1, (m, -1)).transpose(0, 1))
-        if not wanted:
-            return None
-        if dot_weight is None:
-            return _towards_input(dot, layer.weight.repeat(m, 1, 1, 1), x, conv, m)
-        both = torch.cat([layer.weight.expand_as(dot_weight), dot_weight], 1).flatten(0, 1)
-        return _towards_input(_beside(dot, delta, m), both, x, conv, m)
-
-    def head(self, dot: Tensor | None, tape: Tape) -> Tensor:
-        """Through the linear layer and the loss and back: R{gradient of the features}, [m, N, features]."""
-        fc, x, delta = self.operator.layers[-1], tape.inputs[-1], tape.deltas[-1]
-        weight, bias, sums = self.weights[-1], self.biases[-1], self.sums[-1]
-        dot_logits = x.new_zeros(self.count, *delta.shape)
-        if dot is not None:
-            dot_logits += dot @ fc.weight.T
-        if weight is not None and bias is not None:
-            dot_logits += x @ weight.transpose(1, 2) + bias[:, None]
-        (dot_delta,) = torch.autograd.grad(
-            tape.logit_gradient, tape.logits, dot_logits, retain_graph=True, is_grads_batched=True
-        )
-        back = dot_delta @ fc.weight
-        if weight is not None and sums is not None:
-            sums[0].add_(dot_delta.transpose(1, 2) @ x)
-            if dot is not None:
-                sums[0].add_(delta.T @ dot)
-            sums[1].add_(dot_delta.sum(1))
-            back += delta @ weight
-        return back
-
-
-def _backward(delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Module, to_input: bool) -> tuple[Tensor, ...]:
-    """Gradients of a convolution's input (if asked for), weight and bias."""
-    return torch.ops.aten.convolution_backward(
-        delta, x, weight, [weight.shape[0]], conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (to_input, True, True)
-    )
-
-
-def _towards_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Module, groups: int) -> Tensor:
-    like = x if groups == 1 else x.repeat(1, groups, 1, 1)  # its shape and memory format count, not its values
-    return torch.ops.aten.convolution_backward(
-        delta, like, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
-    )[0]
-
-
-def _beside(dot: Tensor, value: Tensor, m: int) -> Tensor:
-    """[R{x}_1; x; R{x}_2; x; ...] as channels."""
-    if m == 1:
-        return torch.cat([dot, value], 1)
-    parts = dot.unflatten(1, (m, -1))
-    both = torch.cat([parts, value[:, None].expand_as(parts)], 2).flatten(1, 2)
-    return both.contiguous(memory_format=torch.channels_last)
-
-
-def _masked(dot: Tensor, output: Tensor, m: int = 1) -> Tensor:
-    """Through ReLU, whose output is given: zero where that is zero; in place."""
-    output = output if m == 1 else output.repeat(1, m, 1, 1)
-    return torch.ops.aten.threshold_backward.grad_input(dot, output, 0, grad_input=dot)
-
-
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum, in place of a where both are there."""
-    if a is None or b is None:
-        return b if a is None else a
-    return a.add_(b)
-
-
-def _pool(dot: Tensor, indices: Tensor, m: int) -> Tensor:
-    """What the max-pool picked, [N, m C, H', W'] from [N, m C, H, W]."""
-    rows = dot.permute(0, 2, 3, 1).flatten(1, 2)
-    picks = indices.permute(0, 2, 3, 1).flatten(1, 2).repeat(1, 1, m)
-    return rows.gather(1, picks).unflatten(1, indices.shape[2:]).permute(0, 3, 1, 2)
-
-
-def _unpool_max(dot: Tensor, indices: Tensor, shape: torch.Size, m: int = 1) -> Tensor:
-    picks = indices if m == 1 else indices.repeat(1, m, 1, 1)
-    like = dot.new_empty(1).expand(shape[0], m * shape[1], *shape[2:])
-    like = torch.empty_like(like, memory_format=torch.channels_last)
-    return torch.ops.aten.max_pool2d_with_indices_backward(dot, like, (3, 3), (2, 2), (1, 1), (1, 1), False, picks)
-
-
-def _unpool_mean(delta: Tensor, like: Tensor) -> Tensor:
-    """The mean over pixels, backwards: [N, C] to [N, C, H, W]."""
-    height, width = like.shape[2:]
-    spread = delta[:, :, None, None].expand(-1, -1, height, width) / (height * width)
-    return spread.contiguous(memory_format=torch.channels_last)

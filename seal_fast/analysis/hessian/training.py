@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from seal_fast.analysis.hessian.ritz import NotConverged
 from seal_fast.analysis.images import batches, choose
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
+from seal_fast.distributed import ALONE, World
 from seal_fast.models import ResNet
 
 TOLERANCE = 1e-2  # relative: a curve over generations needs no more
@@ -23,6 +25,8 @@ TOLERANCE = 1e-2  # relative: a curve over generations needs no more
 
 class Curvature:
     """Measures a network in training and leaves it, its statistics and the random generators as they are.
+
+    Several processes share the images.
 
     The largest and the most negative eigenvalue of the Hessian of the training loss (label smoothing, without weight
     decay) over fixed training images, evenly spaced over the sorted paths, not augmented, with BatchNorm in eval mode:
@@ -33,15 +37,21 @@ class Curvature:
         images: its data set.
         image_size: pixels a side.
         device: where the network is.
+        world: the processes of the run.
     """
 
-    def __init__(self, config: Config, images: ImageSet, image_size: int, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, images: ImageSet, image_size: int, device: torch.device, world: World = ALONE
+    ) -> None:
         count = min(config.hessian_images, len(images.train))
-        self.images, self.chosen = images, choose(images, "train", count, spread=True)
+        own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
+        self.images, self.chosen = images, choose(images, "train", count, spread=True).take(own)
+        self.world = world
         self.smoothing = config.label_smoothing
         self.settings = {
             "image_size": image_size,
-            "batch_size": min(count, config.batch_size),  # takes no more memory than a step
+            # takes no more memory than a step
+            "batch_size": min(count, max(1, config.batch_size // (world.size * config.accumulate))),
             "device": device,
             "dtype": getattr(torch, config.dtype),
             "threads": torch.get_num_threads(),
@@ -58,8 +68,9 @@ class Curvature:
             RunError: an image cannot be decoded, or the loss is not finite.
         """
         begin = time.perf_counter()
-        parts = list(batches(self.images, self.chosen, **self.settings))
-        operator = HessianOperator(model, self._loss, parts)
+        parts = self.world.agreed(self._decoded)
+        reduce = dist.all_reduce if self.world.size > 1 else None
+        operator = HessianOperator(model, self._loss, parts, reduce=reduce)
         try:
             found = lanczos(operator, 1, 1, tol=TOLERANCE, watch=lambda *_: stop())
         except NotConverged as trouble:
@@ -72,6 +83,9 @@ class Curvature:
             "hessian_converged": found.converged,
             "hessian_seconds": time.perf_counter() - begin,
         }
+
+    def _decoded(self) -> list[tuple[Tensor, Tensor]]:
+        return list(batches(self.images, self.chosen, **self.settings)) if len(self.chosen) else []
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)

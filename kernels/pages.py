@@ -1,4 +1,4 @@
-"""Memory for the flat buffers: on a CPU under Linux in huge pages, where the system grants them on request."""
+"""Huge pages: offered to Linux for memory that is streamed through, granted where it will."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ def flat_zeros(elements: int, dtype: torch.dtype, device: torch.device) -> Tenso
     memory = torch.empty(elements + spare, dtype=dtype, device=device)
     begin = -memory.data_ptr() % _HUGE // dtype.itemsize
     buffer = memory[begin : begin + elements]
-    whole = elements * dtype.itemsize // _HUGE * _HUGE
-    with contextlib.suppress(OSError, AttributeError):  # a C library without madvise
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(buffer.data_ptr()), ctypes.c_size_t(whole), _MADV_HUGEPAGE)
+    offer_huge_pages(buffer.data_ptr(), elements * dtype.itemsize)
     return buffer.zero_()
+
+
+def offer_huge_pages(address: int, size: int) -> None:
+    """Offer the whole stretches of 2 MiB in these bytes to Linux; pages that lie there already stay as they are."""
+    begin = -(-address // _HUGE) * _HUGE
+    length = (address + size - begin) // _HUGE * _HUGE
+    with contextlib.suppress(OSError, AttributeError):  # a C library without madvise
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(max(length, 0)), _MADV_HUGEPAGE)

@@ -1,0 +1,86 @@
+"""Processes against threads, and against torch's own sharded optimiser: ratios in one run, contenders taking turns.
+
+ResNet-18, 64x64, bfloat16 autocast, 128 images a step over all processes, input included. The contenders run in
+processes of their own, of which all but one wait. Wire bytes are counted twice: by the exchanges themselves, and by the
+kernel on the loopback device, which all programs of the machine share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+ROUNDS = 5
+SCRIPT = str(Path(__file__).parent / "sharded_contender.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node"]
+
+
+def loopback_bytes() -> int:
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:"))
+
+
+def test_processes(benchmark, data, tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    ways = {  # processes, kind, threads of each
+        "python": (0, "engine", cores),
+        "torchrun, 1 process": (1, "engine", cores),
+        f"torchrun, {cores} processes of a thread": (cores, "engine", 1),
+        f"DDP and ZeroRedundancyOptimizer, {cores} processes": (cores, "zero", 1),
+    }
+    with contextlib.ExitStack() as stack:
+        asked = {}
+        for i, (name, (processes, kind, threads)) in enumerate(ways.items()):
+            listener = stack.enter_context(Listener(str(tmp_path / f"socket{i}")))
+            launcher = [*TORCHRUN, str(processes), f"--master-port={29600 + i}"] if processes else []
+            arguments = [sys.executable, *launcher, SCRIPT, kind, str(tmp_path / f"socket{i}"), data, str(threads)]
+            started = stack.enter_context(subprocess.Popen(arguments, stderr=subprocess.DEVNULL))
+            stack.callback(started.terminate)
+            asked[name] = listener
+        asked = {name: stack.enter_context(listener.accept()) for name, listener in asked.items()}
+        answers: dict[str, list[dict]] = {name: [] for name in asked}
+
+        def one_round():
+            for name, way in asked.items():
+                before = loopback_bytes()
+                way.send("go")
+                answers[name].append(way.recv() | {"loopback": loopback_bytes() - before})
+
+        one_round()
+        for rows in answers.values():
+            rows.clear()
+        benchmark.pedantic(one_round, rounds=ROUNDS)
+        for way in asked.values():
+            way.send("end")
+
+    plain, one, many, zero = answers.values()
+    info = benchmark.extra_info
+    info["images/s, python"] = 128 / statistics.median(a["seconds"] for a in plain)
+    for name, rows, base in (
+        ("seconds a step, torchrun of 1 / python", one, plain),
+        (f"images/s, {cores} processes / 1 with {cores} threads", plain, many),
+        ("images/s, ours / DDP and ZeroRedundancyOptimizer", zero, many),
+    ):
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(rows, base, strict=True)]
+        info[name] = statistics.median(ratios)
+        info[f"{name}, range"] = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    whole = many[0]["parameters"]
+    steps = 2
+    info["bytes a process sends a step / parameters' bytes, counted"] = many[0]["bytes"] / whole
+    loopback = statistics.median(a["loopback"] for a in many) / (steps + 1)  # and once more, to be timed alone
+    info["the same, on the loopback device"] = loopback / cores / whole
+    info["the same, DDP and ZeroRedundancyOptimizer"] = statistics.median(a["loopback"] for a in zero) / (
+        cores * steps * whole
+    )
+    info["share of a step that its exchanges take alone"] = statistics.median(
+        a["exchanges"] / a["seconds"] for a in many
+    )
+    info["collectives a step"] = many[0]["collectives"]
+    info["state of a process / of python's"] = many[0]["state"] / plain[0]["state"]
+    info["the same, ZeroRedundancyOptimizer"] = zero[0]["state"] / plain[0]["state"]
+    info["n"] = f"{ROUNDS} rounds of {steps} steps"

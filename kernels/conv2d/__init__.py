@@ -1,0 +1,186 @@
+"""`conv2d`: a convolution that on a CPU becomes matrix products where the map is small.
+
+The last layers of a ResNet see maps of a few pixels and hundreds of channels. There the CPU library's convolutions
+lose most of their time, above all in the gradients of weights, and plain matrix products do not (docs/kernels.md).
+Everywhere else, and always on a GPU, it is `torch.nn.functional.conv2d`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import products
+from .products import Shape
+from .reference import conv2d as _reference
+
+_WAYS = "library", "whole", "columns"
+
+
+def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, backend: str = "auto") -> Tensor:
+    """Cross-correlation of images and a square kernel, without bias, dilation or groups.
+
+    Under autocast it computes in autocast's type, as `torch.nn.functional.conv2d` does; a weight that is of that type
+    already gives the same numbers to the bit. Differentiable twice.
+
+    Args:
+        x: [N, C, H, W]. Products take bfloat16 and float32 in channels-last memory.
+        weight: [O, C, k, k] in x's type, or any under autocast.
+        stride: of both directions.
+        padding: zeros on all four sides.
+        backend: "auto"; "reference" for `torch.nn.functional.conv2d`; "products" to refuse any other way.
+
+    Returns:
+        [N, O, H', W'] in the type computed in and, from products, in channels-last memory.
+
+    Raises:
+        ValueError: `backend` is unknown; or it is "products" and they do not take this input.
+    """
+    if backend not in ("auto", "reference", "products"):
+        raise ValueError(f"conv2d: backend must be one of auto, reference, products, not {backend!r}")
+    # The only question about the device: a GPU has its own library for all of it.
+    if backend != "reference" and x.device.type == "cpu" and _fits(x, weight, stride, padding):
+        compute = _compute_type(x)
+        return torch.ops.seal_fast.conv2d(x.to(compute), weight.to(compute), stride, padding)
+    if backend == "products":
+        raise ValueError(
+            "conv2d: products take channels-last bfloat16 or float32 on the CPU, a square kernel and a small map "
+            "(see seal_fast.kernels.conv2d.ways); choose backend 'auto' for anything else"
+        )
+    return _reference(x, weight, stride, padding)
+
+
+def ways(shape: Shape, dtype: torch.dtype) -> tuple[str, str, str]:
+    """How output, gradient of x and gradient of the weight are computed: each "library", "whole" or "columns".
+
+    Where products win was measured (docs/kernels.md): on maps of few pixels, first of all in the gradient of the weight
+    and in bfloat16.
+    """
+    if shape.whole():
+        return "whole", "whole", "whole"
+    height, width = shape.output()
+    pixels = height * width
+    if pixels <= 4:
+        return "columns", "columns", "columns"
+    if dtype == torch.bfloat16 and pixels <= (16 if shape.stride == 1 else 64):
+        return "library", "library", "columns"
+    return "library", "library", "library"
+
+
+def _compute_type(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def _fits(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+    """Whether products can and should compute it."""
+    compute = _compute_type(x)
+    cast_from = {compute, torch.float32} if torch.is_autocast_enabled("cpu") else {compute}
+    return (
+        x.dim() == 4
+        and {x.dtype, weight.dtype} <= cast_from
+        and (compute == torch.float32 or (compute == torch.bfloat16 and _has_bfloat16()))
+        and weight.shape[1:] == (x.shape[1], weight.shape[3], weight.shape[3])
+        and min(x.shape[2:]) + 2 * padding >= weight.shape[3]
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and weight.is_contiguous(memory_format=torch.channels_last)
+        and ways(_shape(x, weight, stride, padding), compute) != ("library",) * 3
+    )
+
+
+def _shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> Shape:
+    return Shape(x.shape[2], x.shape[3], weight.shape[2], stride, padding)
+
+
+def _has_bfloat16() -> bool:
+    """Whether torch's matrix products have more than a loop for bfloat16 on this CPU."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+_has_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of the process, as in norm_act
+
+_library = torch.library.Library("seal_fast", "FRAGMENT")
+_library.define(
+    "conv2d(Tensor x, Tensor weight, int stride, int padding) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+# A gradient that nobody wants comes empty.
+_library.define(
+    "conv2d_backward(Tensor grad, Tensor x, Tensor weight, int stride, int padding, bool of_x, bool of_weight) "
+    "-> (Tensor grad_x, Tensor grad_weight)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    x, weight = _channels_last(x), _channels_last(weight)
+    shape = _shape(x, weight, stride, padding)
+    way, _, _ = ways(shape, x.dtype)
+    if way == "whole":
+        return products.whole_forward(x, weight, shape)
+    if way == "columns":
+        return products.columns_forward(x, weight, shape)
+    return _channels_last(_reference(x, weight, stride, padding))
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, of_x: bool, of_weight: bool):
+    grad, x, weight = _channels_last(grad), _channels_last(x), _channels_last(weight)
+    shape = _shape(x, weight, stride, padding)
+    _, way_x, way_weight = ways(shape, x.dtype)
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    if of_x and way_x == "whole":
+        grad_x = products.whole_grad_x(grad, weight, shape)
+    elif of_x and way_x == "columns":
+        grad_x = products.columns_grad_x(grad, weight, shape)
+    if of_weight and way_weight == "whole":
+        grad_weight = products.whole_grad_weight(grad, x, weight, shape)
+    elif of_weight and way_weight == "columns":
+        grad_weight = products.columns_grad_weight(grad, x, weight, shape)
+    mask = of_x and way_x == "library", of_weight and way_weight == "library"
+    if any(mask):
+        found = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*mask, False]
+        )
+        grad_x = _channels_last(found[0]) if mask[0] else grad_x
+        grad_weight = _channels_last(found[1]) if mask[1] else grad_weight
+    return grad_x, grad_weight
+
+
+_library.impl("conv2d", _forward, "CPU")
+_library.impl("conv2d_backward", _backward, "CPU")
+
+
+@torch.library.register_fake("seal_fast::conv2d", lib=_library)
+def _fake_forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    size = x.shape[0], weight.shape[0], *_shape(x, weight, stride, padding).output()
+    return x.new_empty(size).to(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("seal_fast::conv2d_backward", lib=_library)
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, of_x: bool, of_weight: bool):
+    return tuple(
+        torch.empty_like(t, memory_format=torch.channels_last) if wanted else t.new_empty(0)
+        for t, wanted in ((x, of_x), (weight, of_weight))
+    )
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, ctx.stride, ctx.padding = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate(ctx, grad: Tensor):
+    x, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
+        y = _reference(x, weight, ctx.stride, ctx.padding)
+        slots = [t for t, want in zip((x, weight), wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(y, slots, grad, create_graph=True))
+        return *(next(found) if want else None for want in wanted), None, None
+    grads = torch.ops.seal_fast.conv2d_backward(grad, x, weight, ctx.stride, ctx.padding, *wanted)
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
+
+
+torch.library.register_autograd("seal_fast::conv2d", _differentiate, setup_context=_save, lib=_library)

@@ -1,0 +1,68 @@
+"""How gradients and tangents pass the layers of a ResNet; m tangents lie side by side as channels, [N, m C, H, W]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def backward_convolution(
+    delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Module, to_input: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of a convolution's input (if asked for), weight and bias."""
+    return torch.ops.aten.convolution_backward(
+        delta, x, weight, [weight.shape[0]], conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (to_input, True, True)
+    )
+
+
+def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Module, groups: int) -> Tensor:
+    """That of a convolution whose input was like x, for as many groups of channels."""
+    like = x if groups == 1 else x.repeat(1, groups, 1, 1)  # its shape and memory format count, not its values
+    return torch.ops.aten.convolution_backward(
+        delta, like, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
+    )[0]
+
+
+def beside(dot: Tensor, value: Tensor, m: int) -> Tensor:
+    """[R{x}_1; x; R{x}_2; x; ...] as channels."""
+    if m == 1:
+        return torch.cat([dot, value], 1)
+    parts = dot.unflatten(1, (m, -1))
+    both = torch.cat([parts, value[:, None].expand_as(parts)], 2).flatten(1, 2)
+    return both.contiguous(memory_format=torch.channels_last)
+
+
+def through_relu_(dot: Tensor, output: Tensor, m: int = 1) -> Tensor:
+    """Through ReLU, whose output is given: zero where that is zero; in place."""
+    parts = dot.unflatten(1, (m, -1))
+    torch.ops.aten.threshold_backward.grad_input(parts, output[:, None].expand_as(parts), 0, grad_input=parts)
+    return dot
+
+
+def add_(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, in place of a where both are there."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a.add_(b)
+
+
+def pick(dot: Tensor, indices: Tensor, m: int) -> Tensor:
+    """What the max-pool picked, [N, m C, H', W'] from [N, m C, H, W]."""
+    rows = dot.permute(0, 2, 3, 1).flatten(1, 2)
+    picks = indices.permute(0, 2, 3, 1).flatten(1, 2).repeat(1, 1, m)
+    return rows.gather(1, picks).unflatten(1, indices.shape[2:]).permute(0, 3, 1, 2)
+
+
+def unpool_max(dot: Tensor, indices: Tensor, shape: torch.Size, m: int = 1) -> Tensor:
+    """The max-pool, backwards: to [N, m C, H, W] where `shape` is [N, C, H, W]."""
+    picks = indices if m == 1 else indices.repeat(1, m, 1, 1)
+    like = dot.new_empty(1).expand(shape[0], m * shape[1], *shape[2:])
+    like = torch.empty_like(like, memory_format=torch.channels_last)
+    return torch.ops.aten.max_pool2d_with_indices_backward(dot, like, (3, 3), (2, 2), (1, 1), (1, 1), False, picks)
+
+
+def unpool_mean(delta: Tensor, like: Tensor) -> Tensor:
+    """The mean over pixels, backwards: [N, C] to [N, C, H, W]."""
+    height, width = like.shape[2:]
+    spread = delta[:, :, None, None].expand(-1, -1, height, width) / (height * width)
+    return spread.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,89 @@
+"""BatchNorm over all processes: statistics of the whole batch, however shared. One implementation for all devices.
+
+torch's SyncBatchNorm needs GPUs, and its graph breaks; this is plain arithmetic around one differentiable collective.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce
+
+
+@dataclass
+class Link:
+    """Whether the processes compute parts of one batch just now; all layers of a network share one.
+
+    connected: False while every process computes the same whole batch, whose own statistics are everyone's.
+    """
+
+    rank: int
+    processes: int
+    connected: bool = True
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm2d that asks the other processes; same parameters and buffers, same names."""
+
+    link: Link
+
+
+def synchronise_(model: nn.Module) -> Link:
+    """Turn every BatchNorm2d of a network into one over all processes of the default group, in place.
+
+    Returns:
+        The link that they share.
+    """
+    link = Link(dist.get_rank(), dist.get_world_size())
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, nn.BatchNorm2d):
+            # Parameters keep their order: groups, and the order of the early layers, are made of it.
+            changed = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, device="meta")
+            changed._parameters, changed._buffers = norm._parameters, norm._buffers
+            changed.link = link
+            model.set_submodule(name, changed)
+    return link
+
+
+def statistics(x: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and number of values, over N, H and W of all processes; differentiable.
+
+    The processes' own means and variances are combined (Chan, Golub and LeVeque 1983, equation 2.1), which loses no
+    digits where the mean is large, as sums of squares would. One exchange of 2 C + 1 numbers.
+    """
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
+    row = F.one_hot(torch.tensor(link.rank, device=x.device), link.processes).to(own.dtype)
+    group: Any = dist.group.WORLD
+    rows = all_reduce(row[:, None] * own, "sum", group)  # a gather that is its own transpose
+    means, variances, counts = rows.split([len(mean), len(mean), 1], 1)
+    share = counts / counts.sum()
+    whole = (share * means).sum(0)
+    return whole, (share * (variances + (means - whole).square())).sum(0), counts.sum()
+
+
+def sync_norm_act(norm: SyncBatchNorm2d, x: Tensor, residual: Tensor | None, act: bool) -> Tensor:
+    """`norm_act` in training, with the statistics of all processes; computed in the parameters' type."""
+    weight, bias, running_mean, running_var, momentum = (
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.momentum,
+    )
+    assert running_mean is not None and running_var is not None and momentum is not None
+    wide = x.to(weight.dtype)
+    mean, variance, count = statistics(wide, norm.link)
+    with torch.no_grad():
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * (count / (count - 1)), momentum)
+    scale = weight * (variance + norm.eps).rsqrt()
+    y = ((wide - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]).to(x.dtype)
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if act else y

@@ -1,0 +1,35 @@
+"""`python -m seal_fast report`: one page about many runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from seal_fast.files import write_text
+from seal_fast.report.content import content
+from seal_fast.report.page import page
+from seal_fast.report.runs import find
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the page; returns the exit code.
+
+    Raises:
+        UsageError: there are no runs.
+        RunError: the file cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m seal_fast report",
+        description="Draw the runs of a sweep, or of a folder of runs, on one HTML page that needs nothing else: "
+        "means over seeds, paired comparison of methods, learning curves, accuracy against settings, throughput.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's --out, or a folder such as runs/")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/report.html")
+    flags = parser.parse_args(list(argv))
+    runs = find(flags.folder)
+    path = flags.out or flags.folder / "report.html"
+    write_text(path, page(content(runs, flags.folder.resolve().name)))
+    print(f"written: {path} ({len(runs)} runs, {path.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,1 @@
+"""Sweeps: many runs over a space of settings. Only `scheduling` imports Ray."""

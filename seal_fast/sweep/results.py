@@ -1,0 +1,88 @@
+"""What the trials came to: results.csv, results.json, and TensorBoard's HParams."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from seal_fast.files import write_json, write_text
+from seal_fast.summary import summarise
+from seal_fast.sweep.folder import SweepFolder
+from seal_fast.sweep.ledger import Ledger
+from seal_fast.sweep.plan import Trial
+
+
+def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
+    """A row per trial: its settings, state and figures.
+
+    Of a trial that was stopped early only the generations count that the decision knew of.
+    """
+    found = []
+    for name, trial in trials.items():
+        entry = ledger.entries[name]
+        rows = folder.run(name).rows()
+        if entry.state == "stopped":
+            rows = [row for row in rows if row["generation"] < len(entry.values)]
+        summary = summarise(rows)
+        best, last = summary["best"] or {}, summary["last"] or {}
+        images = sum(row["images"] for row in rows)
+        found.append(
+            {"trial": name, "state": entry.state}
+            | trial.settings
+            | {
+                "best_top1": best.get("val_top1"),
+                "best_top5": best.get("val_top5"),
+                "best_generation": best.get("generation"),
+                "best_epoch": best.get("epoch"),
+                "last_top1": last.get("val_top1"),
+                "last_top5": last.get("val_top5"),
+                "last_loss": last.get("val_loss"),
+                "epochs": summary["epochs"],
+                "seconds": summary["seconds"],
+                "images_per_s": images / summary["seconds"] if summary["seconds"] else None,
+                "compile_seconds": summary["compile_seconds"],
+                "failures": entry.failures,
+                "message": entry.message if entry.state == "failed" else "",
+            }
+        )
+    return found
+
+
+def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
+    """Write results.csv and results.json; the rows.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    rows = collect(folder, trials, ledger)
+    if not rows:
+        return rows
+    memory = io.StringIO()
+    writer = csv.DictWriter(memory, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder.csv, memory.getvalue())
+    write_json(folder.json, rows)
+    return rows
+
+
+def write_hparams(folder: SweepFolder, trials: dict[str, Trial], rows: list[dict[str, Any]]) -> None:
+    """A TensorBoard session per trial that was evaluated: `tensorboard --logdir DIR/tensorboard`."""
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    for row in rows:
+        place = folder.tensorboard / row["trial"]
+        if row["best_top1"] is None or row["state"] not in ("finished", "stopped") or place.exists():
+            continue
+        settings = {
+            k: v if isinstance(v, bool | int | float | str) else str(v)
+            for k, v in trials[row["trial"]].settings.items()
+        }
+        metrics = {
+            f"hparam/{name}": row[name]
+            for name in ("best_top1", "last_top1", "last_loss", "images_per_s")
+            if row[name] is not None
+        }
+        with SummaryWriter(str(place)) as writer:
+            writer.add_hparams(settings, metrics, run_name=".")

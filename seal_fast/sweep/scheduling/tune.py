@@ -1,0 +1,272 @@
+"""Which trial runs when and where.
+
+Ray is told of the trials that the ledger has left over, and what it reports goes into the ledger at once; its own state
+is thrown away. So a sweep that was killed, whatever part of it, goes on from the ledger and the run folders alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from seal_fast.config import to_dict
+from seal_fast.errors import RunError
+from seal_fast.sweep.ledger import Ledger, State
+from seal_fast.sweep.plan import Trial
+from seal_fast.sweep.scheduling.proposals import Proposals
+from seal_fast.sweep.scheduling.rungs import Rungs
+from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
+from seal_fast.sweep.suggest import Search
+
+_SHUTDOWN_SECONDS = 15.0
+_OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a sweep is run.
+
+    Attributes:
+        folder: of the sweep; trials are run folders in `trials/`.
+        concurrent: trials at a time.
+        threads: CPU threads of each.
+        gpu: share of a GPU that each takes; 0 without one.
+        retries: how often a trial that failed starts again.
+        rungs: (first rung in generations, reduction factor) of early stopping; None trains every trial to its end.
+        cluster: whether Ray's processors are real ones, of several machines, rather than one for each trial.
+    """
+
+    folder: Path
+    concurrent: int
+    threads: int
+    gpu: float = 0.0
+    retries: int = 2
+    rungs: tuple[int, int] | None = None
+    cluster: bool = False
+
+
+class _Told(tune.Callback):
+    """Writes what Ray reports into the ledger, and lets the display follow."""
+
+    def __init__(self, ledger: Ledger, tick: Callable[[], None]) -> None:
+        self.ledger, self.tick = ledger, tick
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.tick()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ledger.record(_name(trial), "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "failed" in result:
+            self._failed(trial, "failed" if result["done"] else "running", result["failed"])
+        elif "generation" in result:
+            self.ledger.record(_name(trial), "running", generation=result["generation"], value=result[METRIC])
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._failed(trial, "running", _reason(str(trial.get_error())))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._failed(trial, "failed", _reason(str(trial.get_error())))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        last = trial.last_result or {}
+        if "failed" not in last:
+            self.ledger.record(_name(trial), "finished" if last.get("finished") else "stopped")
+
+    def _failed(self, trial: Any, state: State, message: str) -> None:
+        failures = self.ledger.entries[_name(trial)].failures + 1
+        self.ledger.record(_name(trial), state, failures=failures, message=message)
+
+
+def _reason(trace: str) -> str:
+    """The sentence of the last exception in a traceback."""
+    found = re.findall(r"^[\w.]*(?:Error|Exception)(?:\([\w.]+\))?: (.+)$", trace, re.MULTILINE)
+    return found[-1].strip() if found else "the worker died"
+
+
+def _describe(trial: Trial) -> dict[str, Any]:
+    return {"name": trial.name, "config": to_dict(trial.config)}
+
+
+def _name(trial: Any) -> str:
+    return trial.config["trial"]["name"]
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT came."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def scratch(folder: Path) -> Path:
+    """Where Ray keeps its sockets and logs while it runs on this machine for a sweep: one place for each sweep, so that
+    what a killed one has left is found and removed. Paths of sockets are limited to 107 bytes, so it is not in DIR.
+    """
+    name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"seal-{os.getuid()}-{name}"
+
+
+@dataclass
+class Session:
+    """A connection to Ray; `exit_code` is what the process will end with."""
+
+    exit_code: int = 1
+
+
+@contextlib.contextmanager
+def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Session]:
+    """Ray as a part of the cluster at `address`, or else on this machine alone, for so many trials at a time.
+
+    Raises:
+        RunError: it cannot be started or reached.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    place = scratch(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=concurrent,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                _temp_dir=str(place),
+                **quiet,
+            )
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        what = f"reached at {address}" if address else "started"
+        raise RunError(f"Ray could not be {what}: {reason[0]}") from None
+    session = Session()
+    try:
+        yield session
+    finally:
+        # A signal to the whole process group, as Slurm sends it, ends Ray's own processes first. Ray then waits for
+        # them, and after a minute aborts the program; what is to be said and written has been by now.
+        leave = threading.Timer(_SHUTDOWN_SECONDS, _leave, (session, place))
+        leave.daemon = True
+        leave.start()
+        ray.shutdown()
+        leave.cancel()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _leave(session: Session, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(session.exit_code)
+
+
+def slots(per_gpu: int, concurrent: int | None, threads: int | None, use_gpus: bool) -> tuple[int, int, float]:
+    """Trials at a time, threads and share of a GPU of each, on the cluster that is connected.
+
+    Threads are what the node with the fewest per trial has.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = [node for node in nodes if node.get("GPU")] if use_gpus else []
+    if gpus:
+        places = int(sum(node["GPU"] for node in gpus)) * per_gpu
+        share = max(1, min(int(node["CPU"] // (node["GPU"] * per_gpu)) for node in gpus))
+        return min(concurrent or places, places), min(threads or share, share), 1 / per_gpu
+    cores = int(sum(node.get("CPU", 0) for node in nodes))
+    each = threads or max(1, cores // (concurrent or cores))
+    return concurrent or max(1, cores // each), each, 0.0
+
+
+def run(
+    job: Job,
+    trials: dict[str, Trial],
+    ledger: Ledger,
+    tick: Callable[[], None] = lambda: None,
+    trainable: type[Attempts] = Training,
+    search: Search | None = None,
+) -> None:
+    """Run what the ledger has left over, within `connected`, and what a search proposes; the ledger holds the outcome.
+
+    Raises:
+        Stopped: a signal came; the trials in hand are left to be continued.
+        RunError: Ray itself failed.
+    """
+    left = ledger.left()
+    if not left and not search:
+        return
+    space: dict[str, Any] = {
+        "folder": str(job.folder.absolute()),
+        "cwd": os.getcwd(),
+        "threads": job.threads,
+        "retries": job.retries,
+    }
+    scheduler, searcher, samples = FIFOScheduler(), None, 1
+    if search:
+        searcher, samples = Proposals(search.ask, _describe), search.samples
+    else:
+        space["trial"] = tune.grid_search([_describe(trials[name]) for name in left])
+    if job.rungs:
+        known = [trial.generations for trial in trials.values()] or [search.space.base.generations if search else 1]
+        scheduler = Rungs(ledger, *job.rungs, max(known))
+    resources = {"cpu": job.threads if job.cluster else 1, "gpu": job.gpu}
+    told = job.folder.absolute() / ".ray"
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the ledger
+    try:
+        with _signals():
+            tune.Tuner(
+                tune.with_resources(trainable, resources),
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    scheduler=scheduler,
+                    search_alg=searcher,
+                    num_samples=samples,
+                    max_concurrent_trials=job.concurrent,
+                    reuse_actors=True,
+                    trial_name_creator=_name,
+                    trial_dirname_creator=_name,
+                ),
+                run_config=tune.RunConfig(
+                    name="ray",
+                    storage_path=str(told),
+                    verbose=0,
+                    callbacks=[_Told(ledger, tick)],
+                    failure_config=tune.FailureConfig(max_failures=job.retries),
+                ),
+            ).fit()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise RunError(f"Ray Tune gave up ({reason.strip()}); continue with --resume") from error
+    finally:
+        shutil.rmtree(told, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,188 @@
+"""The space of a sweep: a TOML file that names values for training flags, as a list of settings.
+
+A plain value holds for every run. A table says how a setting varies: `{ grid = [...] }` takes every value,
+`{ choice = [...] }`, `{ uniform = [low, high] }`, `{ loguniform = [low, high] }` and `{ int = [low, high] }` draw one.
+`preset` or `config` name what the settings are laid over. Each `[[union]]` is a space of its own on top of the settings
+before it, so that ablations can vary one thing at a time. Nothing here imports torch or Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seal_fast.config import Config, load, override
+from seal_fast.errors import UsageError
+from seal_fast.presets import PRESETS
+
+KINDS = ("grid", "choice", "uniform", "loguniform", "int")
+_OURS = {"out": "the sweep names the run folders", "resume": "the sweep resumes by itself"}
+_OURS["threads"] = "the sweep divides the threads; see --threads"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one setting varies: `values` of a grid or choice, or the two ends, both included, of a range."""
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+
+    def draw(self, sample: int, seed: int) -> Any:
+        """The value of a sample: a function of the setting's name, the sample's number and the seed alone."""
+        digest = hashlib.sha256(f"{seed} {sample} {self.name}".encode()).digest()
+        random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        if self.kind in ("grid", "choice"):
+            return self.values[int(random.integers(len(self.values)))]
+        low, high = self.values
+        if self.kind == "int":
+            return int(random.integers(low, high, endpoint=True))
+        if self.kind == "uniform":
+            return float(random.uniform(low, high))
+        return float(math.exp(random.uniform(math.log(low), math.log(high))))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One product of axes over fixed settings."""
+
+    fixed: dict[str, Any]
+    axes: tuple[Axis, ...]
+
+    def settings(self, samples: int, seed: int, enumerate_choices: bool) -> Iterator[dict[str, Any]]:
+        """Every combination; draws are the same for all points of the grid, so that these can be compared in pairs."""
+        listed = [a for a in self.axes if a.kind == "grid" or enumerate_choices and a.kind == "choice"]
+        drawn = [a for a in self.axes if a not in listed]
+        for sample in range(samples if drawn else 1):
+            values = {axis.name: axis.draw(sample, seed) for axis in drawn}
+            for point in itertools.product(*(axis.values for axis in listed)):
+                yield self.fixed | values | dict(zip((axis.name for axis in listed), point, strict=True))
+
+
+@dataclass(frozen=True)
+class Space:
+    """A space of settings over a base configuration.
+
+    Attributes:
+        path: the file.
+        base: preset or configuration file, already a configuration.
+        parts: the products whose union it is.
+    """
+
+    path: Path
+    base: Config
+    parts: tuple[Part, ...]
+    axes: dict[str, Axis] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", {axis.name: axis for part in self.parts for axis in part.axes})
+
+    @property
+    def drawn(self) -> list[str]:
+        """Settings that are drawn from a range, which no grid can list."""
+        return [axis.name for axis in self.axes.values() if axis.kind in ("uniform", "loguniform", "int")]
+
+    def config(self, settings: dict[str, Any]) -> Config:
+        """The configuration of a run with these settings.
+
+        Raises:
+            UsageError: a name or a type is wrong.
+        """
+        return override(self.base, settings, str(self.path))
+
+
+def read(path: Path) -> Space:
+    """A space file, its names and types checked.
+
+    Raises:
+        UsageError: it cannot be read, or names a setting, kind or value that does not exist.
+    """
+    try:
+        text = path.read_text()
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a TOML file ({error})") from None
+    base = _base(path, content)
+    unions = content.pop("union", [{}])
+    if not isinstance(unions, list) or not all(isinstance(u, dict) for u in unions) or not unions:
+        raise UsageError(f"{path}: write each part of the union as a table of its own, [[union]]")
+    parts = []
+    for union in unions:
+        merged = {_key(name): (name, value) for name, value in (content | union).items()}
+        # what a part says replaces what stands above it, however the name is spelt
+        merged |= {_key(name): (name, value) for name, value in union.items()}
+        fixed = {key: value for key, (_, value) in merged.items() if not isinstance(value, dict)}
+        axes = tuple(_axis(path, base, name, value) for name, value in merged.values() if isinstance(value, dict))
+        for name in (*fixed, *(axis.name for axis in axes)):
+            if name in _OURS:
+                raise UsageError(f"{path}: {name} cannot be swept over, {_OURS[name]}")
+        override(base, fixed, str(path))
+        parts.append(Part(fixed, axes))
+    return Space(path, base, tuple(parts))
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _base(path: Path, content: dict[str, Any]) -> Config:
+    base, preset, file = Config(), content.pop("preset", None), content.pop("config", None)
+    if preset is not None:
+        if not isinstance(preset, str) or preset not in PRESETS:
+            raise UsageError(f"{path}: preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+        base = override(base, PRESETS[preset], f"preset {preset}")
+    if file is not None:
+        if not isinstance(file, str):
+            raise UsageError(f"{path}: config must be the name of a TOML file")
+        base = load(path.parent / file, base)
+    return base
+
+
+def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
+    """One varying setting.
+
+    Raises:
+        UsageError: the kind is unknown, or a value is not one of the setting's.
+    """
+    what = f"{path}: {name}"
+    if len(table) != 1 or next(iter(table)) not in KINDS:
+        raise UsageError(f"{what} must be a value or one of " + ", ".join(f"{{ {kind} = [...] }}" for kind in KINDS))
+    (kind, values), key = next(iter(table.items())), _key(name)
+    if not isinstance(values, list) or not values:
+        raise UsageError(f"{what}: {kind} needs a list of values in square brackets")
+    for value in values:
+        override(base, {key: value}, str(path))
+    if kind in ("grid", "choice"):
+        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+        if twice is not None:
+            raise UsageError(f"{what}: {kind} names {twice!r} twice")
+        return Axis(key, kind, tuple(values))
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if len(values) != 2 or not numbers or not values[0] < values[1]:
+        raise UsageError(f"{what}: {kind} needs two numbers, the lower first")
+    if kind == "loguniform" and values[0] <= 0:
+        raise UsageError(f"{what}: loguniform needs numbers above 0, not {values[0]}")
+    if kind == "int" and not all(isinstance(v, int) for v in values):
+        raise UsageError(f"{what}: int needs whole numbers")
+    if kind != "int":
+        override(base, {key: (values[0] + values[1]) / 2}, str(path))  # whole numbers alone cannot be drawn from it
+    return Axis(key, kind, tuple(values))
+
+
+def all_drawn(space: Space) -> Space:
+    """The same space with nothing left to list: grids become choices."""
+    parts = tuple(
+        Part(part.fixed, tuple(Axis(a.name, "choice" if a.kind == "grid" else a.kind, a.values) for a in part.axes))
+        for part in space.parts
+    )
+    return Space(space.path, space.base, parts)

@@ -1,0 +1,102 @@
+"""What a sweep shows and writes, from ledgers and run folders made by hand."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from pretend import pretend_run
+from seal_fast.config import Config
+from seal_fast.sweep import results
+from seal_fast.sweep.folder import SweepFolder
+from seal_fast.sweep.plan import Plan, Trial
+from seal_fast.sweep.table import Display
+
+BASE = Config(data="digits", generations=3, epochs=4, ascent_epochs=1, eval_every=1)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Finished, stopped after one generation but trained for two, running, failed, waiting."""
+    folder = SweepFolder(tmp_path)
+    trials = {f"{i}": Trial(f"{i}", {"seed": i, "lr": 0.1}, replace(BASE, seed=i)) for i in range(5)}
+    folder.write_plan(Plan(tuple(trials.values())))
+    ledger = folder.open_ledger(trials)
+    for i, (level, generations) in enumerate(((60, 3), (70, 2), (40, 1))):
+        pretend_run(folder.trials / f"{i}", trials[f"{i}"].config, level, generations)
+    ledger.record("0", "finished")
+    ledger.record("1", "running", generation=1, value=1.0)
+    ledger.record("1", "stopped")
+    ledger.record("2", "running")
+    ledger.record("3", "failed", failures=3, message="out of memory")
+    return folder, trials, ledger
+
+
+def test_rows_hold_what_was_known_when_a_run_was_stopped(sweep):
+    folder, trials, ledger = sweep
+    rows = results.write(folder, trials, ledger)
+    assert [row["state"] for row in rows] == ["finished", "stopped", "running", "failed", "waiting"]
+    assert [row["epochs"] for row in rows] == [12, 4, 4, 0, 0]
+    metrics = folder.run("0").rows()
+    assert rows[0]["best_top1"] == max(row["val_top1"] for row in metrics)
+    assert rows[0]["last_top1"] == metrics[-1]["val_top1"] and rows[0]["seed"] == 0
+    assert rows[0]["images_per_s"] == pytest.approx(sum(row["images"] for row in metrics) / 24)
+    assert rows[1]["last_top1"] == folder.run("1").rows()[3]["val_top1"]
+    assert (rows[3]["failures"], rows[3]["message"], rows[3]["best_top1"]) == (3, "out of memory", None)
+    assert json.loads(folder.json.read_text()) == rows
+    with folder.csv.open() as file:
+        assert [row["best_top1"] for row in csv.DictReader(file)][3] == ""
+
+
+def test_the_display_counts_and_says_once_what_has_ended(sweep, capsys):
+    folder, trials, ledger = sweep
+    display = Display(folder, trials, ledger)
+    display.say()
+    assert capsys.readouterr().out == ""  # all of that ended before
+    now = display.progress()
+    assert now.counts == {"finished": 1, "stopped": 1, "running": 1, "failed": 1, "waiting": 1}
+    assert (now.done, now.total) == (12 + 12 + 4 + 12, 60)  # what is stopped or failed has nothing left to do
+    assert now.best == (max(row["val_top1"] for row in folder.run("1").rows()), "1")
+    ((name, at, done, _),) = now.running
+    assert (name, at, done) == ("2", "g0 e3 descent", "33%")
+    ledger.record("2", "failed", failures=1, message="a bad [image]")
+    display.say()
+    display.say()
+    assert capsys.readouterr().out.count("failed   2  best val top-1") == 1
+    assert display.headline(display.progress()).startswith("5 runs: 1 waiting, 1 finished, 1 stopped, 2 failed; best")
+
+
+def test_a_run_that_ended_with_its_sweep_killed_is_not_run_again(sweep):
+    folder, trials, _ = sweep
+    folder.run("2").summary.write_text(json.dumps({"finished": True}))
+    ledger = folder.open_ledger(trials)
+    assert ledger.left() == ["4"] and len(ledger.entries["2"].values) == 1
+    assert folder.open_ledger(trials).entries == ledger.entries
+
+
+def test_hparams_are_found_by_tensorboard(sweep):
+    folder, trials, ledger = sweep
+    results.write_hparams(folder, trials, results.collect(folder, trials, ledger))
+    assert sorted(path.name for path in folder.tensorboard.iterdir()) == ["0", "1"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(folder.tensorboard / "1"))
+    events.Reload()
+    metadata = events.summary_metadata["_hparams_/session_start_info"]
+    said = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
+    assert said["lr"].number_value == 0.1 and said["seed"].number_value == 1
+
+
+def test_on_a_terminal_the_display_is_a_live_table(sweep, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    display = Display(*sweep)
+    display.tick()
+    sweep[2].record("2", "failed", failures=1, message="a bad [image]")
+    display.stop()
+    text = capsys.readouterr().out
+    assert "g0 e3 descent" in text and "33%" in text
+    assert "a bad [image]" in text
+    assert "5 runs: 1 running, 1 waiting" in text

@@ -1,0 +1,151 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from seal_fast.config import Config
+from seal_fast.errors import UsageError
+from seal_fast.methods import METHODS
+from seal_fast.sweep import plan
+from seal_fast.sweep.space import read
+
+
+@pytest.fixture
+def space(tmp_path):
+    def write(text):
+        path = tmp_path / "space.toml"
+        path.write_text(text)
+        return read(path)
+
+    return write
+
+
+def grid(space, seeds=None):
+    return plan.make(space, search="grid", samples=1, seeds=seeds)
+
+
+def test_a_grid_is_the_product_in_order_over_the_preset(space):
+    made = grid(
+        space(
+            'preset = "demo"\nlr = 0.2\nmethod = { grid = ["seal", "llf"] }\n'
+            'layer-threshold = { grid = ["layer2", "layer3"] }'
+        )
+    )
+    assert [(t.config.method, t.config.layer_threshold) for t in made.trials] == [
+        ("seal", "layer2"), ("seal", "layer3"), ("llf", "layer2"), ("llf", "layer3"),
+    ]  # fmt: skip
+    assert {(t.config.lr, t.config.data, t.config.generations) for t in made.trials} == {(0.2, "digits", 3)}
+    assert made.trials[1].name == "0001-method=seal,layer-threshold=layer3"
+    assert made.trials[1].settings == {"method": "seal", "layer_threshold": "layer3"}
+
+
+def test_seeds_multiply_and_stand_in_the_settings(space):
+    made = grid(space('data = "digits"\nmethod = { grid = ["seal", "restart"] }'), seeds=3)
+    assert [(t.config.method, t.config.seed) for t in made.trials] == [
+        (m, s) for m in ("seal", "restart") for s in range(3)
+    ]
+    assert made.varied == ["method", "seed"]
+
+
+def test_a_union_overrides_what_stands_above_it(space):
+    made = grid(
+        space(
+            'data = "digits"\nlayer_threshold = "layer2"\n[[union]]\nmethod = { grid = ["seal", "llf"] }\n'
+            '[[union]]\nlayer-threshold = { grid = ["layer3", "layer4"] }'
+        )
+    )
+    assert [(t.config.method, t.config.layer_threshold) for t in made.trials] == [
+        ("seal", "layer2"), ("llf", "layer2"), ("seal", "layer3"), ("seal", "layer4"),
+    ]  # fmt: skip
+
+
+def test_settings_without_effect_on_their_method_make_no_second_run(space):
+    methods = ", ".join(f'"{m}"' for m in METHODS)
+    text = f"data = 'digits'\nmethod = {{ grid = [{methods}] }}\nascent_epochs = {{ grid = [8, 16] }}\n"
+    text += "layer_threshold = { grid = ['layer2', 'layer3'] }"
+    made = grid(space(text))
+    runs = {m: sum(t.config.method == m for t in made.trials) for m in METHODS}
+    # llf has no ascent; restart, long and ascend-all treat all layers alike
+    expected = dict.fromkeys(METHODS, 4) | {"llf": 2, "restart": 1, "long": 1, "ascend-all": 2}
+    assert runs == expected and made.repeated == 4 * len(METHODS) - sum(expected.values())
+
+
+def test_draws_stay_in_range_are_shared_over_the_grid_and_repeat(space):
+    made = space(
+        'data = "digits"\nmethod = { grid = ["seal", "llf"] }\nlr = { loguniform = [0.001, 1.0] }\n'
+        "momentum = { uniform = [0.5, 0.9] }\nbatch_size = { int = [8, 12] }\nlabel_smoothing = { choice = [0.0, 0.1] }"
+    )
+    trials = plan.make(made, search="random", samples=200, seeds=None, search_seed=1).trials
+    assert trials == plan.make(made, search="random", samples=200, seeds=None, search_seed=1).trials
+    assert trials != plan.make(made, search="random", samples=200, seeds=None, search_seed=2).trials
+    lrs = [t.config.lr for t in trials if t.config.method == "seal"]
+    assert lrs == [t.config.lr for t in trials if t.config.method == "llf"] and len(set(lrs)) == 200
+    # a third of a log-uniform draw lies in each decade: 200 draws, 4 standard deviations are 27
+    for decade in (-3, -2, -1):
+        assert abs(sum(decade <= math.log10(lr) < decade + 1 for lr in lrs) - 200 / 3) < 27
+    assert {t.config.batch_size for t in trials} == {8, 9, 10, 11, 12}
+    assert {t.config.label_smoothing for t in trials} == {0.0, 0.1}
+    assert all(0.5 <= t.config.momentum <= 0.9 for t in trials)
+    # the first samples do not depend on how many there are
+    assert [t.config for t in plan.make(made, search="random", samples=3, seeds=None, search_seed=1).trials] == [
+        t.config for t in trials[:6]
+    ]
+
+
+def test_a_configuration_file_is_found_beside_the_space(space, tmp_path):
+    (tmp_path / "base.toml").write_text("epochs = 7\nascent_epochs = 2\n")
+    assert grid(space('config = "base.toml"\ndata = "digits"')).trials[0].config.epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lrr = 0.1", "unknown setting lrr; did you mean lr"),
+        ("layr_threshold = { grid = ['layer2'] }", "unknown setting layr_threshold; did you mean layer_threshold"),
+        ("method = { grid = ['seal', 'sael'] }", "method = 'sael' must be one of seal"),
+        ("method = { grib = ['seal'] }", "method must be a value or one of { grid = [...] }"),
+        ("lr = { grid = [] }", "grid needs a list"),
+        ("lr = { grid = [0.1, 0.1] }", "grid names 0.1 twice"),
+        ("lr = { uniform = [1.0, 0.1] }", "uniform needs two numbers, the lower first"),
+        ("lr = { loguniform = [0, 1] }", "loguniform needs numbers above 0"),
+        ("lr = { int = [0.5, 1] }", "int needs whole numbers"),
+        ("epochs = { uniform = [1, 4] }", "epochs = 2.5 must be a whole number"),
+        ("lr = 'high'", "lr = 'high' must be a number"),
+        ("preset = 'nothing'", "preset 'nothing' is unknown"),
+        ("config = 'missing.toml'", "missing.toml: cannot be read"),
+        ("out = 'x'", "out cannot be swept over"),
+        ("threads = { grid = [1, 2] }", "threads cannot be swept over"),
+        ("union = 3", "[[union]]"),
+        ("lr = ", "not a TOML file"),
+    ],
+)
+def test_what_no_run_has_is_refused_by_name(space, text, message):
+    with pytest.raises(UsageError) as caught:
+        space(text)
+    assert message in str(caught.value) and "space.toml" in str(caught.value) or "config" in text
+
+
+def test_a_combination_that_cannot_run_is_named(space):
+    with pytest.raises(UsageError, match=r"ascent_epochs = 20.*leaves no descent in a generation of --epochs 10"):
+        grid(space("epochs = { grid = [10, 40] }\nascent_epochs = { grid = [5, 20] }"))
+    with pytest.raises(UsageError, match="--search grid: .* draws lr from a range"):
+        grid(space("lr = { uniform = [0, 1] }"))
+    with pytest.raises(UsageError, match="names the seeds already"):
+        grid(space("seed = { grid = [3, 4] }"), seeds=2)
+
+
+def test_a_plan_is_read_back_as_it_was(space, tmp_path):
+    import json
+
+    made = grid(space('data = "digits"\nlr = { grid = [0.1, 0.3] }\ninit_weights = "w.safetensors"'), seeds=2)
+    plan.write(made, tmp_path / "sweep.json", threads=1)
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert plan.parse(content["trials"], tmp_path) == made.trials and content["threads"] == 1
+    assert made.trials[0].config.init_weights.is_absolute() and made.trials[0].config != Config()
+
+
+def test_the_papers_ablations_are_a_space():
+    made = grid(read(Path(__file__).parents[2] / "docs" / "ablations.toml"))
+    # nine methods, two more thresholds, lengths and scales, the weight decay, two lengths of a generation; three seeds
+    assert len(made.trials) == 3 * (9 + 2 + 2 + 2 + 1 + 2) and made.repeated == 3 * 3
+    assert {t.epochs for t in made.trials} == {1600} and {t.config.model for t in made.trials} == {"resnet50"}

@@ -1,0 +1,139 @@
+"""`python -m seal_fast sweep` as a user types it."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seal_fast.__main__ import main
+from seal_fast.config import Config, load
+from seal_fast.run_folder import RunFolder
+from seal_fast.sweep import plan
+from seal_fast.sweep import space as spaces
+from seal_fast.sweep.folder import SweepFolder
+from seal_fast.train import run
+
+SPACE = """
+data = "{data}"
+generations = 2
+epochs = 2
+ascent_epochs = 1
+warmup_epochs = 0
+batch_size = 8
+stem = "small"
+eval_every = 1
+method = {{ grid = ["seal", "restart"] }}
+"""
+
+
+@pytest.fixture
+def space(image_folder, tmp_path):
+    path = tmp_path / "space.toml"
+    path.write_text(SPACE.format(data=image_folder))
+    return path
+
+
+def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsys):
+    assert main(["sweep", str(space), "--out", str(tmp_path / "out"), "--seeds", "2", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "0003-method=restart,seed=1" in text and "4 runs, 16 epochs" in text
+    hours = float(text.split("predicted: ")[1].split()[0])
+    assert 0 < hours < 0.1 and "images/s over 3 uncompiled steps" in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "flags", "message"),
+    [
+        ("", ["--seeds", "0"], "--seeds 0: must be at least 1"),
+        ("", ["--retry-failed"], "--retry-failed: only with --resume"),
+        ("layer_threshold = { grid = ['layer2', 'layer9'] }", [], "layer9: the model has no such layer"),
+        ("device = 'cuda'", [], "this machine has no CUDA device"),
+        ("init_weights = 'missing.safetensors'", [], "missing.safetensors: no such file"),
+        ("limit_train = 4", [], "--batch-size 8 is larger than the training set of 4 images"),
+        ("lr = { uniform = [0.1, 0.2] }", ["--search", "grid"], "--search grid"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_starts(space, tmp_path, capsys, extra, flags, message):
+    if "device" in extra and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    space.write_text(space.read_text() + extra)
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    assert main(["sweep", str(space), "--out", str(tmp_path / "out"), *flags]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+    assert not (tmp_path / "out" / "sweep.json").exists() and not (tmp_path / "out" / "trials").exists()
+
+
+def test_resume_of_nothing_and_without_a_space_are_refused(space, tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    assert main(["sweep", "--out", str(tmp_path / "out")]) == 2
+    assert main(["sweep", "--out", str(tmp_path / "out"), "--resume"]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
+
+
+def test_resume_with_another_space_is_refused(space, tmp_path, capsys):
+    folder = SweepFolder(tmp_path / "out")
+    made = plan.make(spaces.read(space), search="grid", samples=1, seeds=None)
+    folder.write_plan(made, search="grid")
+    space.write_text(space.read_text() + "lr = 0.2\n")
+    assert main(["sweep", str(space), "--out", str(folder.path), "--resume"]) == 2
+    assert "makes other runs than the sweep" in capsys.readouterr().err
+    assert main(["sweep", str(space), "--out", str(folder.path)]) == 2
+    assert "holds a sweep already; continue it with --resume" in capsys.readouterr().err
+
+
+def rows(folder):
+    times = {"images_per_s", "seconds", "input_wait_seconds", "compile_seconds"}
+    return [{k: v for k, v in row.items() if k not in times} for row in RunFolder(folder).rows()]
+
+
+def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_path):
+    """SIGKILL of the driver in the middle; every run is an ordinary one, to the bit."""
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "seal_fast", "sweep", "--out", str(out), "--concurrent", "2", "--threads", "1"]
+    process = subprocess.Popen([*command, str(space)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(RunFolder(p).rows() for p in (out / "trials").glob("*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 finished; best val top-1" in done.stdout
+
+    names = ["0000-method=seal", "0001-method=restart"]
+    assert sorted(p.name for p in (out / "trials").iterdir()) == names
+    found = json.loads((out / "results.json").read_text())
+    assert [(row["trial"], row["state"], row["method"], row["epochs"]) for row in found] == [
+        (names[0], "finished", "seal", 4), (names[1], "finished", "restart", 4),
+    ]  # fmt: skip
+    with (out / "results.csv").open() as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == names
+    for row in found:
+        assert row["best_top1"] == max(r["val_top1"] for r in rows(out / "trials" / row["trial"]))
+    assert not (out / "shared").exists() and not (out / ".ray").exists()
+
+    # the run folder's configuration alone makes the same run
+    trial, alone = out / "trials" / names[0], tmp_path / "alone"
+    assert load(trial / "config.toml", Config()).threads == 1
+    threads = torch.get_num_threads()
+    run(replace(load(trial / "config.toml", Config()), out=alone))
+    torch.set_num_threads(threads)
+    assert rows(alone) == rows(trial)
+    one, two = (load_file(p / "weights" / "last.safetensors") for p in (alone, trial))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+    assert list((out / "tensorboard" / names[0]).iterdir())
+    assert main(["report", str(out)]) == 0 and Path(out / "report.html").stat().st_size > 10_000

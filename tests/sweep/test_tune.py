@@ -1,0 +1,130 @@
+"""Sweeps by Ray: killed, resumed, retried, stopped early. Trials only pretend (stub_sweep.py)."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is an optional extra")
+
+from seal_fast.sweep.ledger import Ledger
+from seal_fast.sweep.scheduling import tune
+from seal_fast.sweep.scheduling.rungs import Rungs
+from stub_sweep import DIES, POOR, UNLUCKY, top1
+
+STUB = Path(__file__).with_name("stub_sweep.py")
+COUNT = 60
+
+
+def start(folder, *arguments):
+    command = [sys.executable, str(STUB), str(folder), *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def ended(folder):
+    events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    return [event for event in events if event["state"] in ("finished", "failed", "stopped")]
+
+
+def wait_for(folder, count, process):
+    deadline = time.monotonic() + 120
+    while not (folder / "ledger.jsonl").exists() or len(ended(folder)) < count:
+        assert time.monotonic() < deadline and process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.02)
+
+
+def remains(folder):
+    """Ray's processes of a sweep that still run."""
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in running if str(tune.scratch(folder)) in line]
+
+
+def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
+    """SIGKILL of the driver, then SIGTERM; a worker that dies, a trial that fails, some stopped early."""
+    for number, count in ((signal.SIGKILL, COUNT // 4), (signal.SIGTERM, COUNT // 2)):
+        process = start(tmp_path, COUNT, 2, 1)
+        wait_for(tmp_path, count, process)
+        if number == signal.SIGKILL:
+            process.kill()
+        else:  # to Ray's own processes too, as Slurm sends it
+            os.killpg(process.pid, number)
+        assert process.wait() == (-9 if number == signal.SIGKILL else 128 + number)
+        deadline = time.monotonic() + 30
+        while remains(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(ended(tmp_path)) < COUNT
+    process = start(tmp_path, COUNT, 2, 1)
+    assert process.wait() == 0, process.stderr.read().decode()
+
+    outcome = {event["trial"]: event for event in ended(tmp_path)}
+    assert len(outcome) == len(ended(tmp_path)) == COUNT  # each ended once
+    entries = Ledger.open(tmp_path / "ledger.jsonl", outcome).entries
+    for i, (name, event) in enumerate(sorted(outcome.items())):
+        state, generations = ("stopped", 1) if i >= POOR else ("finished", 3)
+        if i == UNLUCKY:
+            state, generations = "failed", 0
+            assert event["message"] == f"number {i} is unlucky" and event["failures"] == 2
+        assert (event["state"], entries[name].values) == (state, [top1(i)] * generations), name
+        if generations:  # none trained twice
+            assert len((tmp_path / "steps" / name).read_text().splitlines()) == generations, name
+    assert entries[f"{DIES:04d}"].failures == 1  # a worker that died took nothing with it
+    assert not remains(tmp_path) and not tune.scratch(tmp_path).exists()
+
+
+def decisions(scheduler, results):
+    """What a scheduler says to (trial, generation, value), in order; what it stops says no more."""
+    stopped, said = set(), []
+    for name, generation, value in results:
+        trial = SimpleNamespace(config={"trial": {"name": name}})
+        if generation == 1 and name not in scheduler._trial_info:
+            scheduler.on_trial_add(None, trial)
+        if name not in stopped:
+            action = scheduler.on_trial_result(None, trial, {"generation": generation, "val_top1": value})
+            said.append((name, generation, action))
+            if action == "STOP":
+                stopped.add(name)
+    return said
+
+
+def test_early_stopping_has_its_rungs_at_generation_ends_and_goes_on_after_a_kill(tmp_path):
+    draw = random.Random(0)
+    values = {f"{i:02d}": sorted(draw.uniform(0, 100) for _ in range(9)) for i in range(27)}
+    results = [(name, g, value) for name, vs in values.items() for g, value in enumerate(vs, 1)]
+    whole = decisions(Rungs(Ledger(tmp_path / "none"), 1, 3, 9), results)
+    stops = [(name, g) for name, g, action in whole if action == "STOP"]
+    assert {g for _, g in stops} <= {1, 3, 9} and 9 < len(stops) < 27
+
+    # the first trials end, the sweep is killed in the middle of the next, and its rows are told again
+    ledger = Ledger.open(tmp_path / "ledger.jsonl", values)
+    first = [said for said in whole if said[0] < "13"]
+    for name, generation, action in first:
+        ledger.record(name, "running", generation=generation, value=values[name][generation - 1])
+        if action == "STOP" or generation == 9:
+            ledger.record(name, "stopped" if action == "STOP" else "finished")
+    ledger.record("13", "running", generation=1, value=values["13"][0])
+    again = decisions(
+        Rungs(Ledger.open(tmp_path / "ledger.jsonl", values), 1, 3, 9), [r for r in results if r[0] >= "13"]
+    )
+    assert first + again == whole
+
+
+def test_missing_ray_is_one_sentence_and_import_does_without(tmp_path):
+    space = tmp_path / "space.toml"
+    space.write_text('data = "digits"\nlr = { grid = [0.1, 0.2] }\n')
+    code = (
+        "import sys; sys.modules['ray'] = None\nimport seal_fast.__main__ as m\n"
+        f"sys.exit(m.main(['sweep', {str(space)!r}, '--out', {str(tmp_path / 'out')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "sweeps need Ray Tune" in done.stderr and "pip install 'seal-fast[sweep]'" in done.stderr
+    assert not (tmp_path / "out" / "sweep.json").exists()
+    assert os.environ.get("RAY_ADDRESS") is None
