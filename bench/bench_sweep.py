@@ -132,10 +132,10 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path):
 
 
 @long
-def test_start_with_a_warm_cache(benchmark, data, tmp_path):
+def test_start_with_a_warm_cache(benchmark, tmp_path):
     """From the start of a trial's process to its end after two steps: the first of its shape, and the second."""
     config = Config(
-        data=data, image_size=64, batch_size=128, limit_train=256, generations=1, epochs=1, ascent_epochs=0,
+        data="digits", image_size=64, batch_size=128, limit_train=256, generations=1, epochs=1, ascent_epochs=0,
         warmup_epochs=0, amp=True, compile=True, keep="none",
     )  # fmt: skip
 
