@@ -40,7 +40,7 @@ def quiet(command, **options):
 def space_of(config, folder, trials):
     text = dumps(replace(config, threads=None)) + f"seed = {{ grid = {list(range(trials))} }}\n"
     path = folder / "space.toml"
-    path.write_text(re.sub(r"^(seed|resume) = [^{]*\n", "", text, flags=re.MULTILINE))
+    path.write_text(re.sub(r"^(seed|resume) = [^{\n]*\n", "", text, flags=re.MULTILINE))
     return path
 
 
