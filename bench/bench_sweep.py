@@ -1,7 +1,7 @@
 """Sweeps beside the same runs one after the other; scheduling, starting, memory of the data set, the report.
 
-By default few and short trials, so that all of it takes about a minute; SEAL_FAST_BENCH_LONG=1 takes eight longer ones,
-a thousand pretended ones, and measures memory and the compile cache too.
+By default the scheduling of a few pretended trials and the report. SEAL_FAST_BENCH_LONG=1 schedules a thousand, and
+measures packed trials, memory and the compile cache too, in a few minutes each.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def space_of(config, folder, trials):
     return path
 
 
+@long
 def test_packed_trials(benchmark, tmp_path):
     """As many trials at a time as there are cores, one thread each, beside one after the other with all threads.
 
     On digits scaled to 64: with the validation images of other sets, short trials would be evaluation for the most.
     """
-    trials, images = (8, 1408) if LONG else (4, 640)
+    trials, images = 8, 1408
     config = Config(
         data="digits", image_size=64, batch_size=128, limit_train=images, generations=1, epochs=1, ascent_epochs=0,
         warmup_epochs=0, lr=0.01, amp=True, keep="none",
