@@ -46,7 +46,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run(config: Config, world: World) -> dict[str, Any]:
     machine = runtime.start(config, world.local_size)
-    images = world.agreed(lambda: open_images(config.data))
+    images = world.agreed(lambda: open_images(config.data, config.on_bad_image))
     folder = RunFolder(agree(config, images, world))
     with (
         folder.locked() if world.writes else contextlib.nullcontext(),

@@ -117,6 +117,11 @@ def test_a_corrupt_image_is_named_or_skipped(image_folder, tmp_path, capsys):
     assert str(bad) in capsys.readouterr().err
     assert train(["--data", str(data), "--out", str(tmp_path / "b"), *flags, "--on-bad-image", "skip"]) == 0
     assert json.loads((tmp_path / "b" / "summary.json").read_text())["skipped_images"] == ["train/class1/002.png"]
+    bad.write_bytes(b"")
+    assert train(["--data", str(data), "--out", str(tmp_path / "c"), *flags]) == 1
+    assert f"{bad} is empty (0 bytes)" in capsys.readouterr().err
+    assert train(["--data", str(data), "--out", str(tmp_path / "c"), *flags, "--on-bad-image", "skip"]) == 0
+    assert json.loads((tmp_path / "c" / "summary.json").read_text())["skipped_images"] == ["train/class1/002.png"]
 
 
 def test_initial_weights_are_found_from_any_folder(image_folder, tmp_path, small_network, monkeypatch):

@@ -1,6 +1,6 @@
-// nearest on the CPU. `prepare` rounds the filter's operands in one pass; `update` takes each query's row of products
-// twice: for the bound that k rows are known to stay below, then for those that may lie below it, whose distances it
-// computes in double. A row of products stays in the L2 cache between the two.
+// nearest on the CPU. `prepare` rounds the filter's operands in one pass; `update` passes once over each query's row of
+// products and keeps the few columns that may be near enough, tightens what "near enough" is by the upper bounds of
+// these, and computes in double the distances that are still in doubt.
 #include "../native.h"
 
 #include <nanobind/nanobind.h>
@@ -9,6 +9,9 @@
 #include <cmath>
 #include <limits>
 #include <vector>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace nb = nanobind;
 
@@ -92,35 +95,55 @@ double squared_distance(const float* a, const float* b, int64_t columns) {
   return sum;
 }
 
-// The k smallest values that were offered, as a heap with the largest of them on top.
-class Smallest {
- public:
-  explicit Smallest(int64_t k) : k_(k) { heap_.reserve(k); }
-  float top() const { return static_cast<int64_t>(heap_.size()) < k_ ? kInfinity : heap_.front(); }
-  void offer(float value) {
-    if (static_cast<int64_t>(heap_.size()) < k_) {
-      heap_.push_back(value);
-      if (static_cast<int64_t>(heap_.size()) == k_) std::make_heap(heap_.begin(), heap_.end());
-      return;
+inline Vec as_float(const float* at) { return vec(at); }
+
+inline Vec as_float(const bf16* at) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+  Half half;
+  std::memcpy(&half, at, sizeof half);
+  Bits bits = __builtin_convertvector(half, Bits) << 16;
+  Vec value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Columns of a row whose lower bound does not exclude them, with both bounds.
+struct Doubtful {
+  explicit Doubtful(int64_t capacity) : low(capacity + kLanes), high(capacity + kLanes), column(capacity + kLanes) {}
+
+  // Lanes of `lower` that are at most `limit` go to the end of the list; the caller has made room for all of them.
+  void take(Vec lower, Vec upper, int32_t first, int lanes, float limit) {
+#ifdef __AVX512F__
+    __m512 l, u;
+    std::memcpy(&l, &lower, sizeof l);
+    std::memcpy(&u, &upper, sizeof u);
+    const __mmask16 some = static_cast<__mmask16>((1u << lanes) - 1);
+    const __mmask16 mask = _mm512_mask_cmp_ps_mask(some, l, _mm512_set1_ps(limit), _CMP_LE_OQ);
+    const __m512i number = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_loadu_si512(kCount));
+    // Compressed in a register and stored whole: compressing into memory is microcode on some CPUs.
+    _mm512_storeu_ps(low.data() + count, _mm512_maskz_compress_ps(mask, l));
+    _mm512_storeu_ps(high.data() + count, _mm512_maskz_compress_ps(mask, u));
+    _mm512_storeu_si512(column.data() + count, _mm512_maskz_compress_epi32(mask, number));
+    count += __builtin_popcount(mask);
+#else
+    for (int lane = 0; lane < lanes; ++lane) {
+      if (!(lower[lane] <= limit)) continue;
+      low[count] = lower[lane];
+      high[count] = upper[lane];
+      column[count++] = first + lane;
     }
-    // Down from the top: one walk instead of a pop and a push.
-    size_t at = 0, size = heap_.size();
-    while (true) {
-      size_t child = 2 * at + 1;
-      if (child >= size) break;
-      if (child + 1 < size && heap_[child + 1] > heap_[child]) ++child;
-      if (heap_[child] <= value) break;
-      heap_[at] = heap_[child];
-      at = child;
-    }
-    heap_[at] = value;
+#endif
   }
-  void clear() { heap_.clear(); }
-  static constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+  std::vector<float> low, high;
+  std::vector<int32_t> column;
+  int64_t count = 0;
 
  private:
-  int64_t k_;
-  std::vector<float> heap_;
+  static constexpr int32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 };
 
 template <typename T>
@@ -136,91 +159,139 @@ struct Update {
   int64_t count, block_rows, columns, k, first;
   double scale, error, rounding, slack;
 
+  // Columns that are looked at together; one comparison tells whether any of them matters.
+  static constexpr int64_t kStrip = 4 * kLanes;
+  // Columns at first, while nothing is known: then as many as have been seen, so that bounds tighten in time.
+  static constexpr int64_t kFirst = 8 * kStrip;
+
   void run() const {
-    // Padded to whole strips with rows that are infinitely far.
-    const int64_t padded = (block_rows + kStrip - 1) / kStrip * kStrip;
-    std::vector<float> low(padded, Smallest::kInfinity), high(padded, Smallest::kInfinity), norm(padded, 0.f);
+    // Padded to whole vectors with rows that are infinitely far.
+    const int64_t padded = (block_rows + kLanes - 1) / kLanes * kLanes;
+    std::vector<float> square(padded, kInfinity), norm(padded, 0.f);
     for (int64_t j = 0; j < block_rows; ++j) {
-      double square = block_norms[j] * block_norms[j];
-      low[j] = static_cast<float>(square * (1 - slack));
-      high[j] = static_cast<float>(square * (1 + slack));
+      square[j] = static_cast<float>(block_norms[j] * block_norms[j]);
       norm[j] = static_cast<float>(block_norms[j]);
     }
 #pragma omp parallel if (count * block_rows >= kSerialElements)
     {
-      Row row{low.data(), high.data(), norm.data(), std::vector<float>(padded), std::vector<float>(padded), padded};
-      Smallest smallest(k);
+      Doubtful doubtful(padded);
+      std::vector<float> best;
 #pragma omp for schedule(dynamic, 8)
-      for (int64_t i = 0; i < count; ++i) take(i, row, smallest);
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t start = 0, stop; start < block_rows; start = stop) {
+          stop = std::min(block_rows, start + std::max(kFirst, (first + start) / kStrip * kStrip));
+          take(i, start, stop, square.data(), norm.data(), doubtful, best);
+        }
+      }
     }
   }
 
-  // Columns that are looked at together; one comparison tells whether any of them matters.
-  static constexpr int64_t kStrip = 4 * kLanes;
-
-  struct Row {
-    const float *low, *high, *norm;
-    std::vector<float> product, bound;
-    int64_t columns;
-  };
-
-  // Bounds of a strip into row.bound, from above or from below; returns the smallest.
-  template <bool kUpper>
-  static float bounds(Row& row, int64_t j, float round, float own_error) {
-    Vec least = Vec{} + Smallest::kInfinity;
-    for (int64_t c = j; c < j + kStrip; c += kLanes) {
-      Vec p = vec(row.product.data() + c), n = vec(row.norm + c), s = vec((kUpper ? row.high : row.low) + c);
-      Vec margin = round * (p < 0 ? -p : p) + own_error * n;
-      Vec bound = kUpper ? s - 2 * (p - margin) : s - 2 * (p + margin);
-      std::memcpy(row.bound.data() + c, &bound, sizeof bound);
-      least = bound < least ? bound : least;
-    }
-    float smallest = least[0];
-    for (int l = 1; l < kLanes; ++l) smallest = least[l] < smallest ? least[l] : smallest;
-    return smallest;
+  // What a squared distance is in the bounds' terms, at most: scaled, and less |q|^2.
+  float limit_of(double distance, double own) const {
+    double known = distance * scale * scale;
+    return static_cast<float>(known - own + slack * (known + own) + 1e-30);
   }
 
-  void take(int64_t i, Row& row, Smallest& smallest) const {
-    for (int64_t j = 0; j < block_rows; ++j) row.product[j] = static_cast<float>(products[i * block_rows + j]);
+  void take(int64_t i, int64_t start, int64_t stop, const float* square, const float* norm, Doubtful& doubtful,
+            std::vector<float>& best) const {
     const int64_t left_out = exclude ? exclude[i] - first : -1;
     const double own = query_norms[i] * query_norms[i];
-    const float own_error = static_cast<float>(error * query_norms[i]), round = static_cast<float>(rounding);
     double* near = distances + i * k;
     int64_t* names = rows + i * k;
-    auto limit_of = [&](double distance) {
-      double known = distance * scale * scale;
-      return static_cast<float>(known - own + slack * (known + own) + 1e-30);
+    float limit = limit_of(near[k - 1], own);
+
+    collect(i, start, stop, square, norm, limit, doubtful);
+    if (left_out >= start && left_out < stop) drop(doubtful, static_cast<int32_t>(left_out));
+    if (!doubtful.count) return;
+    if (doubtful.count > k) limit = std::min(limit, tightened(near, own, doubtful, best));
+
+    for (int64_t d = 0; d < doubtful.count; ++d) {
+      if (!(doubtful.low[d] <= limit)) continue;
+      const int64_t c = doubtful.column[d];
+      double distance = squared_distance(queries + i * columns, block + c * columns, columns);
+      if (!(distance < near[k - 1])) continue;  // of equals, the row that came first stays
+      int64_t at = 0;
+      for (int64_t j = 0; j < k; ++j) at += near[j] <= distance;
+      std::copy_backward(near + at, near + k - 1, near + k);
+      std::copy_backward(names + at, names + k - 1, names + k);
+      near[at] = distance;
+      names[at] = first + c;
+      limit = std::min(limit, limit_of(near[k - 1], own));
+    }
+  }
+
+  // The columns from start to stop that may be as near as `limit`.
+  void collect(int64_t i, int64_t start, int64_t stop, const float* square, const float* norm, float limit,
+               Doubtful& doubtful) const {
+    const T* row = products + i * block_rows;
+    const float own_error = static_cast<float>(2 * error * query_norms[i]);
+    const float round = static_cast<float>(2 * rounding), less = static_cast<float>(1 - slack);
+    const float spread = static_cast<float>(2 * slack);
+    auto lower_of = [&](Vec product, int64_t c) {
+      Vec size = product < 0 ? -product : product;
+      return less * vec(square + c) - own_error * vec(norm + c) - 2 * product - round * size;
     };
-    float limit = limit_of(near[k - 1]);
-
-    // The k-th smallest upper bound helps where the block may change much of what is known.
-    if (block_rows > first || !std::isfinite(near[k - 1])) {
-      smallest.clear();
-      for (int64_t j = 0; j < row.columns; j += kStrip) {
-        float top = std::min(smallest.top(), limit);
-        if (!(bounds<true>(row, j, round, own_error) < top)) continue;
-        for (int64_t c = j; c < std::min(j + kStrip, block_rows); ++c)
-          if (row.bound[c] < std::min(smallest.top(), limit) && c != left_out) smallest.offer(row.bound[c]);
+    auto keep = [&](Vec product, Vec lower, int64_t c, int lanes) {
+      Vec size = product < 0 ? -product : product;
+      Vec upper = lower + spread * vec(square + c) + 2 * (own_error * vec(norm + c) + round * size);
+      doubtful.take(lower, upper, static_cast<int32_t>(c), lanes, limit);
+    };
+    doubtful.count = 0;
+    int64_t j = start;
+    for (; j + kStrip <= stop; j += kStrip) {
+      Vec product[4], lower[4];
+      for (int v = 0; v < 4; ++v) {
+        product[v] = as_float(row + j + v * kLanes);
+        lower[v] = lower_of(product[v], j + v * kLanes);
       }
-      limit = std::min(limit, static_cast<float>(smallest.top() + slack * own + 1e-30));
+      Vec first_two = lower[0] < lower[1] ? lower[0] : lower[1], others = lower[2] < lower[3] ? lower[2] : lower[3];
+      if (!any_at_most(first_two < others ? first_two : others, limit)) continue;
+      for (int v = 0; v < 4; ++v) keep(product[v], lower[v], j + v * kLanes, kLanes);
     }
+    for (; j < stop; j += kLanes) {
+      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, stop - j));
+      T tail[kLanes] = {};
+      std::memcpy(tail, row + j, lanes * sizeof(T));
+      Vec product = as_float(tail);
+      keep(product, lower_of(product, j), j, lanes);
+    }
+  }
 
-    for (int64_t j = 0; j < row.columns; j += kStrip) {
-      if (!(bounds<false>(row, j, round, own_error) <= limit)) continue;
-      for (int64_t c = j; c < std::min(j + kStrip, block_rows); ++c) {
-        if (!(row.bound[c] <= limit) || c == left_out) continue;
-        double distance = squared_distance(queries + i * columns, block + c * columns, columns);
-        if (!(distance < near[k - 1])) continue;  // of equals, the row that came first stays
-        int64_t at = k - 1;
-        for (; at > 0 && near[at - 1] > distance; --at) {
-          near[at] = near[at - 1];
-          names[at] = names[at - 1];
-        }
-        near[at] = distance;
-        names[at] = first + c;
-        limit = std::min(limit, limit_of(near[k - 1]));
-      }
+  static bool any_at_most(Vec value, float limit) {
+#ifdef __AVX512F__
+    __m512 v;
+    std::memcpy(&v, &value, sizeof v);
+    return _mm512_cmp_ps_mask(v, _mm512_set1_ps(limit), _CMP_LE_OQ) != 0;
+#else
+    bool found = false;
+    for (int lane = 0; lane < kLanes; ++lane) found |= value[lane] <= limit;
+    return found;
+#endif
+  }
+
+  static void drop(Doubtful& doubtful, int32_t column) {
+    for (int64_t d = 0; d < doubtful.count; ++d) {
+      if (doubtful.column[d] != column) continue;
+      std::copy(doubtful.low.begin() + d + 1, doubtful.low.begin() + doubtful.count, doubtful.low.begin() + d);
+      std::copy(doubtful.high.begin() + d + 1, doubtful.high.begin() + doubtful.count, doubtful.high.begin() + d);
+      std::copy(doubtful.column.begin() + d + 1, doubtful.column.begin() + doubtful.count, doubtful.column.begin() + d);
+      --doubtful.count;
+      return;
     }
+  }
+
+  // A bound that k rows are sure to stay below: the k-th smallest of what is known and of the upper bounds.
+  float tightened(const double* near, double own, const Doubtful& doubtful, std::vector<float>& best) const {
+    const int64_t most = std::min(k, doubtful.count);
+    best.assign(doubtful.high.begin(), doubtful.high.begin() + doubtful.count);
+    if (most < doubtful.count) std::nth_element(best.begin(), best.begin() + (most - 1), best.end());
+    std::sort(best.begin(), best.begin() + most);
+    const double above = slack * own + 1e-30;
+    auto bound = [&](int64_t j) { return static_cast<float>(best[j] + above); };
+    int64_t taken = 0;
+    while (taken < most && bound(taken) < limit_of(near[k - 1 - taken], own)) ++taken;
+    if (!taken) return kInfinity;
+    return taken == k ? bound(k - 1) : std::max(bound(taken - 1), limit_of(near[k - 1 - taken], own));
   }
 };
 

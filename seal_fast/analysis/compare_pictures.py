@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seal_fast.analysis.compare import TITLES, Comparison, Figure
-from seal_fast.analysis.depth_pictures import COLOURS, stage_place
-from seal_fast.analysis.stats import student
+from seal_fast.analysis.stage_pictures import COLOURS, by_stage, draw_curves
 
 _PANELS = 3  # side by side
 
@@ -75,20 +74,8 @@ def _generations(comparison: Comparison, figures: Sequence[Figure]) -> bytes:
     names = list(dict.fromkeys(f.name for f in figures))
     canvas, axes = _grid(len(names))
     for axis, name in zip(axes, names, strict=True):
-        marks: dict[float, str] = {}
-        for group, colour in _colours(comparison).items():
-            by_place: dict[float, list[float]] = {}
-            for f in figures:
-                if f.group == group and f.name == name:
-                    by_place.setdefault(stage_place(f.stage), []).append(f.value)
-                    marks[stage_place(f.stage)] = f.stage.removeprefix("generation-").replace("-ascent", "\nascent")
-            means = {place: student(values) for place, values in sorted(by_place.items())}
-            if means:
-                line = {"color": colour, "linewidth": 1.2, "marker": "o", "markersize": 3, "label": group}
-                axis.plot(list(means), [m.mean for m in means.values()], **line)
-                low, high = [m.low for m in means.values()], [m.high for m in means.values()]
-                axis.fill_between(list(means), low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.set_xticks(sorted(marks), [marks[place] for place in sorted(marks)], fontsize=8)
+        shown = by_stage((f.group, f.stage, f.value) for f in figures if f.name == name)
+        draw_curves(axis, shown, _colours(comparison))
         axis.set_title(name, fontsize=9)
         axis.legend(frameon=False, fontsize=7)
     return _png(canvas)

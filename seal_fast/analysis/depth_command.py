@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,14 @@ import numpy as np
 from seal_fast import runtime
 from seal_fast.analysis import depth_pictures
 from seal_fast.analysis.depth import Prober, probe_votes, summarise
+from seal_fast.analysis.flags import add_flags, check
+from seal_fast.analysis.flags import subjects as named_subjects
 from seal_fast.analysis.groups import by_seed
-from seal_fast.analysis.images import choose, own_images
+from seal_fast.analysis.images import choose, own_images, readable
 from seal_fast.analysis.probes import parse_pooling
-from seal_fast.analysis.results import identity, write_results
+from seal_fast.analysis.results import identity, left_out, write_results
 from seal_fast.analysis.stats import Interval, student
-from seal_fast.analysis.subject import Subject, follow, open_subject
+from seal_fast.analysis.subject import Subject
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
 from seal_fast.errors import UsageError
@@ -38,10 +39,8 @@ def main(argv: Sequence[str]) -> int:
     """
     flags = _parse(argv)
     pooling = parse_pooling(flags.pool)
-    for name in ("k", "bank", "queries", "batch_size", "threads"):
-        if (value := getattr(flags, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    subjects = _subjects(flags)
+    check(flags, {"k": 1, "bank": 1, "queries": 1})
+    subjects = named_subjects(flags)
     for subject in subjects:
         if not subject.num_classes:
             raise UsageError(f"{subject.weights} has no fc, so no prediction whose depth could be told")
@@ -50,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     results = []
     for number, subject in enumerate(subjects, 1):
         say = f"{subject.name} ({number} of {len(subjects)})"
-        measured = _measure(subject, own_images(subject, flags.data), machine, flags, pooling, say)
+        images = own_images(subject, flags.data, flags.on_bad_image)
+        measured = _measure(subject, images, machine, flags, pooling, say)
         results.append(measured | {"group": group_of[number - 1]})
     if flags.out:
         write_results(flags.out, "depth", results)
@@ -72,11 +72,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "Probes sit at the input, after the stem, after each residual block and on the softmax.",
         allow_abbrev=False,
     )
+    add_flags(parser, batch_size=512)
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
     add("--data", help="data set of the network's own classes; default: the run's")
-    add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
-    add("--per-generation", action="store_true", help="every kept generation and ascent of each RUN, with the curve")
     add("--k", type=int, default=30, help="neighbours that vote; default: 30")
     add("--pool", default="none", help="feature maps: none (whole), avg, or a side to average to; default: none")
     add("--reference", choices=("prediction", "truth"), default="prediction", help="the label to agree with")
@@ -85,23 +83,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--leave-one-out", action="store_true", help="a training image has no vote on itself (as published, it has one)"
     )
-    add("--model", choices=("resnet18", "resnet34", "resnet50"), help="of a bare weights file; default: resnet18")
-    add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
-    add("--image-size", type=int, help="pixels a side, for a bare weights file; default: 64")
-    add("--batch-size", type=int, default=512, help="images a forward pass; default: 512")
     add("--amp", action="store_true", help="run the network under bfloat16 autocast")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--threads", type=int, help="CPU threads")
-    add("--out", type=Path, metavar="DIR", help="write depth.json and pictures there")
-    add("--json", action="store_true", help="print JSON instead of the table")
     return parser.parse_args(list(argv))
-
-
-def _subjects(flags: argparse.Namespace) -> list[Subject]:
-    if flags.per_generation:
-        return [subject for run in flags.runs for subject in follow(run)]
-    said = {"model": flags.model, "stem": flags.stem, "image_size": flags.image_size}
-    return [open_subject(run, stage=flags.stage, **said) for run in flags.runs]
 
 
 def _measure(
@@ -113,8 +96,11 @@ def _measure(
     say: str,
 ) -> dict[str, Any]:
     began = time.perf_counter()
-    trained_on = images.train.spread(subject.config.limit_train if subject.config else None)
-    bank = choose(replace(images, train=trained_on), "train", flags.bank, spread=True)
+    fingerprint = images.fingerprint  # of the whole, for runs on different parts of it may be compared
+    images = replace(images, train=images.train.spread(subject.config.limit_train if subject.config else None))
+    if flags.on_bad_image == "skip":
+        images = readable(images)
+    bank = choose(images, "train", flags.bank, spread=True)
     # Training images are asked about out of the bank, so that each of them is one that votes.
     rows = np.arange(min(flags.queries, len(bank))) * len(bank) // min(flags.queries, len(bank))
     queries: dict[str, Split] = {"val": images.val.spread(flags.queries), "train": bank.take(rows)}
@@ -141,7 +127,8 @@ def _measure(
         "reference": flags.reference,
         "leave_one_out": flags.leave_one_out,
         "data": images.name,
-        "data_sha256": images.fingerprint,
+        "data_sha256": fingerprint,
+        "skipped_images": list(images.skipped),
         "bank": len(bank),
         "compute": str(machine.compute).removeprefix("torch."),
         "probes": list(prober.sizes()),
@@ -168,7 +155,7 @@ def text(results: Sequence[dict[str, Any]]) -> str:
             shown = f"{found['top1']:.2f}", mean.show(), without.show(1)
             rows.append((result["subject"], split, str(found["examples"]), *shown))
         rows += _over_seeds(results, split)
-    return f"{protocol}\n\n{table(rows, left=2)}"
+    return f"{protocol}\n\n{table(rows, left=2)}{left_out({r['data']: r['skipped_images'] for r in results})}"
 
 
 def _over_seeds(results: Sequence[dict[str, Any]], split: str) -> list[tuple[str, ...]]:

@@ -20,7 +20,7 @@ from seal_fast.analysis.groups import by_seed
 from seal_fast.analysis.results import identity, write_results
 from seal_fast.analysis.stats import Interval, paired, student
 from seal_fast.analysis.subject import Subject
-from seal_fast.analysis.targets import add_flags, cache_of, open_targets, subjects_of
+from seal_fast.analysis.targets import add_flags, cache_of, closing, open_targets, subjects_of
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
 from seal_fast.files import to_json
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     flags = _parse(argv)
     subjects = subjects_of(flags)
     machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
-    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size)
+    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size, flags.on_bad_image)
     drawn = {
         (name, shots): episodes.draw(
             _labels(images),
@@ -77,10 +77,14 @@ def main(argv: Sequence[str]) -> int:
         }
         outcomes.append(Outcome(subject, group_of[place], percent))
         seconds.append(time.perf_counter() - began)
-    protocol = {key: getattr(flags, key) for key in ("ways", "queries", "episodes", "seed")}
-    compute = {"compute": str(machine.compute).removeprefix("torch."), "image_size": subjects[0].image_size}
+    common = {
+        "protocol": {key: getattr(flags, key) for key in ("ways", "queries", "episodes", "seed")},
+        "compute": str(machine.compute).removeprefix("torch."),
+        "image_size": flags.image_size or subjects[0].image_size,
+        "skipped_images": {name: list(images.skipped) for name, images in targets.items()},
+    }
     results = [
-        _result(outcome, outcomes) | {"protocol": protocol} | compute | {"seconds": spent}
+        _result(outcome, outcomes) | common | {"seconds": spent}
         for outcome, spent in zip(outcomes, seconds, strict=True)
     ]
     if flags.out:
@@ -90,8 +94,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(to_json(results), indent=2))
     else:
         print(text(outcomes, flags.ways, flags.queries))
-        print(f"\nfeatures: {extract.extracted} extracted, {extract.found} from the cache", end="")
-        print(f"; written to {flags.out}" if flags.out else "")
+        print(closing(extract, targets, flags.out))
     return 0
 
 

@@ -15,7 +15,10 @@ from torch import Tensor
 from seal_fast.errors import RunError, UsageError
 from seal_fast.kernels import nearest
 
-_PRODUCTS = 1 << 24  # entries of the block of products: 64 MiB
+_PRODUCTS = 1 << 24  # entries of the block of products at most: 64 MiB
+# Short blocks are put together up to so many products or bytes, for waking the threads costs about as much as a block
+# of 512 pooled activations.
+_TOGETHER, _TOGETHER_BYTES = 1 << 23, 1 << 23
 _COUNTED = 1 << 22  # entries of the votes' counts: 16 MiB
 
 # What a product of float32 matrices may lose of its operands, by torch's setting of it.
@@ -27,8 +30,8 @@ class Search:
 
     Neighbours are ordered by (distance, row in the bank): among equally distant rows the one shown first is nearer.
     Distances are those of float64 arithmetic on the values given. It holds the queries, their filter (half their bytes
-    where it is bfloat16) and 16 k bytes per query; while a block is added also the block's filter, 64 MiB of products,
-    and, on the GPU or without the native kernels, up to 512 MiB to refine.
+    where it is bfloat16), 16 k bytes per query and up to 8 MiB of rows that wait for more; while a block is searched
+    also the block's filter, 64 MiB of products, and, on the GPU or without the native kernels, up to 512 MiB to refine.
 
     Args:
         queries: [Q, D], floating point, on any device.
@@ -44,6 +47,7 @@ class Search:
         if k < 1:
             raise UsageError(f"k {k}: must be at least 1")
         self.k, self.shown = k, 0
+        self._waiting: list[Tensor] = []
         self._queries, self._exclude = queries, exclude
         count, self._dimensions = queries.shape
         # Shifting and scaling change no neighbour; they keep norms, and with them the bounds' distance, small.
@@ -58,21 +62,34 @@ class Search:
         self._distances = queries.new_full((count, k), math.inf, dtype=torch.float64)
         self._rows = queries.new_full((count, k), -1, dtype=torch.int64)
 
-    @torch.no_grad()
     def add(self, block: Tensor) -> None:
-        """Show the next rows of the bank, [B, D].
+        """Show the next rows of the bank, [B, D]; they must not change before `result`.
 
         Raises:
-            RunError: they are not finite.
+            RunError: they are not finite; of short blocks it may say so later.
         """
-        if not len(self._queries):
-            self.shown += len(block)
+        self.shown += len(block)
+        if not len(self._queries) or not len(block):
             return
-        with torch.autocast(block.device.type, enabled=False):
-            for part in block.split(max(1, _PRODUCTS // len(self._queries))):
-                self._add(part)
+        self._waiting.append(block)
+        rows = sum(map(len, self._waiting))
+        if rows * len(self._queries) >= _TOGETHER or rows * block[0].nbytes >= _TOGETHER_BYTES:
+            self._search()
 
-    def _add(self, block: Tensor) -> None:
+    @torch.no_grad()
+    def _search(self) -> None:
+        """Let the waiting rows into the lists."""
+        if not self._waiting:
+            return
+        block = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        self._waiting = []
+        with torch.autocast(block.device.type, enabled=False):
+            first = self.shown - len(block)
+            for part in block.split(max(1, _PRODUCTS // len(self._queries))):
+                self._add(part, first)
+                first += len(part)
+
+    def _add(self, block: Tensor, first: int) -> None:
         small, norms, lost = nearest.prepare(block, self._centre, self._scale, self._filter)
         if not torch.isfinite(norms.sum()):
             raise RunError("the features hold NaN or infinite values, so they have no neighbours")
@@ -89,21 +106,22 @@ class Search:
             block,
             norms,
             products,
-            self.shown,
+            first,
             self._exclude,
             scale=self._scale,
             error=error + _SLACK,
             rounding=2.0**-8 * (1 + 2.0**-7) if self._filter == torch.bfloat16 else 2.0**-23,
             slack=_SLACK,
         )
-        self.shown += len(block)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Rows of the bank int64 [Q, k] and their squared distances float64 [Q, k], nearest first.
 
         Raises:
             UsageError: the bank has fewer rows than neighbours are asked for.
+            RunError: rows are not finite.
         """
+        self._search()
         if len(self._rows) and (self._rows[:, -1] < 0).any():
             besides = " besides the query itself" if self._exclude is not None else ""
             raise UsageError(
@@ -119,7 +137,7 @@ _SLACK = 2.0**-19
 def _filter_dtype(dimensions: int, device: torch.device) -> torch.dtype:
     """Bfloat16 where products in it are faster and many dimensions make them the larger part of the work."""
     fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast and dimensions >= 128 else torch.float32
+    return torch.bfloat16 if fast and dimensions >= 32 else torch.float32
 
 
 def neighbours(queries: Tensor, bank: Tensor, k: int, query_block: int = 4096, bank_block: int = 8192):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from seal_fast.errors import UsageError
 from seal_fast.files import write_json
 
 COMMANDS = ("depth", "transfer", "fewshot", "hessian")
+_LISTED = 20
+"""Names of skipped images that a line holds."""
 REQUIRED = ("subject", "stage", "weights_sha256")
 
 
@@ -60,6 +62,16 @@ def write_results(out: Path, command: str, results: Sequence[dict[str, Any]]) ->
     path = out / f"{command}.json"
     write_json(path, list(results))
     return path
+
+
+def left_out(skipped: Mapping[str, Sequence[str]]) -> str:
+    """Images that were skipped because they cannot be read, by data set: a line for each, to end a table with."""
+    lines = []
+    for data, names in skipped.items():
+        if names:
+            more = f" and {len(names) - _LISTED} more (all are in the JSON)" if len(names) > _LISTED else ""
+            lines.append(f"{data}: left out {len(names)} unreadable images: {', '.join(names[:_LISTED])}{more}")
+    return "".join(f"\n{line}" for line in (["", *lines] if lines else []))
 
 
 def read_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:

@@ -95,13 +95,13 @@ def stages(path: str | Path) -> list[tuple[str, Path]]:
     return [(stage, file) for _, stage, file in sorted(found)]
 
 
-def follow(path: str | Path) -> list[Subject]:
-    """A run's kept weights as subjects, in the order they arose.
+def follow(path: str | Path, **said: Any) -> list[Subject]:
+    """A run's kept weights as subjects, in the order they arose; `said` goes to `open_subject`.
 
     Raises:
-        UsageError: it has kept none.
+        UsageError: it has kept none, or a setting contradicts what they say of themselves.
     """
-    kept = [open_subject(path, stage=stage) for stage, _ in stages(path)]
+    kept = [open_subject(path, stage=stage, **said) for stage, _ in stages(path)]
     if not kept:
         raise UsageError(f"{path} keeps no weights of its generations; train with --keep generations or --keep ascents")
     return kept

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.depth_pictures import COLOURS, stage_place
+from seal_fast.analysis.stage_pictures import COLOURS, by_stage, draw, several_stages
 from seal_fast.analysis.stats import student
-from seal_fast.curves import EARLY
 from seal_fast.files import write_atomically
 
 Value = Callable[[dict[str, Any]], float | None]
@@ -63,28 +62,34 @@ def _draw(
 ) -> Path:
     from matplotlib.figure import Figure
 
-    stages = list(dict.fromkeys(result["stage"] for result in results))
+    if several_stages(results):
+        return _draw_curves(results, panels, out, name, unit)
     groups = list(dict.fromkeys(result["group"] for result in results))
-    curves = len(stages) > 1
-    columns = max(len(values) for _, values in panels) if curves else 1
-    width = max(6.0, 3.2 * columns if curves else 1.6 * max(len(values) for _, values in panels) + 2)
-    figure = Figure(figsize=(width, 3.2 * len(panels)), layout="constrained")
-    axes = figure.subplots(len(panels), columns, squeeze=False)
-    for row, (title, values) in zip(axes, panels, strict=True):
-        if curves:
-            for axis, (label, value) in zip(row, values.items(), strict=False):
-                _curves(axis, results, groups, value)
-                axis.set_title(f"{label}, {title}", fontsize=9)
-        else:
-            _bars(row[0], results, groups, values)
-            row[0].set_title(title, fontsize=10)
-        row[0].set_ylabel(unit)
-        for axis in row:
-            axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    path = out / f"{name}{'_generations' if curves else ''}.png"
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    width = max(6.0, 1.6 * max(len(values) for _, values in panels) + 2)
+    figure = Figure(figsize=(width, 2.8 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        _bars(axis, results, groups, values)
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel(unit)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    path = out / f"{name}.png"
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
     return path
+
+
+def _draw_curves(
+    results: Sequence[dict[str, Any]], panels: Sequence[tuple[str, dict[str, Value]]], out: Path, name: str, unit: str
+) -> Path:
+    rows = [
+        [
+            (f"{label}, {title}: {unit}", by_stage((r["group"], r["stage"], value(r)) for r in results))
+            for label, value in values.items()
+        ]
+        for title, values in panels
+    ]
+    return draw(rows, out / f"{name}_generations.png")
 
 
 def _bars(axis: Any, results: Sequence[dict[str, Any]], groups: Sequence[str], values: dict[str, Value]) -> None:
@@ -101,25 +106,3 @@ def _bars(axis: Any, results: Sequence[dict[str, Any]], groups: Sequence[str], v
             label = f"{group} ({len(known)})" if place == 0 else None
             axis.bar(x, mean.mean, wide * 0.92, yerr=error, capsize=2, color=COLOURS[i % len(COLOURS)], label=label)
     axis.set_xticks(range(len(values)), list(values), fontsize=8)
-
-
-def _curves(axis: Any, results: Sequence[dict[str, Any]], groups: Sequence[str], value: Value) -> None:
-    """The mean of a group over the stages, its interval shaded; ascents marked."""
-    places = {}
-    for i, group in enumerate(groups):
-        points = []
-        for stage in dict.fromkeys(r["stage"] for r in results if r["group"] == group):
-            known = [v for r in results if r["group"] == group and r["stage"] == stage and (v := value(r)) is not None]
-            if known:
-                places[stage_place(stage)] = stage
-                points.append((stage_place(stage), student(known)))
-        points.sort(key=lambda point: point[0])
-        x = [place for place, _ in points]
-        colour = COLOURS[i % len(COLOURS)]
-        axis.plot(x, [m.mean for _, m in points], color=colour, marker="o", markersize=3, linewidth=1.2, label=group)
-        axis.fill_between(x, [m.low for _, m in points], [m.high for _, m in points], color=colour, alpha=0.15, lw=0)
-    for place, stage in places.items():
-        if stage.endswith("-ascent"):
-            axis.axvline(place, color=EARLY, alpha=0.2, linewidth=6)
-    names = [stage.removeprefix("generation-").replace("-ascent", "\nascent") for stage in places.values()]
-    axis.set_xticks(list(places), names, fontsize=7)

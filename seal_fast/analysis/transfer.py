@@ -119,6 +119,7 @@ class FineTuning:
     amp: bool = False
     device: str = "auto"
     threads: int | None = None
+    on_bad_image: str = "error"
 
 
 def fine_tune(subject: Subject, images: ImageSet, settings: FineTuning, out: Path | None = None) -> dict[str, Any]:
@@ -159,6 +160,7 @@ def fine_tune(subject: Subject, images: ImageSet, settings: FineTuning, out: Pat
             amp=settings.amp,
             device=settings.device,  # type: ignore[arg-type]
             threads=settings.threads,
+            on_bad_image=settings.on_bad_image,  # type: ignore[arg-type]
             out=parent / name,
         )
         last = run(config)["last"]

@@ -16,7 +16,7 @@ from seal_fast.analysis.groups import by_seed
 from seal_fast.analysis.results import identity, write_results
 from seal_fast.analysis.stats import student
 from seal_fast.analysis.subject import Subject
-from seal_fast.analysis.targets import add_flags, cache_of, open_targets, subjects_of
+from seal_fast.analysis.targets import add_flags, cache_of, closing, open_targets, subjects_of
 from seal_fast.analysis.transfer import L2, FineTuning, K, fine_tune, hold_out, knn_probe, linear_probe
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--l2 {penalty:g}: must be a finite number above 0")
     subjects = subjects_of(flags)
     machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
-    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size)
+    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size, flags.on_bad_image)
     held = {
         name: hold_out(images.train.labels, images.classes, flags.validation, flags.seed)
         for name, images in targets.items()
@@ -66,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
                 "image_size": flags.image_size or subject.image_size,
                 "compute": str(machine.compute).removeprefix("torch."),
                 "split_seed": flags.seed,
+                "skipped_images": {name: list(images.skipped) for name, images in targets.items()},
                 "targets": measured,
                 "seconds": time.perf_counter() - began,
             }
@@ -77,8 +78,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(to_json(results), indent=2))
     else:
         print(text(results))
-        print(f"\nfeatures: {extract.extracted} extracted, {extract.found} from the cache", end="")
-        print(f"; written to {flags.out}" if flags.out else "")
+        print(closing(extract, targets, flags.out))
     return 0
 
 
@@ -126,6 +126,7 @@ def _measure(
             amp=flags.amp,
             device=flags.device,
             threads=flags.threads,
+            on_bad_image=flags.on_bad_image,
         )
         measured["fine_tune"] = fine_tune(subject, images, settings, flags.out and flags.out / "fine-tune")
     return measured

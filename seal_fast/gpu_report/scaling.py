@@ -191,7 +191,7 @@ def text(works: Sequence[Work], card: Card, share: float) -> str:
                         f"{wire_bytes(work.parameters, processes) / 1e6:.1f}",
                         f"{2e3 * exchange_seconds(work.parameters, processes, ports):.2f}",
                         *(str(batch or f"over {BATCHES[-1]}") for batch in least),
-                        *("-" if gain is None else f"{gain:.2f}" for gain in gains),
+                        *("-" if gain is None else f"{gain:.1f}" for gain in gains),
                     )
                 )
         one = work.seconds(COUNTED_BATCH, card) * 1e3

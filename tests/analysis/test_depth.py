@@ -7,7 +7,7 @@ from seal_fast.analysis import depth
 from seal_fast.analysis.depth import Prober, Votes, prediction_depths, probe_votes, summarise
 from seal_fast.analysis.images import batches, choose
 from seal_fast.analysis.probes import flatten, parse_pooling, probe_points
-from seal_fast.data import open_images
+from seal_fast.data import Split, open_images
 from seal_fast.errors import UsageError
 from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
@@ -70,6 +70,32 @@ def test_votes_at_every_probe_are_scikit_learns_on_the_same_activations(prober, 
         assert found[name].labels.tolist() == split.labels.tolist()
         assert found[name].predictions.tolist() == all_at_once(split)[-1].argmax(1).tolist()
     assert found["val"].names[:3] == ("input", "stem", "layer1.0") and len(found["val"].names) == 11
+
+
+def test_depths_are_those_of_the_definition_written_out_on_activations_with_ties(prober):
+    """Every image is in the bank twice, under two labels: distances and votes tie."""
+    train, k, classes = prober.images.train, 3, 4
+    twice = train.take([*range(20), *range(20)])
+    bank = Split(twice.names, np.concatenate([train.labels, (train.labels + 1) % classes]), twice.source)
+    found = probe_votes(prober, bank, {"train": train, "val": prober.images.val}, k=k)
+    _, known = prober.vectors([bank])
+    tied = 0
+    for name, split in {"train": train, "val": prober.images.val}.items():
+        _, asked = prober.vectors([split])
+        predictions = asked["softmax"].argmax(1).tolist()
+        votes = []
+        for probe, points in asked.items():
+            votes.append([])
+            for query in points.double():
+                distances = (known[probe].double() - query).square().sum(1).tolist()
+                nearest = sorted(range(40), key=lambda row: (distances[row], row))
+                tied += distances[nearest[k - 1]] == distances[nearest[k]]
+                labels = [int(bank.labels[row]) for row in nearest[:k]]
+                votes[-1].append(min(set(labels), key=lambda label: (-labels.count(label), label)))
+        assert found[name].votes.tolist() == votes
+        expected = [literal_depth([v[i] for v in votes], predictions[i]) for i in range(len(split))]
+        assert prediction_depths(found[name].votes, found[name].predictions).tolist() == expected
+    assert tied > 300
 
 
 def test_an_image_may_be_kept_from_voting_on_itself(prober):

@@ -1,5 +1,7 @@
 """nearest: native and reference against float64 sorting, with bounds as tight as they may be and hostile values."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -43,7 +45,7 @@ def sorted_truth(queries, block, first, k):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rows", [3, 16, 37, 1000])
+@pytest.mark.parametrize("rows", [3, 16, 37, 1000, 2500])
 def test_no_neighbour_is_missed_while_products_keep_their_promise(rows, backend):
     random = torch.Generator().manual_seed(rows)
     queries, block = torch.randn(23, 40, generator=random), torch.randn(rows, 40, generator=random)
@@ -73,6 +75,29 @@ def test_of_equals_the_first_row_stays(backend):
     block[20] = 0.5
     _, rows = updated(backend, queries, block, 0, 5)
     assert rows.tolist() == [[20, 0, 1, 2, 3]] * 4
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiler")
+@pytest.mark.parametrize("dtype", FILTERS, ids=str)
+@pytest.mark.parametrize("level", native.levels())
+def test_every_level_of_the_cpu_finds_the_same(level, dtype, monkeypatch):
+    module = importlib.import_module(f"seal_fast.kernels.{level}")
+    monkeypatch.setattr(native, "require", lambda: module)
+    random = torch.Generator().manual_seed(1)
+    queries, bank = (torch.randn(count, 48, generator=random).mul(3).round() for count in (21, 2011))
+    small, norms, _ = nearest.prepare(bank, torch.zeros(48), 1.0, dtype, "native")
+    asked, asked_norms, _ = nearest.prepare(queries, torch.zeros(48), 1.0, dtype, "native")
+    distances, rows = torch.full((21, 30), torch.inf, dtype=torch.float64), torch.full((21, 30), -1)
+    rounding = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-20  # of the product; whole numbers round in nothing else
+    for start in range(0, 2011, 700):
+        part = slice(start, start + 700)
+        lists = distances, rows, queries, asked_norms, bank[part], norms[part]
+        shared = {"scale": 1.0, "error": 1e-6, "rounding": rounding, "slack": 2.0**-19, "backend": "native"}
+        nearest.update_(*lists, asked @ small[part].T, start, torch.full((21,), 1400), **shared)
+    expected, order = (queries.double()[:, None] - bank.double()).square().sum(2).sort(dim=1, stable=True)
+    kept = order != 1400
+    assert torch.equal(rows, torch.stack([o[k][:30] for o, k in zip(order, kept, strict=True)]))
+    assert torch.equal(distances, torch.stack([e[k][:30] for e, k in zip(expected, kept, strict=True)]))
 
 
 @pytest.mark.skipif(not native.available(), reason="no compiler")

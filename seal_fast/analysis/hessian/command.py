@@ -15,14 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seal_fast import runtime
+from seal_fast.analysis.flags import add_flags, check
+from seal_fast.analysis.flags import subjects as named_subjects
+from seal_fast.analysis.groups import by_seed
 from seal_fast.analysis.hessian import pictures
 from seal_fast.analysis.hessian.groups import group_names
 from seal_fast.analysis.hessian.measure import Found, Watcher, describe, measure
 from seal_fast.analysis.hessian.operator import HessianOperator
 from seal_fast.analysis.hessian.processes import Share, joined
-from seal_fast.analysis.images import batches, choose, own_images
-from seal_fast.analysis.results import identity, write_results
-from seal_fast.analysis.subject import Subject, open_subject
+from seal_fast.analysis.images import batches, choose, own_images, readable
+from seal_fast.analysis.results import identity, left_out, write_results
+from seal_fast.analysis.stage_pictures import several_stages
+from seal_fast.analysis.subject import Subject
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
 from seal_fast.errors import UsageError
@@ -39,8 +43,7 @@ def main(argv: Sequence[str]) -> int:
         RunError: an image cannot be decoded, the loss is not finite, or a file cannot be written.
     """
     flags = _parse(argv)
-    said = {"model": flags.model, "stem": flags.stem, "image_size": flags.image_size}
-    subjects = [open_subject(run, stage=flags.stage, **said) for run in flags.runs]
+    subjects = named_subjects(flags)
     machine = runtime.start(Config(device=flags.device, dtype=flags.dtype, threads=flags.threads))
     watcher, results, founds = Watcher(), [], []
 
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
                 results.append(result)
                 founds.append(found)
     if share.rank == 0:
-        _give(results, founds, flags)
+        _give(results, founds, subjects, flags)
     for subject, found in zip(subjects, founds, strict=False):
         if found.trouble and share.rank == 0:
             print(f"error: {subject.name}: {found.trouble}", file=sys.stderr)
@@ -73,13 +76,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "training images. Under torchrun the images are split over the processes.",
         allow_abbrev=False,
     )
+    add_flags(parser, batch_size=256, picture="the picture of the density")
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
     add("--data", help="data set; default: the run's")
-    add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
     add("--images", type=int, default=256, help="training images: the first in sorted path order; default: 256")
     add("--spread", action="store_true", help="take them evenly spaced instead, so that every class has its share")
-    add("--batch-size", type=int, default=256, help="images a pass; default: 256")
     add("--top", type=int, default=5, help="largest eigenvalues; default: 5")
     add("--bottom", type=int, default=1, help="most negative eigenvalues; default: 1")
     add("--trace", action="store_true", help="estimate the trace")
@@ -96,37 +97,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--dtype", choices=("float32", "float64"), default="float32", help="of the network; sums are float64 anyway")
     add("--vectors", action="store_true", help="write the eigenvectors to --out")
     add("--label-smoothing", type=float, help="of the loss; default: the run's, else 0")
-    add("--model", choices=("resnet18", "resnet34", "resnet50"), help="of a bare weights file; default: resnet18")
-    add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
-    add("--image-size", type=int, help="pixels a side, for a bare weights file; default: 64")
     add("--seed", type=int, default=0, help="of the random vectors; default: 0")
     add("--cache-gib", type=float, default=2.0, help="memory for what the products share; default: 2")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--threads", type=int, help="CPU threads")
-    add("--out", type=Path, metavar="DIR", help="write hessian.json, and the picture of the density, there")
-    add("--json", action="store_true", help="print JSON instead of the table: one object, or a list for several runs")
     flags = parser.parse_args(list(argv))
     _check(flags)
     return flags
 
 
 def _check(flags: argparse.Namespace) -> None:
-    for name, lowest in (
-        ("images", 1),
-        ("batch_size", 1),
-        ("top", 0),
-        ("bottom", 0),
-        ("probes", 2),
-        ("density_probes", 1),
-        ("steps", 1),
-        ("max_hvps", 1),
-        ("image_size", 1),
-        ("threads", 1),
-        ("seed", 0),
-        ("cache_gib", 0),
-    ):
-        if (value := getattr(flags, name)) is not None and not value >= lowest:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+    least = {"images": 1, "top": 0, "bottom": 0, "probes": 2, "density_probes": 1, "steps": 1, "max_hvps": 1}
+    check(flags, least | {"seed": 0, "cache_gib": 0})
     if not 0 < flags.tol < 1:
         raise UsageError(f"--tol {flags.tol}: must be above 0 and below 1")
     if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
@@ -162,9 +142,12 @@ def _measure(
     if not subject.num_classes:
         raise UsageError(f"{subject.weights} has no fc, so it has no loss")
     began, config = time.perf_counter(), subject.config
-    images = own_images(subject, flags.data)
-    trained_on = images.train.spread(config.limit_train if config else None)
-    chosen = choose(replace(images, train=trained_on), "train", flags.images, spread=flags.spread)
+    images = own_images(subject, flags.data, flags.on_bad_image)
+    fingerprint = images.fingerprint  # of the whole, for runs on different parts of it may be compared
+    images = replace(images, train=images.train.spread(config.limit_train if config else None))
+    if flags.on_bad_image == "skip":
+        images = readable(images)
+    chosen = choose(images, "train", flags.images, spread=flags.spread)
     smoothing = flags.label_smoothing
     if smoothing is None:
         smoothing = config.label_smoothing if config else 0.0
@@ -209,7 +192,8 @@ def _measure(
         "solver": flags.solver,
         "tol": flags.tol,
         "data": images.name,
-        "data_sha256": images.fingerprint,
+        "data_sha256": fingerprint,
+        "skipped_images": list(images.skipped),
         "order": "evenly spaced" if flags.spread else "first in path order",
         "batch_size": flags.batch_size,
         "dtype": flags.dtype,
@@ -221,15 +205,20 @@ def _measure(
     return result, found
 
 
-def _give(results: list[dict[str, Any]], founds: list[Found], flags: argparse.Namespace) -> None:
+def _give(
+    results: list[dict[str, Any]], founds: list[Found], subjects: Sequence[Subject], flags: argparse.Namespace
+) -> None:
     if flags.out:
         write_results(flags.out, "hessian", results)
         if any(result["density"] for result in results):
             pictures.draw(results, flags.out / "hessian_density.png")
+        if several_stages(results):
+            group_of = {place: group for group, places in by_seed(subjects).items() for place in places}
+            pictures.draw_generations(results, group_of, flags.out / "hessian_generations.png")
         if flags.vectors:
             _write_vectors(results, founds, flags.out)
     if flags.json:
-        print(json.dumps(to_json(results[0] if len(flags.runs) == 1 else results), indent=2))
+        print(json.dumps(to_json(results if len(flags.runs) > 1 or flags.per_generation else results[0]), indent=2))
     else:
         print(text(results))
         if flags.out:
@@ -270,4 +259,4 @@ def text(results: Sequence[dict[str, Any]]) -> str:
                 f"{result['seconds']:.1f}",
             )
         )
-    return f"{protocol}\n\n{table(rows)}"
+    return f"{protocol}\n\n{table(rows)}{left_out({r['data']: r['skipped_images'] for r in results})}"

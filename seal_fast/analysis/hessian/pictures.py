@@ -1,17 +1,17 @@
-"""The picture of spectral densities: how many eigenvalues lie where, on a logarithmic scale."""
+"""Pictures of curvature: spectral densities on a logarithmic scale, and the spectrum's ends over generations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from seal_fast.analysis import stage_pictures
 from seal_fast.analysis.hessian.estimates import Density
+from seal_fast.analysis.stage_pictures import COLOURS
 from seal_fast.files import write_atomically
-
-COLOURS = ("#003d5b", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8a8d91", "#2e933c", "#b5651d")
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -44,6 +44,29 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def draw_generations(results: Sequence[dict[str, Any]], group_of: Mapping[int, str], path: Path) -> None:
+    """Draw the ends of the spectrum, and the trace, at every kept stage of the runs into a PNG file.
+
+    Args:
+        results: of all stages.
+        group_of: by place in `results`, the runs that differ by their seed alone.
+        path: of the file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+
+    def curves(value: Callable[[dict[str, Any]], float | None]) -> stage_pictures.Curves:
+        return stage_pictures.by_stage((group_of[i], r["stage"], value(r)) for i, r in enumerate(results))
+
+    panels = {
+        "largest eigenvalue": curves(lambda r: next(iter(r["top"]), None)),
+        "most negative eigenvalue": curves(lambda r: next(iter(r["bottom"]), None)),
+        "trace": curves(lambda r: r["trace"]),
+    }
+    stage_pictures.draw([[(title, found) for title, found in panels.items() if found]], path)
 
 
 def as_density(result: dict[str, Any]) -> Density:

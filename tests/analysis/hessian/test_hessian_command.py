@@ -74,6 +74,20 @@ def test_a_run_says_its_own_data_and_loss(folder, tmp_path, capsys):
     torch.testing.assert_close(top @ top.T, torch.eye(2).double(), rtol=0, atol=1e-5)
 
 
+def test_a_run_is_followed_through_its_generations(image_folder, tmp_path, capsys):
+    settings = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "warmup_epochs": 0, "batch_size": 10, "lr": 0.01}
+    train.run(Config(data=str(image_folder), stem="small", out=tmp_path / "mine", keep="ascents", **settings))
+    capsys.readouterr()
+    out = tmp_path / "results"
+    flags = f"--per-generation --images 8 --top 1 --bottom 1 --tol 0.2 --group fc --max-hvps 200 --json --out {out}"
+    assert main(["hessian", str(tmp_path / "mine"), *flags.split()]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [r["stage"] for r in results] == ["generation-0", "generation-1-ascent", "generation-1"]
+    assert len({r["top"][0] for r in results}) == 3
+    assert json.loads((out / "hessian.json").read_text()) == results
+    assert (out / "hessian_generations.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_trace_density_and_picture_of_several(weights, image_folder, tmp_path, capsys):
     out = tmp_path / "out"
     flags = (
