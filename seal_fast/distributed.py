@@ -234,7 +234,17 @@ def _mute_stderr() -> Iterator[None]:
 
 def _of_communication(error: RuntimeError) -> bool:
     text = str(error)
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
+    signs = (
+        "gloo",
+        "NCCL",
+        "Connection closed",
+        "Connection reset",
+        "Timed out waiting",
+        "pair closure",  # gloo, after a timeout in another exchange
+        "Read error",
+        "Write error",
+        "Broken pipe",
+    )
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 
