@@ -73,7 +73,7 @@ def _draw(
         axis.set_title(title, fontsize=10)
         axis.set_ylabel(unit)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8, ncols=len(groups), loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower center")
     path = out / f"{name}.png"
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
     return path

@@ -29,7 +29,9 @@ from seal_fast.run_folder import RunFolder
 POLL_SECONDS = 0.1
 STOP_SECONDS = 120.0
 # What a compiled step depends on besides the data set; every other setting is a number on the device.
-_SHAPE = "model stem data image_size batch_size eval_batch_size amp amp_dtype dtype label_smoothing limit_train".split()
+_SHAPE = (
+    "model stem data image_size batch_size eval_batch_size accumulate amp amp_dtype dtype label_smoothing limit_train"
+).split()
 
 
 def environment(shared: Path, threads: int) -> dict[str, str]:

@@ -16,92 +16,75 @@ if TYPE_CHECKING:
 
 
 class Tangents:
-    """Folded directions of m vectors, and the float64 sums of their products.
-
-    A convolution's are kept as its m groups, [m C', C, kh, kw], in its own memory format.
-    """
+    """Folded directions of m vectors, and the float64 sums of their products."""
 
     def __init__(self, operator: ROperator, direction: Mapping[str, Tensor]) -> None:
         self.operator = operator
         self.count = m = next(iter(direction.values())).shape[0]
         self.direction: dict[str, Tensor] = {}
         self.weights: list[Tensor | None] = []
-        self.inwards: list[Tensor | None] = []  # [W, R{W}], for  R{W * x} = [W, R{W}] * [R{x}; x]
-        self.outwards: list[Tensor | None] = []  # [W; R{W}], the same for what goes backward
         self.biases: list[Tensor | None] = []
         self.sums: list[tuple[Tensor, Tensor] | None] = []
         for layer, active in zip(operator.layers, operator.active, strict=True):
             if not active:
-                for kept in (self.weights, self.inwards, self.outwards, self.biases, self.sums):
+                for kept in (self.weights, self.biases, self.sums):
                     kept.append(None)
                 continue
             for name in layer.names:
                 given = direction.get(name)
                 zeros = layer.gradient_bias.new_zeros(m, *operator.shapes[name])
                 self.direction[name] = zeros if given is None else given.double()
-            folded, bias = layer.push(self.direction)
-            own = layer.weight
-            if isinstance(layer.module, nn.Conv2d):
-                own = own.repeat(m, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-                weight = torch.empty_like(own).copy_(folded.flatten(0, 1))
-                self.inwards.append(torch.cat([own, weight], 1))
-                pairs = torch.cat([own.unflatten(0, (m, -1)), weight.unflatten(0, (m, -1))], 1).flatten(0, 1)
-                self.outwards.append(pairs.contiguous(memory_format=torch.channels_last))
-            else:
-                weight = folded.to(own.dtype)
-                self.inwards.append(None)
-                self.outwards.append(None)
-            self.weights.append(weight)
-            self.biases.append(bias.to(own.dtype))
-            self.sums.append((torch.zeros_like(weight, dtype=torch.float64), torch.zeros_like(bias)))
+            weight, bias = layer.push(self.direction)
+            self.weights.append(weight.to(layer.weight.dtype))
+            self.biases.append(bias.to(layer.weight.dtype))
+            self.sums.append((torch.zeros_like(weight), torch.zeros_like(bias)))
 
     def products(self) -> dict[str, Tensor]:
         """The Hessian's products [m, ...] by parameter name, float64."""
         found: dict[str, Tensor] = {}
         for layer, sums in zip(self.operator.layers, self.sums, strict=True):
             if sums is not None:
-                weight, bias = sums
-                if isinstance(layer.module, nn.Conv2d):
-                    weight = weight.unflatten(0, (self.count, -1))
-                found |= layer.pull(weight, bias, self.direction)
+                found |= layer.pull(*sums, self.direction)
         return {name: found[name] for name in self.operator.names}
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
         conv, own, dot_weight = self.operator.layers[i].module, self.operator.layers[i].weight, self.weights[i]
         assert isinstance(conv, nn.Conv2d)
-        m, inward = self.count, self.inwards[i]
-        if dot_weight is None or inward is None:
+        m = self.count
+        if dot_weight is None:
             if dot is None:
                 return None
             return F.conv2d(dot, own.repeat(m, 1, 1, 1), None, conv.stride, conv.padding, groups=m)
         bias = self.biases[i]
         assert bias is not None
         if dot is None:
-            return F.conv2d(x, dot_weight, bias.flatten(), conv.stride, conv.padding)
-        return F.conv2d(beside(dot, x, m), inward, bias.flatten(), conv.stride, conv.padding, groups=m)
+            return F.conv2d(x, dot_weight.flatten(0, 1), bias.flatten(), conv.stride, conv.padding)
+        both = torch.cat([own.expand_as(dot_weight), dot_weight], 2).flatten(0, 1)
+        return F.conv2d(beside(dot, x, m), both, bias.flatten(), conv.stride, conv.padding, groups=m)
 
     def backward(
         self, i: int, dot: Tensor, dot_x: Tensor | None, x: Tensor, delta: Tensor, wanted: bool
     ) -> Tensor | None:
         """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
-        layer, dot_weight, outward, m = self.operator.layers[i], self.weights[i], self.outwards[i], self.count
+        layer, dot_weight, m = self.operator.layers[i], self.weights[i], self.count
         conv = layer.module
         if dot_weight is not None:
             sums = self.sums[i]
             assert sums is not None
-            _, weight, bias = backward_convolution(dot, x, dot_weight, conv, False)
-            sums[0].add_(weight)
+            _, weight, bias = backward_convolution(dot, x, dot_weight.flatten(0, 1), conv, False)
+            sums[0].add_(weight.view_as(dot_weight))
             sums[1].add_(bias.view(m, -1))
             if dot_x is not None:
-                like = layer.weight.repeat(1, m, 1, 1).contiguous(memory_format=torch.channels_last)
+                like = dot_weight.transpose(0, 1).flatten(1, 2)
                 _, weight, _ = backward_convolution(delta, dot_x, like, conv, False)
-                sums[0].add_(weight if m == 1 else weight.unflatten(1, (m, -1)).transpose(0, 1).flatten(0, 1))
+                sums[0].add_(weight.unflatten(1, (m, -1)).transpose(0, 1))
         if not wanted:
             return None
-        if outward is None:
+        if dot_weight is None:
             return gradient_of_input(dot, layer.weight.repeat(m, 1, 1, 1), x, conv, m)
-        return gradient_of_input(beside(dot, delta, m), outward, x, conv, m)
+        both = torch.cat([layer.weight.expand_as(dot_weight), dot_weight], 1).flatten(0, 1)
+        return gradient_of_input(beside(dot, delta, m), both, x, conv, m)
 
     def head(self, dot: Tensor | None, tape: Tape) -> Tensor:
         """Through the linear layer and the loss and back: R{gradient of the features}, [m, N, features]."""
