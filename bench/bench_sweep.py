@@ -1,7 +1,7 @@
 """Sweeps beside the same runs one after the other; scheduling, starting, memory of the data set, the report.
 
-By default few and short trials, so that all of it takes about a minute; SEAL_FAST_BENCH_LONG=1 takes eight longer ones,
-a thousand pretended ones, and measures memory and the compile cache too.
+By default the scheduling of a few pretended trials and the report. SEAL_FAST_BENCH_LONG=1 schedules a thousand, and
+measures packed trials, memory and the compile cache too, in a few minutes each.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ def quiet(command, **options):
 def space_of(config, folder, trials):
     text = dumps(replace(config, threads=None)) + f"seed = {{ grid = {list(range(trials))} }}\n"
     path = folder / "space.toml"
-    path.write_text(re.sub(r"^(seed|resume) = [^{]*\n", "", text, flags=re.MULTILINE))
+    path.write_text(re.sub(r"^(seed|resume) = [^{\n]*\n", "", text, flags=re.MULTILINE))
     return path
 
 
+@long
 def test_packed_trials(benchmark, tmp_path):
     """As many trials at a time as there are cores, one thread each, beside one after the other with all threads.
 
     On digits scaled to 64: with the validation images of other sets, short trials would be evaluation for the most.
     """
-    trials, images = (8, 1408) if LONG else (4, 640)
+    trials, images = 8, 1408
     config = Config(
         data="digits", image_size=64, batch_size=128, limit_train=images, generations=1, epochs=1, ascent_epochs=0,
         warmup_epochs=0, lr=0.01, amp=True, keep="none",
@@ -132,10 +133,10 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path):
 
 
 @long
-def test_start_with_a_warm_cache(benchmark, data, tmp_path):
+def test_start_with_a_warm_cache(benchmark, tmp_path):
     """From the start of a trial's process to its end after two steps: the first of its shape, and the second."""
     config = Config(
-        data=data, image_size=64, batch_size=128, limit_train=256, generations=1, epochs=1, ascent_epochs=0,
+        data="digits", image_size=64, batch_size=128, limit_train=256, generations=1, epochs=1, ascent_epochs=0,
         warmup_epochs=0, amp=True, compile=True, keep="none",
     )  # fmt: skip
 

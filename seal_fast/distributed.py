@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seal_fast.errors import RunError, UsageError
+from seal_fast.meeting import meet
 
 T = TypeVar("T")
 
@@ -198,12 +199,16 @@ def leave() -> None:
 
 
 def _begin(world: World, cuda: bool, timeout: float) -> None:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    patience, store = timedelta(seconds=timeout), None
     try:
         with _mute_stderr():  # of two screens of C++ frames for what is one sentence here
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+            store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+            store = meet(store, rank, size, timeout)
+            kinds = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(kinds, store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        if world.rank and isinstance(error, dist.DistNetworkError):
+        if world.rank and store is None and isinstance(error, dist.DistNetworkError):
             raise Unreachable(
                 f"process {world.rank} of {world.size} did not reach {address} within --dist-timeout {timeout:g} s: "
                 "check that process 0 was started, and that MASTER_ADDR and MASTER_PORT are right"
@@ -229,7 +234,17 @@ def _mute_stderr() -> Iterator[None]:
 
 def _of_communication(error: RuntimeError) -> bool:
     text = str(error)
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
+    signs = (
+        "gloo",
+        "NCCL",
+        "Connection closed",
+        "Connection reset",
+        "Timed out waiting",
+        "pair closure",  # gloo, after a timeout in another exchange
+        "Read error",
+        "Write error",
+        "Broken pipe",
+    )
     return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
 
 

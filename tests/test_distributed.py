@@ -119,11 +119,11 @@ def test_other_precisions_and_parts(image_folder, tmp_path):
     together(2, run_all, [replace(config, out=tmp_path / f"many-{name}") for name, config in variants.items()])
     for name, config in variants.items():
         run(replace(config, out=tmp_path / f"one-{name}"))
-    assert_close(tmp_path / "many-float32", tmp_path / "one-float32", 1e-4)
+    assert distance(tmp_path / "many-float32", tmp_path / "one-float32") < 1e-4
     assert_close(tmp_path / "many-accumulate", tmp_path / "one-accumulate")
     for name in ("bfloat16", "float16"):  # as far from float32 as one process is
         own = distance(tmp_path / f"one-{name}", tmp_path / "one-float32")
-        assert 0 < distance(tmp_path / f"many-{name}", tmp_path / "one-float32") < 1.5 * own < 0.1
+        assert 0 < distance(tmp_path / f"many-{name}", tmp_path / "one-float32") < 2 * own < 0.1
     assert outcome(tmp_path / "many-float16")[3] == outcome(tmp_path / "one-float16")[3]  # the scaler's too
 
 

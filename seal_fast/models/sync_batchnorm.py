@@ -83,7 +83,7 @@ def sync_norm_act(norm: SyncBatchNorm2d, x: Tensor, residual: Tensor | None, act
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(variance * (count / (count - 1)), momentum)
     scale = weight * (variance + norm.eps).rsqrt()
-    y = ((wide - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]).to(x.dtype)
+    y = (wide - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
     if residual is not None:
         y = y + residual
-    return F.relu(y) if act else y
+    return (F.relu(y) if act else y).to(x.dtype)

@@ -54,6 +54,7 @@ def main(folder, count, concurrent, rungs=None):
         start = time.time()
         try:
             tune.run(job, trials, ledger, trainable=Stub)
+            session.exit_code = 0
         except tune.Stopped as stopped:
             session.exit_code = 128 + stopped.number
         print("fit", time.time() - start)

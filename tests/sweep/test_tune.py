@@ -46,6 +46,7 @@ def remains(folder):
     return [line for line in running if str(tune.scratch(folder)) in line]
 
 
+@pytest.mark.slow
 def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
     """SIGKILL of the driver, then SIGTERM; a worker that dies, a trial that fails, some stopped early."""
     for number, count in ((signal.SIGKILL, COUNT // 4), (signal.SIGTERM, COUNT // 2)):

@@ -34,7 +34,7 @@ from seal_fast.sweep.scheduling.rungs import Rungs
 from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
 from seal_fast.sweep.suggest import Search
 
-_SHUTDOWN_SECONDS = 15.0
+_SHUTDOWN_SECONDS = 8.0
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray
 
 
