@@ -16,12 +16,11 @@ from collections.abc import Callable
 
 import pytest
 
-from seal_fast import runtime
+from seal_fast import kernels, runtime
 from seal_fast.checkpoint import Position
 from seal_fast.config import Config
 from seal_fast.data import inputs, open_images
 from seal_fast.engine import Engine
-from seal_fast.kernels import augment, norm_act
 from seal_fast.models import resnet
 from seal_fast.run_folder import RunFolder
 from seal_fast.runtime import Runtime
@@ -93,28 +92,28 @@ def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str) ->
 
 
 def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
-    """All three operations in plain torch (or, in the long version, one of them), the same engine otherwise."""
+    """All operations in plain torch (or, in the long version, some of them), the same engine otherwise."""
     ours, reference_update = engine_of(128), engine_of(128, kernels="reference")
 
-    def turn(engine: Engine, *, plain_augment: bool = False, plain_norm_act: bool = False) -> Callable[[], float]:
+    def turn(engine: Engine, *plain: str) -> Callable[[], float]:
         def run() -> float:
             with monkeypatch.context() as patch:
-                if plain_augment:
-                    patch.setattr(inputs, "augment", functools.partial(augment, backend="reference"))
-                if plain_norm_act:
-                    patch.setattr(resnet, "norm_act", functools.partial(norm_act, backend="reference"))
+                for name in plain:
+                    room = inputs if name == "augment" else resnet
+                    patch.setattr(room, name, functools.partial(getattr(kernels, name), backend="reference"))
                 return steps(engine)
 
         return run
 
     contenders = {
         "kernels": turn(ours),
-        "all reference": turn(reference_update, plain_augment=True, plain_norm_act=True),
+        "all reference": turn(reference_update, "augment", "norm_act", "conv2d", "max_pool"),
     }
     one_by_one = {
         "reference update": turn(reference_update),
-        "reference augment": turn(ours, plain_augment=True),
-        "reference norm_act": turn(ours, plain_norm_act=True),
+        "reference augment": turn(ours, "augment"),
+        "reference norm_act": turn(ours, "norm_act"),
+        "reference conv2d and max_pool": turn(ours, "conv2d", "max_pool"),
     }
     compare(benchmark, contenders | (one_by_one if LONG else {}), "kernels")
 
