@@ -34,7 +34,8 @@ def draw(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
 def _curves(results: Sequence[dict[str, Any]], split: str, figure: str) -> stage_pictures.Curves:
     def interval(found: dict[str, Any]) -> Interval:
         # Results that were written and read again hold None where there is no mean.
-        return Interval(**{key: math.nan if value is None else value for key, value in found.items()})
+        mean, low, high = (math.nan if found[end] is None else found[end] for end in ("mean", "low", "high"))
+        return Interval(mean, low, high, found["count"])
 
     return stage_pictures.by_stage((r["group"], r["stage"], interval(r["splits"][split][figure])) for r in results)
 
