@@ -79,3 +79,11 @@ def _interpreting() -> bool:
     from triton import knobs
 
     return knobs.runtime.interpret
+
+
+def transforming() -> bool:
+    """Whether `torch.func` (grad, jvp, vmap) is at work, which cannot see through an operator's own backward formula."""
+    return torch._C._are_functorch_transforms_active()
+
+
+transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]  # no compiled graph is traced within torch.func

@@ -18,8 +18,8 @@ from seal_fast.run_folder import RunFolder
 from seal_fast.train import run
 
 FLAGS = (
-    "--stem small --generations 2 --epochs 20 --ascent-epochs 5 --warmup-epochs 1 --batch-size 10 --lr 0.001 "
-    "--dtype float64 --sync-batchnorm --checkpoint-seconds 0 --eval-every 20 --keep none --dist-timeout 60"
+    "--stem small --generations 2 --epochs 8 --ascent-epochs 2 --warmup-epochs 1 --batch-size 10 --lr 0.001 "
+    "--dtype float64 --sync-batchnorm --checkpoint-seconds 0 --eval-every 8 --keep none --dist-timeout 60"
 ).split()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backend import transforming
 from . import products
 from .products import Shape
 from .reference import conv2d as _reference
@@ -39,7 +40,7 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, backend
     if backend not in ("auto", "reference", "products"):
         raise ValueError(f"conv2d: backend must be one of auto, reference, products, not {backend!r}")
     # The only question about the device: a GPU has its own library for all of it.
-    if backend != "reference" and x.device.type == "cpu" and _fits(x, weight, stride, padding):
+    if backend != "reference" and x.device.type == "cpu" and _fits(x, weight, stride, padding) and not transforming():
         compute = _compute_type(x)
         return torch.ops.seal_fast.conv2d(x.to(compute), weight.to(compute), stride, padding)
     if backend == "products":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..backend import resolve
+from ..backend import resolve, transforming
 from .reference import at_taps
 from .reference import max_pool as _reference
 
@@ -38,7 +38,7 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, backend: str
     # The only question about the device: Inductor writes a GPU's kernel.
     if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
         return _reference(x, kernel, stride, padding)
-    native_runs = _resolve(backend, x.device.type) == "native"
+    native_runs = _resolve(backend, x.device.type) == "native" and not transforming()
     if native_runs and _fits(x, kernel, stride, padding):
         return torch.ops.seal_fast.max_pool(x, kernel, stride, padding)[0]
     if backend == "native":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..backend import resolve
+from ..backend import resolve, transforming
 from .reference import norm_act as _reference
 
 _DTYPES = torch.bfloat16, torch.float32
@@ -61,7 +61,7 @@ def norm_act(
     # The only question about the device. A GPU has no kernel of its own here: Inductor writes it.
     if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
         return _reference(*arguments)
-    native_runs = _resolve(backend, x.device.type) == "native"
+    native_runs = _resolve(backend, x.device.type) == "native" and not transforming()
     vectors = weight, bias, running_mean, running_var
     if not native_runs or not training or not _fits(x, residual, vectors):
         if backend == "native":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,19 @@ from seal_fast.errors import RunError, UsageError
 from seal_fast.models import ResNet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """No TF32 or bfloat16 inside float32 products, which training allows on a GPU and which would drown the residuals."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class HessianOperator:
@@ -97,6 +111,7 @@ class HessianOperator:
         return self.multiply(vectors.T).T
 
     @torch.no_grad()
+    @whole_float32()
     def multiply(self, rows: Tensor) -> Tensor:
         """Products with the rows of [m, n], float64 [m, n]: one pass over the batches.
 
@@ -144,6 +159,7 @@ class HessianOperator:
         return DoubleBackward(model, loss, self.names, self.batchnorm == "train")
 
     @torch.no_grad()
+    @whole_float32()
     def _record(self, cache_bytes: int) -> None:
         """One pass over the batches: loss, gradient, and the tapes that fit into the cache."""
         self._cache: list[Any] = []

@@ -223,3 +223,24 @@ def test_no_more_products_than_promised(trained, step, top, bottom, limit):
     exact = lanczos(double, top, bottom, tol=1e-6, start=double.gradient if start is not None else None)
     assert found.top.values == pytest.approx(exact.top.values, rel=1e-3)
     assert found.bottom.values == pytest.approx(exact.bottom.values, rel=1e-3)
+
+
+def test_float32_is_whole_float32():
+    """Training allows TF32 on a GPU; a product must not compute in it, and leaves the setting as it found it."""
+    seen = set()
+
+    def loss(output, labels):
+        seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return nn.functional.cross_entropy(output, labels)
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        x, y = images()
+        operator = HessianOperator(Mlp().float(), loss, [(x.float().flatten(1)[:, :12], y)], cache_bytes=0)
+        operator @ torch.ones(operator.shape[0])
+        assert seen == {("highest", False)}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
