@@ -82,7 +82,7 @@ def _interpreting() -> bool:
 
 
 def transforming() -> bool:
-    """Whether `torch.func` (grad, jvp, vmap) is at work, which cannot see through an operator's own backward formula."""
+    """Whether `torch.func` (grad, jvp, vmap) is at work, which cannot use an operator's own backward formula."""
     return torch._C._are_functorch_transforms_active()
 
 

@@ -203,7 +203,7 @@ def _begin(world: World, cuda: bool, timeout: float) -> None:
     patience, store = timedelta(seconds=timeout), None
     try:
         with _mute_stderr():  # of two screens of C++ frames for what is one sentence here
-            store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+            store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # pyright: ignore[reportPrivateImportUsage]
             store = meet(store, rank, size, timeout)
             kinds = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(kinds, store=store, rank=rank, world_size=size, timeout=patience)

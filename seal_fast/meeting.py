@@ -11,12 +11,12 @@ import secrets
 import time
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
 _PACE = 0.02  # seconds between two looks
 
 
-def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
+def meet(store: Store, rank: int, size: int, timeout: float) -> Store:
     """The part of a store that the processes now alive share, empty at first.
 
     Each process says a random word. Process 0 answers every word that it sees with its own, a dead process's too, and
@@ -32,7 +32,7 @@ def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
         store.wait([f"seal_fast/answer/{word}"], timedelta(seconds=timeout))
         attempt = store.get(f"seal_fast/answer/{word}").decode()
         store.set(f"seal_fast/{attempt}/{rank}", "here")
-        return dist.PrefixStore(f"seal_fast/{attempt}", store)
+        return PrefixStore(f"seal_fast/{attempt}", store)
     attempt, answered = secrets.token_hex(8), set()
     while not store.check([f"seal_fast/{attempt}/{other}" for other in range(1, size)]):
         if time.monotonic() > deadline:
@@ -44,4 +44,4 @@ def meet(store: dist.Store, rank: int, size: int, timeout: float) -> dist.Store:
                     store.set(f"seal_fast/answer/{word}", attempt)
                     answered.add(word)
         time.sleep(_PACE)
-    return dist.PrefixStore(f"seal_fast/{attempt}", store)
+    return PrefixStore(f"seal_fast/{attempt}", store)

@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @contextlib.contextmanager
 def whole_float32() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products, which training allows on a GPU and which would drown the residuals."""
+    """No TF32 inside float32 products: training allows it on a GPU, and it would drown the residuals."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -2,8 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclass
+class Tape:
+    """What the passes at the point itself leave for the products of one batch.
+
+    inputs, deltas: of each layer, its input and the loss's gradient at its output. pool: the max-pool's indices.
+    masks: outputs of the stem (pooled) and of each block, whose sign is ReLU's mask. logits with their graph.
+    """
+
+    inputs: list[Tensor]
+    deltas: list[Tensor]
+    pool: Tensor | None
+    masks: list[Tensor]
+    stem_shape: torch.Size
+    logits: Tensor
+    logit_gradient: Tensor
+    loss: float
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it keeps alive."""
+        kept = [*self.inputs, *self.deltas, *self.masks, self.logits] + ([] if self.pool is None else [self.pool])
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
 
 
 def backward_convolution(

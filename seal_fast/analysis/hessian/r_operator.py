@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from seal_fast.analysis.hessian.folding import Folded, fold
 from seal_fast.analysis.hessian.passes import (
+    Tape,
     add_,
     backward_convolution,
     gradient_of_input,
@@ -39,31 +40,6 @@ class Block:
 
     main: list[int]
     shortcut: int | None
-
-
-@dataclass
-class Tape:
-    """What the passes at the point itself leave for the products of one batch.
-
-    inputs, deltas: of each layer, its input and the loss's gradient at its output. pool: the max-pool's indices.
-    masks: outputs of the stem (pooled) and of each block, whose sign is ReLU's mask. logits with their graph.
-    """
-
-    inputs: list[Tensor]
-    deltas: list[Tensor]
-    pool: Tensor | None
-    masks: list[Tensor]
-    stem_shape: torch.Size
-    logits: Tensor
-    logit_gradient: Tensor
-    loss: float
-    count: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it keeps alive."""
-        kept = [*self.inputs, *self.deltas, *self.masks, self.logits] + ([] if self.pool is None else [self.pool])
-        return sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
 
 
 class ROperator:
@@ -179,7 +155,7 @@ class ROperator:
 
     def start(self, direction: Mapping[str, Tensor]) -> Tangents:
         """Fold directions [m, ...] by parameter name (float64); products are collected in what it returns."""
-        return Tangents(self, direction)
+        return Tangents(self.layers, self.active, self.names, self.shapes, direction)
 
     @torch.no_grad()
     def multiply(self, tape: Tape, tangents: Tangents) -> None:

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seal_fast.analysis.hessian.passes import backward_convolution, beside, gradient_of_input
-
-if TYPE_CHECKING:
-    from seal_fast.analysis.hessian.r_operator import ROperator, Tape
+from seal_fast.analysis.hessian.folding import Folded
+from seal_fast.analysis.hessian.passes import Tape, backward_convolution, beside, gradient_of_input
 
 
 class Tangents:
-    """Folded directions of m vectors, and the float64 sums of their products."""
+    """Folded directions of m vectors, and the float64 sums of their products.
 
-    def __init__(self, operator: ROperator, direction: Mapping[str, Tensor]) -> None:
-        self.operator = operator
+    Args:
+        layers: of the network, folded.
+        active: whether a layer has parameters in the Hessian's block.
+        names: of the parameters in the block.
+        shapes: of all parameters.
+        direction: [m, ...] by parameter name, float64.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Folded],
+        active: Sequence[bool],
+        names: Sequence[str],
+        shapes: Mapping[str, torch.Size],
+        direction: Mapping[str, Tensor],
+    ) -> None:
+        self.layers, self.names = layers, names
         self.count = m = next(iter(direction.values())).shape[0]
         self.direction: dict[str, Tensor] = {}
         self.weights: list[Tensor | None] = []
         self.biases: list[Tensor | None] = []
         self.sums: list[tuple[Tensor, Tensor] | None] = []
-        for layer, active in zip(operator.layers, operator.active, strict=True):
-            if not active:
+        for layer, wanted in zip(layers, active, strict=True):
+            if not wanted:
                 for kept in (self.weights, self.biases, self.sums):
                     kept.append(None)
                 continue
             for name in layer.names:
                 given = direction.get(name)
-                zeros = layer.gradient_bias.new_zeros(m, *operator.shapes[name])
+                zeros = layer.gradient_bias.new_zeros(m, *shapes[name])
                 self.direction[name] = zeros if given is None else given.double()
             weight, bias = layer.push(self.direction)
             self.weights.append(weight.to(layer.weight.dtype))
@@ -42,14 +54,14 @@ class Tangents:
     def products(self) -> dict[str, Tensor]:
         """The Hessian's products [m, ...] by parameter name, float64."""
         found: dict[str, Tensor] = {}
-        for layer, sums in zip(self.operator.layers, self.sums, strict=True):
+        for layer, sums in zip(self.layers, self.sums, strict=True):
             if sums is not None:
                 found |= layer.pull(*sums, self.direction)
-        return {name: found[name] for name in self.operator.names}
+        return {name: found[name] for name in self.names}
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
-        conv, own, dot_weight = self.operator.layers[i].module, self.operator.layers[i].weight, self.weights[i]
+        conv, own, dot_weight = self.layers[i].module, self.layers[i].weight, self.weights[i]
         assert isinstance(conv, nn.Conv2d)
         m = self.count
         if dot_weight is None:
@@ -67,7 +79,7 @@ class Tangents:
         self, i: int, dot: Tensor, dot_x: Tensor | None, x: Tensor, delta: Tensor, wanted: bool
     ) -> Tensor | None:
         """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
-        layer, dot_weight, m = self.operator.layers[i], self.weights[i], self.count
+        layer, dot_weight, m = self.layers[i], self.weights[i], self.count
         conv = layer.module
         if dot_weight is not None:
             sums = self.sums[i]
@@ -88,7 +100,7 @@ class Tangents:
 
     def head(self, dot: Tensor | None, tape: Tape) -> Tensor:
         """Through the linear layer and the loss and back: R{gradient of the features}, [m, N, features]."""
-        fc, x, delta = self.operator.layers[-1], tape.inputs[-1], tape.deltas[-1]
+        fc, x, delta = self.layers[-1], tape.inputs[-1], tape.deltas[-1]
         weight, bias, sums = self.weights[-1], self.biases[-1], self.sums[-1]
         dot_logits = x.new_zeros(self.count, *delta.shape)
         if dot is not None:
