@@ -1,15 +1,19 @@
 # make train: set up .venv and train SEAL on real images.   make test: set up .venv and run the tests.
+# make test-long: those that kill and restart whole programs, a few minutes.
 PYTHON ?= python3
 VENV := .venv
 BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-long lint bench clean
 
 train: $(VENV)/.train
 	$(VENV)/bin/python -m seal_fast.train --preset demo
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest tests
+
+test-long: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest tests -m long
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

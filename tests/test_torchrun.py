@@ -18,8 +18,8 @@ from seal_fast.run_folder import RunFolder
 from seal_fast.train import run
 
 FLAGS = (
-    "--stem small --generations 2 --epochs 8 --ascent-epochs 2 --warmup-epochs 1 --batch-size 10 --lr 0.001 "
-    "--dtype float64 --sync-batchnorm --checkpoint-seconds 0 --eval-every 8 --keep none --dist-timeout 60"
+    "--stem small --generations 2 --epochs 4 --ascent-epochs 1 --warmup-epochs 1 --batch-size 10 --lr 0.001 "
+    "--dtype float64 --sync-batchnorm --checkpoint-seconds 0 --eval-every 4 --keep none --dist-timeout 60"
 ).split()
 
 
@@ -30,7 +30,7 @@ def worker(launcher: int, rank: int) -> int:
     raise AssertionError(f"torchrun has no process {rank}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_restarted_stopped_and_finished(image_folder, tmp_path):
     folder = RunFolder(tmp_path / "run")
     flags = [*FLAGS, "--data", str(image_folder), "--out", str(folder.path)]

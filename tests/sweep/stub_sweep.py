@@ -15,7 +15,7 @@ from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.scheduling import tune
 from seal_fast.sweep.scheduling.worker import Attempts
 
-GENERATIONS, UNLUCKY, DIES, POOR = 3, 3, 7, 50
+GENERATIONS, UNLUCKY, DIES, POOR = 3, 3, 11, 20
 
 
 def top1(number):

@@ -92,6 +92,7 @@ def test_hparams_are_found_by_tensorboard(sweep):
 def test_on_a_terminal_the_display_is_a_live_table(sweep, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     display = Display(*sweep)
     display.tick()
     sweep[2].record("2", "failed", failures=1, message="a bad [image]")

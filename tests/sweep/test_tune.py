@@ -20,7 +20,7 @@ from seal_fast.sweep.scheduling.rungs import Rungs
 from stub_sweep import DIES, POOR, UNLUCKY, top1
 
 STUB = Path(__file__).with_name("stub_sweep.py")
-COUNT = 60
+COUNT = 30
 
 
 def start(folder, *arguments):
@@ -46,7 +46,7 @@ def remains(folder):
     return [line for line in running if str(tune.scratch(folder)) in line]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_twice_nothing_is_lost_or_done_twice(tmp_path):
     """SIGKILL of the driver, then SIGTERM; a worker that dies, a trial that fails, some stopped early."""
     for number, count in ((signal.SIGKILL, COUNT // 4), (signal.SIGTERM, COUNT // 2)):

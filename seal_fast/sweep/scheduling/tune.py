@@ -261,12 +261,20 @@ def run(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
+    came: list[int] = []
+
     def stop(number: int, _frame: object) -> None:
+        came.append(number)
         raise Stopped(number)
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except Exception:
+        # The signal came to Ray's processes too, or in the midst of Ray's own code, which then failed in its own words.
+        if came:
+            raise Stopped(came[0]) from None
+        raise
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
