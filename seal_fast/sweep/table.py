@@ -47,9 +47,10 @@ class Display:
         self._begin, self._first = time.monotonic(), self.progress().done
         self._live: Any = None
         if sys.stdout.isatty():
+            from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(self._table(), auto_refresh=False)
+            self._live = Live(self._table(), console=Console(), auto_refresh=False)
             self._live.start()
 
     def tick(self) -> None:
