@@ -96,7 +96,7 @@ def rows(folder):
     return [{k: v for k, v in row.items() if k not in times} for row in RunFolder(folder).rows()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_path):
     """SIGKILL of the driver in the middle; every run is an ordinary one, to the bit."""
     pytest.importorskip("ray", reason="Ray is an optional extra")
