@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from seal_fast.errors import RunError
+from seal_fast.errors import RunError, UsageError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -70,3 +71,27 @@ def to_json(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write an object as JSON, atomically."""
     write_text(path, json.dumps(to_json(value), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """Have an output folder to oneself; the kernel lets go of the lock when its holder dies.
+
+    Args:
+        folder: it is made if need be.
+        taken: what to say if another process has it.
+
+    Raises:
+        UsageError: another process has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"--out {folder}: {taken}") from None
+        yield

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from seal_fast.errors import RunError, UsageError
-from seal_fast.files import to_json, write_text
+from seal_fast.errors import RunError
+from seal_fast.files import locked, to_json, write_text
 
 
 class RunFolder:
@@ -34,28 +32,13 @@ class RunFolder:
         """Where the weights called `name` are kept."""
         return self.path / "weights" / f"{name}.safetensors"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Make sure that no other process trains into this folder meanwhile.
 
         Raises:
             UsageError: another one does, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
-        except OSError as error:
-            raise UsageError(
-                f"--out {self.path}: cannot be written ({error.strerror}); choose another folder"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(
-                    f"--out {self.path}: another process is training there; wait for it or choose another folder"
-                ) from None
-            yield
+        return locked(self.path, "another process is training there; wait for it or choose another folder")
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics so far; a last line that a crash cut short is left out."""

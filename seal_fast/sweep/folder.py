@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from seal_fast.errors import UsageError
+from seal_fast.files import locked
 from seal_fast.methods import timeline
 from seal_fast.run_folder import RunFolder
 from seal_fast.sweep import plan
@@ -40,26 +40,13 @@ class SweepFolder:
         """The run folder of a trial."""
         return RunFolder(self.trials / name)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Make sure that no other process runs this sweep meanwhile.
 
         Raises:
             UsageError: another one does, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
-        except OSError as error:
-            raise UsageError(
-                f"--out {self.path}: cannot be written ({error.strerror}); choose another folder"
-            ) from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(f"--out {self.path}: this sweep is running already, in another process") from None
-            yield
+        return locked(self.path, "this sweep is running already, in another process")
 
     def write_plan(self, made: Plan, **said: Any) -> None:
         """Write the plan and what the sweep was told."""

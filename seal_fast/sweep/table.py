@@ -50,6 +50,7 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
+            # rich's shared console settles at its making whether it is interactive, which may have been long ago.
             self._live = Live(self._table(), console=Console(), auto_refresh=False)
             self._live.start()
 

@@ -89,7 +89,6 @@ def test_hparams_are_found_by_tensorboard(sweep):
     assert said["lr"].number_value == 0.1 and said["seed"].number_value == 1
 
 
-@pytest.mark.long  # after the other tests rich does not draw the first table; alone it does
 def test_on_a_terminal_the_display_is_a_live_table(sweep, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
