@@ -35,8 +35,6 @@ class Group:
 def find(path: Path) -> list[Run]:
     """The runs of a sweep, or of a folder that holds run folders.
 
-    Of a run that its sweep stopped early, the rows that the decision did not know of are left out.
-
     Raises:
         UsageError: there is none.
     """
@@ -46,10 +44,8 @@ def find(path: Path) -> list[Run]:
         entries = sweep.open_ledger(trials, settle=False).entries
         found = []
         for name, trial in trials.items():
-            entry, rows = entries[name], sweep.run(name).rows()
-            if entry.state == "stopped":
-                rows = [row for row in rows if row["generation"] < len(entry.values)]
-            found.append(Run(name, entry.state, trial.config, rows, entry.message))
+            entry = entries[name]
+            found.append(Run(name, entry.state, trial.config, sweep.rows(name, entry), entry.message))
         return found
     folders = [RunFolder(place) for place in sorted(path.iterdir())] if path.is_dir() else []
     found = [Run(f.path.name, "", load(f.config, Config()), f.rows()) for f in folders if f.config.exists()]

@@ -14,7 +14,7 @@ from seal_fast.files import locked
 from seal_fast.methods import timeline
 from seal_fast.run_folder import RunFolder
 from seal_fast.sweep import plan
-from seal_fast.sweep.ledger import Ledger
+from seal_fast.sweep.ledger import Entry, Ledger
 from seal_fast.sweep.plan import Plan, Trial
 
 
@@ -39,6 +39,13 @@ class SweepFolder:
     def run(self, name: str) -> RunFolder:
         """The run folder of a trial."""
         return RunFolder(self.trials / name)
+
+    def rows(self, name: str, entry: Entry) -> list[dict[str, Any]]:
+        """The metrics of a trial; of one that was stopped early, those that the decision knew of."""
+        rows = self.run(name).rows()
+        if entry.state == "stopped":
+            rows = [row for row in rows if row["generation"] < len(entry.values)]
+        return rows
 
     def locked(self) -> AbstractContextManager[None]:
         """Make sure that no other process runs this sweep meanwhile.

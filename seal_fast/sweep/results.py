@@ -14,16 +14,11 @@ from seal_fast.sweep.plan import Trial
 
 
 def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
-    """A row per trial: its settings, state and figures.
-
-    Of a trial that was stopped early only the generations count that the decision knew of.
-    """
+    """A row per trial: its settings, state and figures."""
     found = []
     for name, trial in trials.items():
         entry = ledger.entries[name]
-        rows = folder.run(name).rows()
-        if entry.state == "stopped":
-            rows = [row for row in rows if row["generation"] < len(entry.values)]
+        rows = folder.rows(name, entry)
         summary = summarise(rows)
         best, last = summary["best"] or {}, summary["last"] or {}
         images = sum(row["images"] for row in rows)
