@@ -110,9 +110,6 @@ def lanczos(
             space.replace(space.combine(s[:, keep].to(operator.device)).to(operator.dtype))
             projected, closed = torch.diag(theta[keep]), 0 if closed == 0 else len(keep)
         vector /= vector.norm()
-        if rest < 1e-3 * scale:  # what is left of the product is small, and its rounding errors are not
-            space.orthogonalise(vector)
-            vector /= vector.norm()
 
     order = [count - 1 - i for i in range(min(top, max(0, count - bottom)))], list(range(min(bottom, count)))
     found = []
