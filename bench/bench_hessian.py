@@ -89,7 +89,7 @@ def reference(problem):
 def ours(problem, top=0, bottom=0):
     model, x, y = problem
     operator = HessianOperator(model, loss, [(x, y)])
-    start = operator.gradient if bottom == 0 else None
+    start = None if bottom else operator.gradient if top == 1 else operator.outlying()
     found = lanczos(operator, top, bottom, start=start)
     return found.top.values or found.bottom.values, found.hvps
 
@@ -211,7 +211,7 @@ def test_growth(benchmark, data):
         begin = time.perf_counter()
         parts = list(zip(x[:count].split(256), y[:count].split(256), strict=True))
         operator = HessianOperator(model, loss, parts)
-        found = lanczos(operator, k, start=operator.gradient)
+        found = lanczos(operator, k, start=operator.gradient if k == 1 else operator.outlying())
         return (time.perf_counter() - begin) / found.hvps, found.hvps
 
     def one_round():

@@ -83,16 +83,16 @@ class Folded:
         assert self.norm is not None and self.norm.running_mean is not None
         return self.norm.running_mean.double()
 
-    def pull_gradient(self) -> dict[str, Tensor]:
-        """The loss's gradient by parameter name, from that of the folded weight and bias."""
+    def pull_gradient(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """A gradient by parameter name, from that of the folded weight and bias, float64."""
         if self.norm is None:
-            return {f"{self.name}.weight": self.gradient_weight, f"{self.name}.bias": self.gradient_bias}
+            return {f"{self.name}.weight": weight, f"{self.name}.bias": bias}
         s, outer = self.inverse_std, tuple(range(1, self.module.weight.dim()))
-        gamma = (self.module.weight.double() * self.gradient_weight).sum(outer) - self.mean * self.gradient_bias
+        gamma = (self.module.weight.double() * weight).sum(outer) - self.mean * bias
         return {
-            f"{self.name}.weight": per_channel(s * self.norm.weight.double()) * self.gradient_weight,
+            f"{self.name}.weight": per_channel(s * self.norm.weight.double()) * weight,
             f"{self.norm_name}.weight": s * gamma,
-            f"{self.norm_name}.bias": self.gradient_bias,
+            f"{self.norm_name}.bias": bias,
         }
 
 

@@ -86,8 +86,9 @@ def measure(
     found = Found(Spectrum(Eigenpairs(), Eigenpairs(), 0, True))
     if top + bottom:
         limit: dict[str, Any] = {} if max_hvps is None else {"max_hvps": max_hvps}
-        # The gradient lies largely in the top eigenspace (Gur-Ari et al. 2018) and hardly in that of the bottom.
-        start = operator.gradient if bottom == 0 else None
+        start = None  # neither lies in the space of the bottom
+        if bottom == 0:
+            start = operator.gradient if top == 1 else operator.outlying(seed)
         solve = lanczos if solver == "lanczos" else power
         options = {"tol": tol, "start": start, "vectors": vectors, "seed": seed, "watch": watcher.solver, **limit}
         try:

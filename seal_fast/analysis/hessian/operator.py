@@ -125,8 +125,24 @@ class HessianOperator:
         flat = torch.cat([products[name].flatten(1) for name in self.names], 1)
         self._reduce(flat)
         self.hvps += len(rows)
-        if not torch.isfinite(flat).all():
+        if not torch.isfinite(flat.sum()):
             raise RunError("a Hessian-vector product is NaN or infinite: the activations overflow; try --dtype float64")
+        return flat.div_(self.images)
+
+    @torch.no_grad()
+    @whole_float32()
+    def outlying(self, seed: int = 0) -> Tensor:
+        """A random vector, float64 [n], much of which lies in the span of the eigenvectors of large eigenvalues.
+
+        These come from the Gauss-Newton part, the sum of J^T A J, of the Hessian (Papyan, ICML 2019): this is the sum
+        of J^T A xi for a random xi, at the cost of one pass backward. Double backward, which has no J by itself, gives
+        the gradient: it lies there too, but may lack some of them.
+        """
+        if not isinstance(self._products, ROperator):
+            return self.gradient
+        parts = self._products.outlying(self._tapes(), torch.Generator().manual_seed(seed))
+        flat = torch.cat([parts[name].flatten() for name in self.names])
+        self._reduce(flat)
         return flat / self.images
 
     def by_name(self, rows: Tensor) -> dict[str, Tensor]:

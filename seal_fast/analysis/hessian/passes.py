@@ -33,30 +33,28 @@ class Tape:
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
 
 
-def backward_convolution(
-    delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Module, to_input: bool
-) -> tuple[Tensor, ...]:
-    """Gradients of a convolution's input (if asked for), weight and bias."""
-    return torch.ops.aten.convolution_backward(
-        delta, x, weight, [weight.shape[0]], conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (to_input, True, True)
+def gradient_of_weight(
+    delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Module, bias: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a convolution's weight, which is like `weight`, and of its bias, if asked for."""
+    _, *found = torch.ops.aten.convolution_backward(
+        delta, x, weight, [len(weight)], conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (False, True, bias)
     )
+    return tuple(found)
 
 
-def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Module, groups: int) -> Tensor:
-    """That of a convolution whose input was like x, for as many groups of channels."""
-    like = x if groups == 1 else x.repeat(1, groups, 1, 1)  # its shape and memory format count, not its values
+def gradient_of_input(
+    delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Module, m: int = 1, groups: int | None = None
+) -> Tensor:
+    """That of a convolution whose input was like x, m times beside each other; as many groups unless said."""
+    like = x  # its shape and memory format count, not its values
+    if m > 1:
+        size = x.shape[0], m * x.shape[1], *x.shape[2:]
+        like = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    no_bias, groups = None, m if groups is None else groups
     return torch.ops.aten.convolution_backward(
-        delta, like, weight, None, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
+        delta, like, weight, no_bias, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
     )[0]
-
-
-def beside(dot: Tensor, value: Tensor, m: int) -> Tensor:
-    """[R{x}_1; x; R{x}_2; x; ...] as channels."""
-    if m == 1:
-        return torch.cat([dot, value], 1)
-    parts = dot.unflatten(1, (m, -1))
-    both = torch.cat([parts, value[:, None].expand_as(parts)], 2).flatten(1, 2)
-    return both.contiguous(memory_format=torch.channels_last)
 
 
 def through_relu_(dot: Tensor, output: Tensor, m: int = 1) -> Tensor:

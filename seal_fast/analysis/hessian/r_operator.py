@@ -9,7 +9,7 @@ directions are as many groups of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,8 @@ from seal_fast.analysis.hessian.folding import Folded, fold
 from seal_fast.analysis.hessian.passes import (
     Tape,
     add_,
-    backward_convolution,
     gradient_of_input,
+    gradient_of_weight,
     pick,
     through_relu_,
     unpool_max,
@@ -110,46 +110,70 @@ class ROperator:
             loss = self.loss(logits, labels)
             (logit_gradient,) = torch.autograd.grad(loss * len(labels), logits, create_graph=True)
         tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels))
-        self._record_backward(tape, accumulate)
+        own = [(layer.gradient_weight, layer.gradient_bias) for layer in self.layers]
+        tape.deltas = self._backward(tape, logit_gradient.detach(), own if accumulate else None)
         return tape
 
     @torch.no_grad()
-    def _record_backward(self, tape: Tape, accumulate: bool) -> None:
-        deltas: list[Tensor] = [tape.logits] * len(self.layers)
-        deltas[-1] = tape.logit_gradient.detach()
+    def _backward(self, tape: Tape, at_logits: Tensor, sums: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
+        """Carry a gradient [N, K] at the logits back: that at the output of each layer.
 
-        def gradients(i: int, delta: Tensor) -> Tensor:
-            """Keep the gradient at a convolution's output, add up its weights', and return its input's."""
+        The gradients of folded weights and biases are added to `sums`, where given.
+        """
+        deltas: list[Tensor] = [at_logits] * len(self.layers)
+
+        def add(i: int, weight: Tensor, bias: Tensor) -> None:
+            assert sums is not None
+            sums[i][0].add_(weight)
+            sums[i][1].add_(bias)
+
+        def through(i: int, delta: Tensor) -> Tensor:
+            """The gradient at a convolution's output, to its input's."""
             deltas[i] = delta
             layer = self.layers[i]
-            if not accumulate:
-                return gradient_of_input(delta, layer.weight, tape.inputs[i], layer.module, 1) if i > 0 else delta
-            towards_input, weight, bias = backward_convolution(delta, tape.inputs[i], layer.weight, layer.module, i > 0)
-            layer.gradient_weight += weight
-            layer.gradient_bias += bias
-            return towards_input
+            if sums is not None:
+                add(i, *gradient_of_weight(delta, tape.inputs[i], layer.weight, layer.module))
+            return gradient_of_input(delta, layer.weight, tape.inputs[i], layer.module) if i > 0 else delta
 
-        fc = self.layers[-1]
-        if accumulate:
-            fc.gradient_weight += deltas[-1].T @ tape.inputs[-1]
-            fc.gradient_bias += deltas[-1].sum(0)
-        delta = unpool_mean(deltas[-1] @ fc.weight, tape.masks[-1])
+        if sums is not None:
+            add(-1, at_logits.T @ tape.inputs[-1], at_logits.sum(0))
+        delta = unpool_mean(at_logits @ self.layers[-1].weight, tape.masks[-1])
         for block, mask in zip(reversed(self.blocks), reversed(tape.masks), strict=False):
             at_output = delta = through_relu_(delta, mask)
             for i in reversed(block.main):
-                delta = gradients(i, delta)
+                delta = through(i, delta)
                 if i != block.main[0]:
                     delta = through_relu_(delta, tape.inputs[i])
-            delta = delta.add_(at_output if block.shortcut is None else gradients(block.shortcut, at_output))
+            delta = delta.add_(at_output if block.shortcut is None else through(block.shortcut, at_output))
         delta = through_relu_(delta, tape.masks[0])
         if tape.pool is not None:
             delta = unpool_max(delta, tape.pool, tape.stem_shape)
-        gradients(0, delta)
-        tape.deltas = deltas
+        through(0, delta)
+        return deltas
 
     def gradient(self) -> dict[str, Tensor]:
         """The loss's gradient over all recorded batches, float64 by parameter name."""
-        return {name: g for layer in self.layers for name, g in layer.pull_gradient().items() if name in self.names}
+        return self._unfolded([(layer.gradient_weight, layer.gradient_bias) for layer in self.layers])
+
+    def outlying(self, tapes: Iterable[Tape], draw: torch.Generator) -> dict[str, Tensor]:
+        """Sum over images of J^T A xi, float64 by parameter name.
+
+        J is the logits' derivative by the parameters, A the loss's second derivative by the logits, and xi standard
+        normal, the same for all images: how they are split into batches or over processes does not matter.
+        """
+        sums = [(torch.zeros_like(w.gradient_weight), torch.zeros_like(w.gradient_bias)) for w in self.layers]
+        xi = torch.randn(len(self.layers[-1].bias), generator=draw, dtype=torch.float64)
+        for tape in tapes:
+            along = xi.to(tape.logits).expand_as(tape.logits)
+            (curved,) = torch.autograd.grad(tape.logit_gradient, tape.logits, along, retain_graph=True)
+            self._backward(tape, curved, sums)
+        return self._unfolded(sums)
+
+    def _unfolded(self, sums: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for layer, (weight, bias) in zip(self.layers, sums, strict=True):
+            found |= layer.pull_gradient(weight, bias)
+        return {name: found[name] for name in self.names}
 
     # --- along directions --------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_fast.analysis.hessian.folding import Folded
-from seal_fast.analysis.hessian.passes import Tape, backward_convolution, beside, gradient_of_input
+from seal_fast.analysis.hessian.passes import Tape, gradient_of_input, gradient_of_weight
 
 
 class Tangents:
@@ -36,7 +36,7 @@ class Tangents:
         self.direction: dict[str, Tensor] = {}
         self.weights: list[Tensor | None] = []
         self.biases: list[Tensor | None] = []
-        self.sums: list[tuple[Tensor, Tensor] | None] = []
+        self.sums: list[list[Tensor] | None] = []  # of weight and bias; empty until there is something to add
         for layer, wanted in zip(layers, active, strict=True):
             if not wanted:
                 for kept in (self.weights, self.biases, self.sums):
@@ -49,59 +49,68 @@ class Tangents:
             weight, bias = layer.push(self.direction)
             self.weights.append(weight.to(layer.weight.dtype))
             self.biases.append(bias.to(layer.weight.dtype))
-            self.sums.append((torch.zeros_like(weight), torch.zeros_like(bias)))
+            self.sums.append([])
 
     def products(self) -> dict[str, Tensor]:
         """The Hessian's products [m, ...] by parameter name, float64."""
         found: dict[str, Tensor] = {}
         for layer, sums in zip(self.layers, self.sums, strict=True):
             if sums is not None:
-                found |= layer.pull(*sums, self.direction)
+                found |= layer.pull(*(sums or self._zeros(layer)), self.direction)
         return {name: found[name] for name in self.names}
+
+    def _add(self, i: int, *parts: Tensor) -> None:
+        """Add to a layer's sums: of its weight alone, or of its bias as well."""
+        sums = self.sums[i]
+        assert sums is not None
+        if not sums:
+            sums += [part.double() for part in parts]
+            return
+        for total, part in zip(sums, parts, strict=False):
+            total += part
+
+    def _zeros(self, layer: Folded) -> tuple[Tensor, Tensor]:
+        return tuple(g.new_zeros(self.count, *g.shape) for g in (layer.gradient_weight, layer.gradient_bias))  # type: ignore[return-value]
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
-        conv, own, dot_weight = self.layers[i].module, self.layers[i].weight, self.weights[i]
+        conv, dot_weight, bias = self.layers[i].module, self.weights[i], self.biases[i]
         assert isinstance(conv, nn.Conv2d)
-        m = self.count
-        if dot_weight is None:
-            if dot is None:
-                return None
-            return F.conv2d(dot, own.repeat(m, 1, 1, 1), None, conv.stride, conv.padding, groups=m)
-        bias = self.biases[i]
-        assert bias is not None
-        if dot is None:
-            return F.conv2d(x, dot_weight.flatten(0, 1), bias.flatten(), conv.stride, conv.padding)
-        both = torch.cat([own.expand_as(dot_weight), dot_weight], 2).flatten(0, 1)
-        return F.conv2d(beside(dot, x, m), both, bias.flatten(), conv.stride, conv.padding, groups=m)
+        if dot_weight is None or bias is None:
+            return None if dot is None else self._carry(i, dot)
+        found = F.conv2d(x, dot_weight.flatten(0, 1), bias.flatten(), conv.stride, conv.padding)
+        return found if dot is None else found.add_(self._carry(i, dot))
+
+    def _carry(self, i: int, dot: Tensor) -> Tensor:
+        conv, m = self.layers[i].module, self.count
+        assert isinstance(conv, nn.Conv2d)
+        return F.conv2d(dot, self._repeated(i), None, conv.stride, conv.padding, groups=m)
+
+    def _repeated(self, i: int) -> Tensor:
+        weight = self.layers[i].weight
+        return weight if self.count == 1 else weight.repeat(self.count, 1, 1, 1)
 
     def backward(
         self, i: int, dot: Tensor, dot_x: Tensor | None, x: Tensor, delta: Tensor, wanted: bool
     ) -> Tensor | None:
         """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
-        layer, dot_weight, m = self.layers[i], self.weights[i], self.count
-        conv = layer.module
-        if dot_weight is not None:
-            sums = self.sums[i]
-            assert sums is not None
-            _, weight, bias = backward_convolution(dot, x, dot_weight.flatten(0, 1), conv, False)
-            sums[0].add_(weight.view_as(dot_weight))
-            sums[1].add_(bias.view(m, -1))
+        dot_weight, m, conv = self.weights[i], self.count, self.layers[i].module
+        across = None if dot_weight is None else dot_weight.transpose(0, 1).flatten(1, 2)  # [C', m C, k, k]
+        if dot_weight is not None and across is not None:
+            weight, bias = gradient_of_weight(dot, x, dot_weight.flatten(0, 1), conv)
+            self._add(i, weight.view_as(dot_weight), bias.view(m, -1))
             if dot_x is not None:
-                like = dot_weight.transpose(0, 1).flatten(1, 2)
-                _, weight, _ = backward_convolution(delta, dot_x, like, conv, False)
-                sums[0].add_(weight.unflatten(1, (m, -1)).transpose(0, 1))
+                weight, _ = gradient_of_weight(delta, dot_x, across, conv, bias=False)
+                self._add(i, weight.unflatten(1, (m, -1)).transpose(0, 1))
         if not wanted:
             return None
-        if dot_weight is None:
-            return gradient_of_input(dot, layer.weight.repeat(m, 1, 1, 1), x, conv, m)
-        both = torch.cat([layer.weight.expand_as(dot_weight), dot_weight], 1).flatten(0, 1)
-        return gradient_of_input(beside(dot, delta, m), both, x, conv, m)
+        found = gradient_of_input(dot, self._repeated(i), x, conv, m)
+        return found if across is None else found.add_(gradient_of_input(delta, across, x, conv, m, groups=1))
 
     def head(self, dot: Tensor | None, tape: Tape) -> Tensor:
         """Through the linear layer and the loss and back: R{gradient of the features}, [m, N, features]."""
         fc, x, delta = self.layers[-1], tape.inputs[-1], tape.deltas[-1]
-        weight, bias, sums = self.weights[-1], self.biases[-1], self.sums[-1]
+        weight, bias = self.weights[-1], self.biases[-1]
         dot_logits = x.new_zeros(self.count, *delta.shape)
         if dot is not None:
             dot_logits += dot @ fc.weight.T
@@ -111,10 +120,9 @@ class Tangents:
             tape.logit_gradient, tape.logits, dot_logits, retain_graph=True, is_grads_batched=True
         )
         back = dot_delta @ fc.weight
-        if weight is not None and sums is not None:
-            sums[0].add_(dot_delta.transpose(1, 2) @ x)
+        if weight is not None:
+            self._add(-1, dot_delta.transpose(1, 2) @ x, dot_delta.sum(1))
             if dot is not None:
-                sums[0].add_(delta.T @ dot)
-            sums[1].add_(dot_delta.sum(1))
+                self._add(-1, delta.T @ dot)
             back += delta @ weight
         return back

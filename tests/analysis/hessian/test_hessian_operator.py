@@ -244,3 +244,20 @@ def test_float32_is_whole_float32():
     finally:
         torch.set_float32_matmul_precision(before[0])
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
+def test_outlying_is_a_random_direction_of_the_gauss_newton_matrix(cache_bytes):
+    """J^T A xi, by autograd in one batch; the operator's batches, kept or not, do not matter."""
+    x, y = images()
+    model, names = resnet(width=2), ["conv1.weight", "bn1.bias", "layer3.0.downsample.1.weight", "fc.weight", "fc.bias"]
+    operator = HessianOperator(model, smoothed, split(x, y, 7, 5), names, cache_bytes=cache_bytes)
+    xi = torch.randn(3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    logits = model(x)
+    (slope,) = torch.autograd.grad(smoothed(logits, y), logits, create_graph=True)
+    (curved,) = torch.autograd.grad(slope, logits, xi.expand(12, 3), retain_graph=True)
+    leaves = [dict(model.named_parameters())[name] for name in names]
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(logits, leaves, curved)])
+    torch.testing.assert_close(operator.outlying(5), expected, rtol=1e-11, atol=1e-13)
+    plain = HessianOperator(model, smoothed, [(x, y)], names, method="double-backward")
+    assert torch.equal(plain.outlying(), plain.gradient)
