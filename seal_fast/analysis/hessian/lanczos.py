@@ -96,7 +96,7 @@ def lanczos(
         stopped = bool(watch and watch(hvps, values, errors))
         enough = count >= wanted and precise(values, distances, errors, tol, scale)
         if enough and (closed or ended):
-            enough = _nothing_new(theta, s, residuals, closed, top, bottom, tol, scale)
+            enough = _nothing_new(theta, projected[closed:, closed:], rest, closed, top, bottom, tol, scale)
         if enough or exhausted or stopped or hvps >= max_hvps:
             break
         if ended:
@@ -150,21 +150,21 @@ def _kept(count: int, top: int, bottom: int, basis: int) -> list[int]:
 
 
 def _nothing_new(
-    theta: Tensor, s: Tensor, residuals: list[float], closed: int, top: int, bottom: int, tol: float, scale: float
+    theta: Tensor, newest: Tensor, rest: float, closed: int, top: int, bottom: int, tol: float, scale: float
 ) -> bool:
-    """After a closed subspace: whether the newest one has converged to eigenvalues beyond the wanted."""
-    weight = s[closed:].square().sum(0)
-    newest = [i for i in range(len(theta)) if weight[i] > 0.5]
-    if closed == 0 or not newest:
+    """After a closed subspace: whether the newest one has converged to eigenvalues beyond the wanted.
+
+    Its Ritz values are those of its own block of the projected matrix; those of the whole may be equal to others.
+    """
+    if closed == 0 or not len(newest):
         return False
+    own, s = torch.linalg.eigh(newest)
     slack = tol * 1e-3 * scale
-    for size, extreme, limit, sign in (
-        (top, newest[-1], len(theta) - top, 1.0),
-        (bottom, newest[0], bottom - 1, -1.0),
-    ):
+    for size, extreme, limit, sign in ((top, -1, len(theta) - top, 1.0), (bottom, 0, bottom - 1, -1.0)):
         if size == 0:
             continue
-        beyond = sign * float(theta[extreme] - theta[limit]) <= slack
-        if not beyond or residuals[extreme] > tol * max(abs(float(theta[extreme])), 1e-3 * scale):
+        value, residual = float(own[extreme]), rest * abs(float(s[-1, extreme]))
+        beyond = sign * (value - float(theta[limit])) <= slack
+        if not beyond or residual > tol * max(abs(value), 1e-3 * scale):
             return False
     return True

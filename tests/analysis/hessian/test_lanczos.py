@@ -46,6 +46,14 @@ def test_repeated_eigenvalues_come_out_repeated_where_the_space_closes(tol):
     assert found.hvps < 40
 
 
+def test_a_repeated_eigenvalue_is_not_taken_for_an_old_one():
+    """The newest of several closed spaces repeats an eigenvalue of an older one, and is still the newest."""
+    values = [-8.0, -8, -8, -8, -8, 15, 15]
+    for seed in range(100):
+        found = lanczos(with_spectrum(values, seed), 0, 3, tol=1e-12, seed=seed)
+        assert found.bottom.values == pytest.approx([-8, -8, -8], rel=1e-9), seed
+
+
 def test_zero_and_low_rank():
     assert lanczos(Matrix(torch.zeros(6, 6, dtype=torch.float64)), 2, 1).top.values == [0, 0]
     found = lanczos(with_spectrum([3.0, 2] + [0.0] * 28), top=4, bottom=1)
