@@ -56,7 +56,8 @@ class Tangents:
         found: dict[str, Tensor] = {}
         for layer, sums in zip(self.layers, self.sums, strict=True):
             if sums is not None:
-                found |= layer.pull(*(sums or self._zeros(layer)), self.direction)
+                weight, bias = sums or self._zeros(layer)  # an empty list: no batch came
+                found |= layer.pull(weight, bias, self.direction)
         return {name: found[name] for name in self.names}
 
     def _add(self, i: int, *parts: Tensor) -> None:
@@ -69,8 +70,8 @@ class Tangents:
         for total, part in zip(sums, parts, strict=False):
             total += part
 
-    def _zeros(self, layer: Folded) -> tuple[Tensor, Tensor]:
-        return tuple(g.new_zeros(self.count, *g.shape) for g in (layer.gradient_weight, layer.gradient_bias))  # type: ignore[return-value]
+    def _zeros(self, layer: Folded) -> list[Tensor]:
+        return [g.new_zeros(self.count, *g.shape) for g in (layer.gradient_weight, layer.gradient_bias)]
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
