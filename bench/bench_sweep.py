@@ -1,7 +1,7 @@
 """Sweeps beside the same runs one after the other; scheduling, starting, memory of the data set, the report.
 
-By default the scheduling of a few pretended trials and the report. SEAL_FAST_BENCH_LONG=1 schedules a thousand, and
-measures packed trials, memory and the compile cache too, in a few minutes each.
+By default a few pretended trials, memory and the report. SEAL_FAST_BENCH_LONG=1 schedules a thousand, and measures
+packed trials, what the sweep takes from them, and the compile cache too: about ten minutes.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from seal_fast.config import Config, dumps
+from seal_fast.config import Config, dumps, load
 from seal_fast.run_folder import RunFolder
-from seal_fast.sweep.process import Process
+from seal_fast.sweep.process import environment
 
 LONG = bool(os.environ.get("SEAL_FAST_BENCH_LONG"))
 TESTS = Path(__file__).parents[1] / "tests"
 CORES = len(os.sched_getaffinity(0))
+TRIAL_SECONDS = 120  # the length of trial by which what a sweep costs is judged
 long = pytest.mark.skipif(not LONG, reason="takes longer: set SEAL_FAST_BENCH_LONG=1")
 
 
@@ -44,42 +46,106 @@ def space_of(config, folder, trials):
     return path
 
 
+class Watch(threading.Thread):
+    """CPU seconds of a sweep's own processes, trainers apart: (time, their sum) about every second."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.root, self.samples, self.ended = pid, [], threading.Event()
+
+    def run(self):
+        while not self.ended.wait(1):
+            parents, spent = {}, {}
+            for place in Path("/proc").glob("[0-9]*"):
+                try:
+                    fields = (place / "stat").read_text().rpartition(")")[2].split()
+                    parents[int(place.name)] = int(fields[1])
+                    trainer = b"seal_fast.train" in (place / "cmdline").read_bytes()
+                    spent[int(place.name)] = 0 if trainer else int(fields[11]) + int(fields[12])
+                except (OSError, IndexError):
+                    continue
+            family = {self.root}
+            while more := {child for child, parent in parents.items() if parent in family} - family:
+                family |= more
+            ticks = sum(spent.get(process, 0) for process in family)
+            self.samples.append((time.time(), ticks / os.sysconf("SC_CLK_TCK")))
+
+    def share(self, start, end):
+        """Of all cores, between two times."""
+        inside = [sample for sample in self.samples if start <= sample[0] <= end]
+        (first, before), (last, after) = inside[0], inside[-1]
+        return (after - before) / (last - first) / CORES
+
+
+def lived(folder):
+    """When a trial was begun and when its trainer wrote its last words."""
+    return (folder.config.stat().st_mtime, (folder.path / "output.log").stat().st_mtime)
+
+
+def numbers(folder):
+    """A run's metrics without times."""
+    times = {"images_per_s", "seconds", "input_wait_seconds", "compile_seconds"}
+    return [{key: value for key, value in row.items() if key not in times} for row in folder.rows()]
+
+
 @long
 def test_packed_trials(benchmark, tmp_path):
     """As many trials at a time as there are cores, one thread each, beside one after the other with all threads.
 
     On digits scaled to 64: with the validation images of other sets, short trials would be evaluation for the most.
     """
-    trials, images = 8, 1408
+    trials, images, epochs = 8, 1408, 3
     config = Config(
-        data="digits", image_size=64, batch_size=128, limit_train=images, generations=1, epochs=1, ascent_epochs=0,
+        data="digits", image_size=64, batch_size=128, limit_train=images, generations=1, epochs=epochs, ascent_epochs=0,
         warmup_epochs=0, lr=0.01, amp=True, keep="none",
     )  # fmt: skip
     space = space_of(config, tmp_path, trials)
-    trainer = [sys.executable, "-m", "seal_fast.train", "--config", str(tmp_path / "config.toml")]
-    trainer += ["--threads", str(CORES)]
     (tmp_path / "config.toml").write_text(dumps(config))
+    sweep = tmp_path / "sweep"
+    watches = []
+
+    def train(seed, threads):
+        trainer = [sys.executable, "-m", "seal_fast.train", "--config", str(tmp_path / "config.toml")]
+        out = tmp_path / f"{threads}-{seed}"
+        quiet([*trainer, "--threads", str(threads), "--seed", str(seed), "--out", str(out)])
+        return RunFolder(out)
 
     def serial():
         for seed in range(trials):
-            quiet([*trainer, "--seed", str(seed), "--out", str(tmp_path / f"serial-{seed}")])
+            train(seed, CORES)
 
     def packed():
-        flags = ["--out", str(tmp_path / "sweep"), "--concurrent", str(CORES), "--threads", "1"]
-        quiet([sys.executable, "-m", "seal_fast", "sweep", str(space), *flags])
+        flags = ["--out", str(sweep), "--concurrent", str(CORES), "--threads", "1"]
+        command = [sys.executable, "-m", "seal_fast", "sweep", str(space), *flags]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            watches.append(Watch(process.pid))
+            watches[0].start()
+        watches[0].ended.set()
+        assert process.returncode == 0
 
     one = seconds(serial)
     both = benchmark.pedantic(seconds, args=(packed,))
-    rows = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    rows = json.loads((sweep / "results.json").read_text())
     assert [row["state"] for row in rows] == ["finished"] * trials
+    for row in rows[:2]:
+        seed = load(RunFolder(sweep / "trials" / row["trial"]).config, Config()).seed
+        assert numbers(RunFolder(sweep / "trials" / row["trial"])) == numbers(train(seed, 1))
+
     trained = sum(row["seconds"] for row in rows)
-    alone = sum(row["seconds"] for s in range(trials) for row in RunFolder(tmp_path / f"serial-{s}").rows())
+    alone = sum(row["seconds"] for s in range(trials) for row in RunFolder(tmp_path / f"{CORES}-{s}").rows())
+    lives = sorted(lived(RunFolder(sweep / "trials" / row["trial"])) for row in rows)
+    ends = sorted(end for _, end in lives)
+    gaps = [start - end for (start, _), end in zip(lives[CORES:], ends, strict=False)]
+    gap, share = sum(gaps) / len(gaps), watches[0].share(lives[CORES][0], ends[-CORES])
     benchmark.extra_info |= {
-        "trials, training images of each": f"{trials}, {images}",
+        "trials, training images of each": f"{trials}, {epochs} x {images}",
         f"one after the other, {CORES} threads (s)": one,
         f"sweep, {CORES} at a time, 1 thread each, Ray's start included (s)": both,
         "sooner by": one / both,
         "training steps alone, sooner by": alone / (trained / CORES),
+        "from a trial's last word to the next one's start (s)": gap,
+        "share of the cores that the sweep itself takes": f"{share:.2%}",
+        "both, of a trial of 2 minutes": f"{gap / TRIAL_SECONDS + share:.2%}",
     }
 
 
@@ -99,11 +165,13 @@ def test_scheduling(benchmark, tmp_path):
         "trials, of 3 generations each": trials,
         "Ray's import, start and end (s)": whole - fit,
         "scheduling per trial (s)": fit / trials,
-        "share of a trial of 2 minutes": f"{fit / trials / 120:.3%}",
+        "share of a trial of 2 minutes": f"{fit / trials / TRIAL_SECONDS:.3%}",
     }
 
 
-def test_report_of_a_thousand_runs(benchmark, tmp_path):
+@pytest.mark.parametrize("seeds", [3, 1])
+def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
+    """Rows of three seeds each; and rows as a random search makes them, no two runs of the same settings."""
     sys.path[:0] = [str(TESTS), str(TESTS / "report")]
     import browser
     from pretend import pretend_rows
@@ -115,10 +183,10 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path):
         pytest.skip("no Chromium on this machine")
     config = Config(generations=10, epochs=40, ascent_epochs=10, eval_every=1)
     runs = []
-    for i in range(334):
+    for i in range(-(-1000 // seeds)):
         rows = pretend_rows(replace(config, seed=i), 50 + i / 50)
-        settings = {"lr": 0.001 * 1.02**i, "method": ("seal", "llf")[i % 2]}
-        runs += [Run(f"{i}-{s}", "finished", replace(config, seed=s, **settings), rows) for s in range(3)]
+        settings = {"lr": 0.001 * 1.005**i, "method": ("seal", "llf")[i % 2]}
+        runs += [Run(f"{i}-{s}", "finished", replace(config, seed=s, **settings), rows) for s in range(seeds)]
     path = tmp_path / "report.html"
     writing = seconds(lambda: path.write_text(page(content(runs, "large"))))
     with browser.page() as driver:
@@ -126,31 +194,50 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path):
         timing = driver.run("performance.getEntriesByType('navigation')[0].loadEventEnd")
     benchmark.extra_info |= {
         "runs, epochs each": f"{len(runs)}, {config.generations * config.epochs}",
+        "rows of the table": len({run.config.lr for run in runs}),
         "computing the page (s)": writing,
         "opening it in Chromium (s)": timing / 1000,
         "size (MB)": path.stat().st_size / 1e6,
     }
 
 
+# The trainer, but it ends with its first step.
+FIRST_STEP = """
+import os, sys
+from seal_fast import train
+from seal_fast.engine import Engine
+step = Engine.step
+def first(self, *batch):
+    step(self, *batch)
+    self.read_counters()
+    os._exit(3)
+Engine.step = first
+train.main(sys.argv[1:])
+"""
+
+
 @long
-def test_start_with_a_warm_cache(benchmark, tmp_path):
-    """From the start of a trial's process to its end after two steps: the first of its shape, and the second."""
-    config = Config(
-        data="digits", image_size=64, batch_size=128, limit_train=256, generations=1, epochs=1, ascent_epochs=0,
-        warmup_epochs=0, amp=True, compile=True, keep="none",
-    )  # fmt: skip
+@pytest.mark.parametrize("threads", [1, CORES])
+def test_start_with_a_warm_cache(benchmark, tmp_path, threads):
+    """From the start of a trial's process to the end of its first step: the first trial of its shape, and the second.
 
-    def start(name, **changes):
-        process = Process(tmp_path / name, replace(config, **changes), CORES, tmp_path / "shared")
-        assert process.wait(0) is None
-        assert process.join() == 0
-        return process.ends[0]
+    Threads as a sweep divides them: those of the compiler are as many.
+    """
+    flags = "--data digits --image-size 64 --batch-size 128 --amp --compile".split()
+    common = environment(tmp_path / "shared", threads) | {"SEAL_FAST_SHARED_IMAGES": str(tmp_path / "images")}
+    count = iter(range(9))
 
-    plain = seconds(lambda: start("plain", compile=False))  # decodes the images for all of them
-    plain = seconds(lambda: start("plain again", compile=False))
-    cold = seconds(start, "cold")
-    warm = benchmark.pedantic(seconds, args=(start, "warm"))
+    def start(*without):
+        out = ["--out", str(tmp_path / str(next(count))), "--threads", str(threads)]
+        command = [sys.executable, "-c", FIRST_STEP, *(flag for flag in flags if flag not in without), *out]
+        assert subprocess.run(command, env=common, stdout=subprocess.DEVNULL).returncode == 3
+
+    start("--compile")  # decodes the images for all of them
+    plain = seconds(start, "--compile")
+    cold = seconds(start)
+    warm = benchmark.pedantic(seconds, args=(start,))
     benchmark.extra_info |= {
+        "threads": threads,
         "cold (s)": cold,
         "warm (s)": warm,
         "uncompiled (s)": plain,
@@ -158,22 +245,27 @@ def test_start_with_a_warm_cache(benchmark, tmp_path):
     }
 
 
+# Reads every image through the augmentation, then tells the sizes of the map and of what it holds besides.
 OPEN = """
-import re, sys, time
+import re, sys
 import torch
 from seal_fast.data import make_input, open_images
-source = make_input(open_images(sys.argv[1]), "resident", image_size=64, batch_size=128, eval_batch_size=128, threads=1)
-for pixels in source._pixels.values():
-    pixels.amax()
+def held(kind, part):
+    regions = re.split(r"\\n(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read())
+    return sum(int(re.search(kind + r": +(\\d+)", r)[1]) for r in regions if part in r.partition("\\n")[0])
+images = open_images(sys.argv[1])
+before = held("Anonymous", "")
+source = make_input(images, "resident", image_size=64, batch_size=128, eval_batch_size=128, threads=1)
+for batches in (source.train(0, 0), source.evaluation()):
+    for batch in batches:
+        pass
 print("ready", flush=True)
 sys.stdin.readline()
-regions = re.split(r"\\n(?=[0-9a-f]+-[0-9a-f]+ )", open("/proc/self/smaps").read())
-print(sum(int(re.search(r"Pss: +(\\d+)", r)[1]) for r in regions if "pixels.npy" in r.partition("\\n")[0]), flush=True)
+print(held("Pss", "pixels.npy"), held("Anonymous", "") - before, flush=True)
 sys.stdin.readline()
 """
 
 
-@long
 def test_memory_of_the_data_set(benchmark, data, tmp_path):
     """Proportional set sizes of the mapped images, summed over one process and over four."""
 
@@ -187,11 +279,17 @@ def test_memory_of_the_data_set(benchmark, data, tmp_path):
         for run in runs:
             run.stdin.write("\n")
             run.stdin.flush()
-        sizes = [int(run.stdout.readline()) for run in runs]
+        sizes = [[int(size) / 1024 for size in run.stdout.readline().split()] for run in runs]
         for run in runs:
             run.communicate("\n")
-        return sum(sizes) / 1024
+        return [sum(column) for column in zip(*sizes, strict=True)]
 
-    one = held(1)
-    four = benchmark.pedantic(held, args=(4,))
-    benchmark.extra_info |= {"one process (MiB)": one, "four processes (MiB)": four, "growth": f"{four / one - 1:.2%}"}
+    held(1)  # decodes
+    one, beside = held(1)
+    four, _ = benchmark.pedantic(held, args=(4,))
+    benchmark.extra_info |= {
+        "one process (MiB)": one,
+        "four processes (MiB)": four,
+        "growth": f"{four / one - 1:.2%}",
+        "private memory of a process for feeding them (MiB)": beside,
+    }

@@ -47,7 +47,10 @@ class Runtime:
 
     def compiled(self, function: Callable) -> Callable:
         """`function` compiled as one whole graph per mode (train, eval), or itself without --compile."""
-        return torch.compile(function, fullgraph=True, dynamic=False) if self.compile else function
+        if not self.compile:
+            return function
+        keep_traced_graphs()
+        return torch.compile(function, fullgraph=True, dynamic=False)
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read afterwards is true."""
@@ -116,6 +119,18 @@ def keep_freed_memory() -> None:
     if block := libc.malloc(size):
         offer_huge_pages(block, size)
         libc.free(block)
+
+
+def keep_traced_graphs() -> None:
+    """Let a process that compiles what another has compiled find forward and backward traced, too.
+
+    torch keeps these beside its compiled code, but not of a function that enters autocast: that is not on its list of
+    calls which their arguments alone describe. It is one: device and type are constants in the graph, hence in its key.
+    """
+    import torch._inductor.config as inductor
+
+    calls = ("_enter_autocast", "_exit_autocast")
+    inductor.unsafe_marked_cacheable_functions |= {f"torch.amp.autocast_mode.{call}": "" for call in calls}
 
 
 def graphs(runtime: Runtime) -> int:

@@ -85,3 +85,25 @@ def test_without_compile_nothing_of_dynamo_is_asked():
     assert runtime.graphs(machine) == 0 and runtime.compile_seconds(machine) == 0.0
     function = len
     assert machine.compiled(function) is function
+
+
+def test_what_is_traced_under_autocast_is_kept_for_other_processes():
+    """And found again under the same type only."""
+    from torch._dynamo.utils import counters
+    from torch._inductor.utils import fresh_cache
+
+    x = torch.linspace(-2, 2, 64).reshape(8, 8)
+    with fresh_cache():
+        for amp_dtype, found in (("bfloat16", 0), ("bfloat16", 1), ("float16", 0)):
+            torch._dynamo.reset()  # all that another process would not know
+            counters.clear()
+            machine = runtime.start(Config(amp=True, amp_dtype=amp_dtype, compile=True))
+
+            def product(x, machine=machine):
+                with machine.autocast():
+                    return x @ x
+
+            result = machine.compiled(product)(x.clone().requires_grad_())
+            assert counters["aot_autograd"]["autograd_cache_hit"] == found
+            assert result.dtype == machine.compute and torch.equal(result, product(x))
+            result.sum().backward()  # both directions are kept together, once there are both
