@@ -6,6 +6,7 @@ packed trials, what the sweep takes from them, and the compile cache too: about 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -47,39 +48,57 @@ def space_of(config, folder, trials):
 
 
 class Watch(threading.Thread):
-    """CPU seconds of a sweep's own processes, trainers apart: (time, their sum) about every second."""
+    """Looks at a sweep's processes: what its own ones compute, trainers apart, and when which trainer has ended.
+
+    samples: (time, CPU seconds so far), every second. ends: times at which a trainer was gone.
+    """
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.root, self.samples, self.ended = pid, [], threading.Event()
+        self.root, self.samples, self.ends, self.ended = pid, [], [], threading.Event()
 
     def run(self):
-        while not self.ended.wait(1):
-            parents, spent = {}, {}
-            for place in Path("/proc").glob("[0-9]*"):
-                try:
-                    fields = (place / "stat").read_text().rpartition(")")[2].split()
-                    parents[int(place.name)] = int(fields[1])
-                    trainer = b"seal_fast.train" in (place / "cmdline").read_bytes()
-                    spent[int(place.name)] = 0 if trainer else int(fields[11]) + int(fields[12])
-                except (OSError, IndexError):
-                    continue
-            family = {self.root}
-            while more := {child for child, parent in parents.items() if parent in family} - family:
-                family |= more
-            ticks = sum(spent.get(process, 0) for process in family)
-            self.samples.append((time.time(), ticks / os.sysconf("SC_CLK_TCK")))
+        trainers = set()
+        for beat in itertools.count():
+            if self.ended.wait(0.05):
+                return
+            gone = {pid for pid in trainers if self._ended(pid)}
+            self.ends += [time.time()] * len(gone)
+            trainers -= gone
+            if beat % 20 == 0:
+                spent, found = self._look()
+                trainers |= found
+                self.samples.append((time.time(), spent))
+
+    @staticmethod
+    def _ended(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    def _look(self):
+        parents, spent, trainers = {}, {}, set()
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (place / "stat").read_text().rpartition(")")[2].split()
+                pid = int(place.name)
+                parents[pid], spent[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+                if b"seal_fast.train" in (place / "cmdline").read_bytes():
+                    trainers.add(pid)
+            except (OSError, IndexError):
+                continue
+        family = {self.root}
+        while more := {child for child, parent in parents.items() if parent in family} - family:
+            family |= more
+        ticks = sum(spent.get(pid, 0) for pid in family - trainers)
+        return ticks / os.sysconf("SC_CLK_TCK"), family & trainers
 
     def share(self, start, end):
         """Of all cores, between two times."""
         inside = [sample for sample in self.samples if start <= sample[0] <= end]
         (first, before), (last, after) = inside[0], inside[-1]
         return (after - before) / (last - first) / CORES
-
-
-def lived(folder):
-    """When a trial was begun and when its trainer wrote its last words."""
-    return (folder.config.stat().st_mtime, (folder.path / "output.log").stat().st_mtime)
 
 
 def numbers(folder):
@@ -133,17 +152,16 @@ def test_packed_trials(benchmark, tmp_path):
 
     trained = sum(row["seconds"] for row in rows)
     alone = sum(row["seconds"] for s in range(trials) for row in RunFolder(tmp_path / f"{CORES}-{s}").rows())
-    lives = sorted(lived(RunFolder(sweep / "trials" / row["trial"])) for row in rows)
-    ends = sorted(end for _, end in lives)
-    gaps = [start - end for (start, _), end in zip(lives[CORES:], ends, strict=False)]
-    gap, share = sum(gaps) / len(gaps), watches[0].share(lives[CORES][0], ends[-CORES])
+    starts = sorted((sweep / "trials" / row["trial"] / ".lock").stat().st_mtime for row in rows)
+    gaps = [start - end for start, end in zip(starts[CORES:], watches[0].ends, strict=False)]
+    gap, share = sum(gaps) / len(gaps), watches[0].share(starts[0], watches[0].ends[-CORES])
     benchmark.extra_info |= {
         "trials, training images of each": f"{trials}, {epochs} x {images}",
         f"one after the other, {CORES} threads (s)": one,
         f"sweep, {CORES} at a time, 1 thread each, Ray's start included (s)": both,
         "sooner by": one / both,
         "training steps alone, sooner by": alone / (trained / CORES),
-        "from a trial's last word to the next one's start (s)": gap,
+        "from a trainer's end to the next one's start (s)": gap,
         "share of the cores that the sweep itself takes": f"{share:.2%}",
         "both, of a trial of 2 minutes": f"{gap / TRIAL_SECONDS + share:.2%}",
     }
