@@ -62,20 +62,13 @@ class Watch(threading.Thread):
         for beat in itertools.count():
             if self.ended.wait(0.05):
                 return
-            gone = {pid for pid in trainers if self._ended(pid)}
+            gone = {pid for pid in trainers if not os.path.exists(f"/proc/{pid}")}
             self.ends += [time.time()] * len(gone)
             trainers -= gone
             if beat % 20 == 0:
                 spent, found = self._look()
                 trainers |= found
                 self.samples.append((time.time(), spent))
-
-    @staticmethod
-    def _ended(pid):
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            return True
 
     def _look(self):
         parents, spent, trainers = {}, {}, set()
