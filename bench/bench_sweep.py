@@ -26,6 +26,7 @@ from seal_fast.sweep.process import environment
 LONG = bool(os.environ.get("SEAL_FAST_BENCH_LONG"))
 TESTS = Path(__file__).parents[1] / "tests"
 CORES = len(os.sched_getaffinity(0))
+TICKS = os.sysconf("SC_CLK_TCK")
 TRIAL_SECONDS = 120  # the length of trial by which what a sweep costs is judged
 long = pytest.mark.skipif(not LONG, reason="takes longer: set SEAL_FAST_BENCH_LONG=1")
 
@@ -48,35 +49,33 @@ def space_of(config, folder, trials):
 
 
 class Watch(threading.Thread):
-    """Looks at a sweep's processes: what its own ones compute, trainers apart, and when which trainer has ended.
+    """Looks at a sweep's processes: what its own ones compute, trainers apart, and when which trainer runs.
 
-    samples: (time, CPU seconds so far), every second. ends: times at which a trainer was gone.
+    samples: (time, CPU seconds so far), every second. starts, ends: of trainers, in seconds since the machine's start.
     """
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.root, self.samples, self.ends, self.ended = pid, [], [], threading.Event()
+        self.root, self.samples, self.ended = pid, [], threading.Event()
+        self.starts, self.ends = {}, {}
 
     def run(self):
-        trainers = set()
         for beat in itertools.count():
             if self.ended.wait(0.05):
                 return
-            gone = {pid for pid in trainers if not os.path.exists(f"/proc/{pid}")}
-            self.ends += [time.time()] * len(gone)
-            trainers -= gone
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self.ends |= {p: now for p in self.starts if p not in self.ends and not os.path.exists(f"/proc/{p}")}
             if beat % 20 == 0:
-                spent, found = self._look()
-                trainers |= found
-                self.samples.append((time.time(), spent))
+                self.samples.append((now, self._look()))
 
     def _look(self):
-        parents, spent, trainers = {}, {}, set()
+        parents, spent, begun, trainers = {}, {}, {}, set()
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 fields = (place / "stat").read_text().rpartition(")")[2].split()
                 pid = int(place.name)
-                parents[pid], spent[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+                parents[pid], spent[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
+                begun[pid] = int(fields[19]) / TICKS
                 if b"seal_fast.train" in (place / "cmdline").read_bytes():
                     trainers.add(pid)
             except (OSError, IndexError):
@@ -84,8 +83,8 @@ class Watch(threading.Thread):
         family = {self.root}
         while more := {child for child, parent in parents.items() if parent in family} - family:
             family |= more
-        ticks = sum(spent.get(pid, 0) for pid in family - trainers)
-        return ticks / os.sysconf("SC_CLK_TCK"), family & trainers
+        self.starts |= {pid: begun[pid] for pid in family & trainers if parents[pid] not in trainers}
+        return sum(spent[pid] for pid in family - trainers if pid in spent)
 
     def share(self, start, end):
         """Of all cores, between two times."""
@@ -145,9 +144,10 @@ def test_packed_trials(benchmark, tmp_path):
 
     trained = sum(row["seconds"] for row in rows)
     alone = sum(row["seconds"] for s in range(trials) for row in RunFolder(tmp_path / f"{CORES}-{s}").rows())
-    starts = sorted((sweep / "trials" / row["trial"] / ".lock").stat().st_mtime for row in rows)
-    gaps = [start - end for start, end in zip(starts[CORES:], watches[0].ends, strict=False)]
-    gap, share = sum(gaps) / len(gaps), watches[0].share(starts[0], watches[0].ends[-CORES])
+    starts, ends = sorted(watches[0].starts.values()), sorted(watches[0].ends.values())
+    assert len(starts) == trials
+    gaps = [start - end for start, end in zip(starts[CORES:], ends, strict=False)]
+    gap, share = sum(gaps) / len(gaps), watches[0].share(starts[0], ends[-CORES])
     benchmark.extra_info |= {
         "trials, training images of each": f"{trials}, {epochs} x {images}",
         f"one after the other, {CORES} threads (s)": one,

@@ -15,7 +15,8 @@ from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.scheduling import tune
 from seal_fast.sweep.scheduling.worker import Attempts
 
-GENERATIONS, UNLUCKY, DIES, POOR = 3, 3, 11, 20
+GENERATIONS, UNLUCKY, DIES, COUNT = 3, 3, 11, 1000
+POOR = COUNT * 2 // 3  # and all after it
 
 
 def top1(number):
