@@ -136,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[argv[0]](argv[1:])
     except (UsageError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        from seal_fast import last_words
+
+        last_words.tell(error)
         return error.exit_code
 
 

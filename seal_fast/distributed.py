@@ -187,8 +187,8 @@ def joined(cuda: bool, timeout: float) -> Iterator[World]:
         if not _of_communication(error):
             raise
         raise LostContact(
-            f"another process ended, or did not answer within --dist-timeout {timeout:g} s; the last checkpoint is "
-            "intact: start the same command again, or let torchrun --max-restarts do it"
+            f"another process ended, or did not answer within --dist-timeout {timeout:g} s; the last checkpoint of a "
+            "training run is intact: start the same command again, or let torchrun --max-restarts do it"
         ) from None
 
 

@@ -41,7 +41,8 @@ def test_the_others_stop_within_the_timeout(number, image_folder, tmp_path):
     codes, lines = running.wait()
     assert codes == [1, -signal.SIGKILL, 1]
     assert len(lines) == 1 and lines[0].startswith(
-        "error: another process ended, or did not answer within --dist-timeout 4 s; the last checkpoint is intact"
+        "error: another process ended, or did not answer within --dist-timeout 4 s; the last checkpoint of a "
+        "training run is intact"
     )
     checkpoint.load(RunFolder(tmp_path / "run").checkpoint)
 

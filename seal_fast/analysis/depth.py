@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.images import batches
-from seal_fast.analysis.knn import Search, vote
+from seal_fast.analysis.knn import Search, merged, vote
 from seal_fast.analysis.probes import probe_points, probe_sizes
+from seal_fast.analysis.processes import rows_of
 from seal_fast.analysis.stats import Interval, bootstrap
 from seal_fast.data import ImageSet, Split
+from seal_fast.distributed import ALONE, World
 from seal_fast.errors import RunError, UsageError
 from seal_fast.models import ResNet
 
@@ -115,12 +117,14 @@ def probe_votes(
     k: int = 30,
     own_rows: Mapping[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    world: World = ALONE,
 ) -> dict[str, Votes]:
     """The majority vote of k nearest neighbours in the bank, at every probe, for each split of queries.
 
     One forward pass over an image feeds all probes. The bank streams by in batches; of the queries at most
     `QUERY_BYTES` of vectors are held, and as much again to filter by. More queries than that are taken in groups, and
-    the bank passes once for each group.
+    the bank passes once for each group. Several processes share the bank: each finds the nearest of its part to all
+    queries, and the nearest of those vote.
 
     Args:
         prober: the network and how it is shown images.
@@ -128,7 +132,8 @@ def probe_votes(
         queries: the splits asked about, by name.
         k: neighbours.
         own_rows: for a split, each query's own row in the bank, which then has no vote.
-        progress: called with how many images of the bank have passed, and how many will in all.
+        progress: called with how many images of the bank have passed here, and how many will in all.
+        world: the processes; all of them must ask the same.
 
     Raises:
         UsageError: the bank has not enough images for k neighbours.
@@ -141,26 +146,22 @@ def probe_votes(
         )
     most = max(1, QUERY_BYTES // (4 * sum(prober.sizes().values())))
     groups = _groups(queries, most)
+    part = _Part(bank, rows_of(len(bank), prober.batch_size, world.rank, world.size), world)
     found: dict[str, list[Votes]] = {name: [] for name in queries}
     for turn, group in enumerate(groups):
         labels, vectors = prober.vectors([queries[name].take(rows) for name, rows in group])
         predictions = vectors["softmax"].argmax(1)
         own = [own_rows[name][rows] if name in own_rows else np.full(len(rows), -1) for name, rows in group]
-        exclude = torch.from_numpy(np.concatenate(own)).to(prober.device) if own_rows else None
+        exclude = torch.from_numpy(part.places(np.concatenate(own))).to(prober.device) if own_rows else None
         searches = {}
         for name in list(vectors):
             try:
                 searches[name] = Search(vectors.pop(name), k, exclude)
             except RunError as error:
                 raise RunError(f"the activations at {name}: {error}") from None
-        voters = []
-        for part, points in prober.batches(bank):
-            for name, x in points:
-                searches[name].add(x)
-            voters.append(part)
-            progress(turn * len(bank) + sum(map(len, voters)), len(groups) * len(bank))
-        of_bank = torch.cat(voters)
-        votes = torch.stack([vote(of_bank[s.result()[0]], len(prober.images.classes)) for s in searches.values()])
+        before, passes = turn * len(part.rows), len(groups) * len(part.rows)
+        nearest = world.agreed(lambda: part.search(prober, searches, lambda done: progress(before + done, passes)))  # noqa: B023
+        votes = torch.stack([vote(part.labels(*found), len(prober.images.classes)) for found in nearest])
         cuts = [len(rows) for _, rows in group]
         columns = (votes.cpu().split(cuts, 1), predictions.cpu().split(cuts), labels.cpu().split(cuts))
         for (name, _), *parts in zip(group, *columns, strict=True):
@@ -174,6 +175,39 @@ def probe_votes(
         )
         for name, parts in found.items()
     }
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of the bank that this process searches."""
+
+    bank: Split
+    rows: Sequence[int]
+    world: World
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where rows of the bank are in this part, -1 for those that are not."""
+        place = np.full(len(self.bank) + 1, -1)  # the last for a row -1
+        place[self.rows] = np.arange(len(self.rows))
+        return place[rows]
+
+    def search(
+        self, prober: Prober, searches: Mapping[str, Search], progress: Callable[[int], None]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The nearest of this part, places in it int64 [Q, k] and distances, at every probe."""
+        shown = 0
+        for labels, points in prober.batches(self.bank.take(self.rows)) if self.rows else ():
+            for name, x in points:
+                searches[name].add(x)
+            shown += len(labels)
+            progress(shown)
+        return [search.result(complete=False) for search in searches.values()]
+
+    def labels(self, places: Tensor, distances: Tensor) -> Tensor:
+        """Labels of the nearest of the whole bank, int64 [Q, k], of which this part's are given."""
+        rows = torch.tensor([*self.rows, -1], device=places.device)[places]
+        rows, _ = merged([*zip(self.world.parts(rows), self.world.parts(distances), strict=True)])
+        return torch.from_numpy(self.bank.labels).to(rows.device)[rows]
 
 
 def _groups(queries: Mapping[str, Split], most: int) -> list[list[tuple[str, range]]]:

@@ -20,11 +20,13 @@ from seal_fast.analysis.flags import subjects as named_subjects
 from seal_fast.analysis.groups import by_seed
 from seal_fast.analysis.images import choose, own_images, readable
 from seal_fast.analysis.probes import parse_pooling
+from seal_fast.analysis.processes import check_alike, joined
 from seal_fast.analysis.results import identity, left_out, write_results
 from seal_fast.analysis.stats import Interval, student
 from seal_fast.analysis.subject import Subject
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
+from seal_fast.distributed import World
 from seal_fast.errors import UsageError
 from seal_fast.files import to_json
 from seal_fast.table import table
@@ -40,18 +42,19 @@ def main(argv: Sequence[str]) -> int:
     flags = _parse(argv)
     pooling = parse_pooling(flags.pool)
     check(flags, {"k": 1, "bank": 1, "queries": 1})
-    subjects = named_subjects(flags)
-    for subject in subjects:
-        if not subject.num_classes:
-            raise UsageError(f"{subject.weights} has no fc, so no prediction whose depth could be told")
-    machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
-    group_of = {place: group for group, places in by_seed(subjects).items() for place in places}
     results = []
-    for number, subject in enumerate(subjects, 1):
-        say = f"{subject.name} ({number} of {len(subjects)})"
-        images = own_images(subject, flags.data, flags.on_bad_image)
-        measured = _measure(subject, images, machine, flags, pooling, say)
-        results.append(measured | {"group": group_of[number - 1]})
+    config = Config(device=flags.device, amp=flags.amp, threads=flags.threads, dist_timeout=flags.dist_timeout)
+    with joined(flags, config) as (world, machine):
+        subjects = world.agreed(lambda: _subjects(flags))
+        group_of = {place: group for group, places in by_seed(subjects).items() for place in places}
+        for number, subject in enumerate(subjects, 1):
+            say = f"{subject.name} ({number} of {len(subjects)})" if world.writes and sys.stderr.isatty() else None
+            images = world.agreed(lambda: own_images(subject, flags.data, flags.on_bad_image))  # noqa: B023
+            check_alike(world, subject, images)
+            measured = _measure(subject, images, machine, flags, pooling, say, world)
+            results.append(measured | {"group": group_of[number - 1]})
+    if not world.writes:
+        return 0
     if flags.out:
         write_results(flags.out, "depth", results)
         depth_pictures.draw(results, flags.out)
@@ -62,6 +65,14 @@ def main(argv: Sequence[str]) -> int:
         if flags.out:
             print(f"\nwritten to {flags.out}")
     return 0
+
+
+def _subjects(flags: argparse.Namespace) -> list[Subject]:
+    subjects = named_subjects(flags)
+    for subject in subjects:
+        if not subject.num_classes:
+            raise UsageError(f"{subject.weights} has no fc, so no prediction whose depth could be told")
+    return subjects
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,7 +104,8 @@ def _measure(
     machine: runtime.Runtime,
     flags: argparse.Namespace,
     pooling: int | None,
-    say: str,
+    say: str | None,
+    world: World,
 ) -> dict[str, Any]:
     began = time.perf_counter()
     fingerprint = images.fingerprint  # of the whole, for runs on different parts of it may be compared
@@ -115,12 +127,11 @@ def _measure(
     )
 
     def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
+        if say:
             print(f"\r{say}: {done:,} of {total:,} images of the bank", end="\n" * (done == total), file=sys.stderr)
 
-    votes = probe_votes(
-        prober, bank, queries, flags.k, {"train": rows} if flags.leave_one_out else None, progress=progress
-    )
+    own = {"train": rows} if flags.leave_one_out else None
+    votes = probe_votes(prober, bank, queries, flags.k, own, progress, world)
     return identity(subject) | {
         "k": flags.k,
         "pooling": flags.pool,
@@ -133,6 +144,7 @@ def _measure(
         "compute": str(machine.compute).removeprefix("torch."),
         "probes": list(prober.sizes()),
         "splits": {name: summarise(found, flags.reference) for name, found in votes.items()},
+        "processes": world.size,
         "seconds": time.perf_counter() - began,
     }
 

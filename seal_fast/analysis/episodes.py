@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,15 +22,22 @@ class Episodes:
         query: rows of the pool to be asked, int64 [episodes, ways * queries], class after class.
         ways: classes of an episode.
         seed: what everything random in them follows from.
+        first: number of the first of them, where they are a part of a draw.
     """
 
     support: np.ndarray
     query: np.ndarray
     ways: int
     seed: int
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.support)
+
+    def part(self, start: int, stop: int) -> Episodes:
+        """Episodes `start` to `stop` of these, each as it is among all."""
+        support, query = self.support[start:stop], self.query[start:stop]
+        return replace(self, support=support, query=query, first=self.first + start)
 
     @property
     def support_labels(self) -> np.ndarray:
@@ -45,7 +52,10 @@ class Episodes:
     def orders(self, first: int, last: int, epochs: int) -> np.ndarray:
         """In which order episodes `first` to `last` show their support: int64 [last - first, epochs, ways * shots]."""
         size = self.support.shape[1]
-        draws = [_stream(self.seed, _ORDER, size, episode).random((epochs, size)) for episode in range(first, last)]
+        draws = [
+            _stream(self.seed, _ORDER, size, self.first + episode).random((epochs, size))
+            for episode in range(first, last)
+        ]
         return np.argsort(np.stack(draws), axis=2, kind="stable")
 
     def heads(self, first: int, last: int, dimension: int) -> np.ndarray:
@@ -54,7 +64,9 @@ class Episodes:
         Uniform within 1 / sqrt(dimension), weights and bias alike.
         """
         shape = (self.ways, dimension + 1)
-        draws = [_stream(self.seed, _HEAD, dimension, episode).random(shape) for episode in range(first, last)]
+        draws = [
+            _stream(self.seed, _HEAD, dimension, self.first + episode).random(shape) for episode in range(first, last)
+        ]
         return (2 * np.stack(draws) - 1) / np.sqrt(dimension)
 
 

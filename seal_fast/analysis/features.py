@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.images import batches
+from seal_fast.analysis.processes import gathered, rows_of
 from seal_fast.analysis.results import identity
 from seal_fast.analysis.subject import Subject
 from seal_fast.checkpoint import save_tensors
 from seal_fast.data import ImageSet, Split
+from seal_fast.distributed import ALONE, World
 from seal_fast.errors import RunError
 from seal_fast.runtime import Runtime
 
@@ -62,12 +64,19 @@ class Extractor:
         cache: folder of the cache; None keeps nothing.
         image_size: pixels a side of the input; None takes what each network was trained on.
         batch_size: images a forward pass; changes speed and memory only.
+        world: processes that share the images; all of them must ask the same. The first one's cache counts.
     """
 
     def __init__(
-        self, machine: Runtime, cache: Path | None, image_size: int | None = None, batch_size: int = 256
+        self,
+        machine: Runtime,
+        cache: Path | None,
+        image_size: int | None = None,
+        batch_size: int = 256,
+        world: World = ALONE,
     ) -> None:
         self.machine, self.cache, self.image_size, self.batch_size = machine, cache, image_size, batch_size
+        self.world = world
         self.extracted = self.found = 0
         self._contents: dict[tuple[str, str], str] = {}
         self._network: tuple[Subject, torch.nn.Module] | None = None
@@ -82,12 +91,16 @@ class Extractor:
         split = getattr(images, part)
         device = self.machine.device
         labels = torch.from_numpy(split.labels).to(device)
-        key = self._key(subject, images, part)
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        path = self.cache / "features" / name[:2] / f"{name}.safetensors" if self.cache else None
-        values = path and _read(path, name, len(split))
-        if values is not None:
+        path, name, key, values = None, "", {}, None
+        if self.cache and self.world.writes:
+            key = self._key(subject, images, part)
+            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+            path = self.cache / "features" / name[:2] / f"{name}.safetensors"
+            values = _read(path, name, len(split))
+        if (width := self.world.firsts(None if values is None else values.shape[1])) is not None:
             self.found += 1
+            values = torch.empty(len(split), width) if values is None else values
+            self.world.from_first(values)
             return Features(values.to(device), labels)
         values = self._extract(subject, images, split)
         self.extracted += 1
@@ -113,21 +126,27 @@ class Extractor:
         machine = self.machine
         if self._network is None or self._network[0] != subject:
             self._network = subject, subject.network(machine.device, machine.dtype)
-        network = self._network[1]
-        shown = batches(
-            images,
-            split,
-            image_size=self.image_size or subject.image_size,
-            batch_size=self.batch_size,
-            device=machine.device,
-            dtype=machine.compute,
-            threads=torch.get_num_threads(),
-        )
-        parts = []
-        for pixels, _ in shown:
-            with machine.autocast():
-                parts.append(network.embed(pixels).float())  # pyright: ignore[reportCallIssue]
-        values = torch.cat(parts)
+        network: Any = self._network[1]
+        mine = split.take(rows_of(len(split), self.batch_size, self.world.rank, self.world.size))
+
+        def embedded() -> Tensor:
+            shown = batches(
+                images,
+                mine,
+                image_size=self.image_size or subject.image_size,
+                batch_size=self.batch_size,
+                device=machine.device,
+                dtype=machine.compute,
+                threads=torch.get_num_threads(),
+            )
+            parts = [torch.empty(0, network.fc.in_features, device=machine.device)]
+            for pixels, _ in shown if len(mine) else ():
+                with machine.autocast():
+                    parts.append(network.embed(pixels).float())
+            return torch.cat(parts)
+
+        own = self.world.agreed(embedded)
+        values = gathered(own, len(split), self.batch_size, self.world).to(machine.device)
         if not torch.isfinite(values).all():
             raise RunError(f"{subject.weights} gives NaN or infinite features for {images.name}: its training diverged")
         return values

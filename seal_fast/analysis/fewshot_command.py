@@ -6,27 +6,30 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from seal_fast import runtime
 from seal_fast.analysis import episodes, few_shot, target_pictures
+from seal_fast.analysis.episodes import Episodes
 from seal_fast.analysis.features import Extractor
 from seal_fast.analysis.groups import by_seed
+from seal_fast.analysis.processes import check_alike, joined
 from seal_fast.analysis.results import identity, write_results
 from seal_fast.analysis.stats import Interval, paired, student
 from seal_fast.analysis.subject import Subject
 from seal_fast.analysis.targets import add_flags, cache_of, closing, open_targets, subjects_of
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
+from seal_fast.distributed import World
 from seal_fast.files import to_json
 from seal_fast.table import table
 
-HEADS = {"linear": few_shot.linear, "centroid": few_shot.centroid}
+Head = Callable[[torch.Tensor, Episodes], torch.Tensor]
+HEADS: dict[str, Head] = {"linear": few_shot.linear, "centroid": few_shot.centroid}
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,30 @@ def main(argv: Sequence[str]) -> int:
         RunError: an image cannot be decoded, features are not finite, or a file cannot be written.
     """
     flags = _parse(argv)
-    subjects = subjects_of(flags)
-    machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
-    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size, flags.on_bad_image)
+    config = Config(device=flags.device, amp=flags.amp, threads=flags.threads, dist_timeout=flags.dist_timeout)
+    with joined(flags, config) as (world, machine):
+        subjects = world.agreed(lambda: subjects_of(flags))
+        size = flags.image_size or subjects[0].image_size
+        targets = world.agreed(lambda: open_targets(flags.data, size, flags.on_bad_image))
+        extract = Extractor(machine, cache_of(flags), flags.image_size, flags.batch_size, world)
+        outcomes, results = _measure_all(subjects, targets, extract, flags)
+    if not world.writes:
+        return 0
+    if flags.out:
+        write_results(flags.out, "fewshot", results)
+        target_pictures.draw_fewshot(results, flags.out)
+    if flags.json:
+        print(json.dumps(to_json(results), indent=2))
+    else:
+        print(text(outcomes, flags.ways, flags.queries))
+        print(closing(extract, targets, flags.out))
+    return 0
+
+
+def _measure_all(
+    subjects: Sequence[Subject], targets: Mapping[str, ImageSet], extract: Extractor, flags: argparse.Namespace
+) -> tuple[list[Outcome], list[dict[str, Any]]]:
+    world = extract.world
     drawn = {
         (name, shots): episodes.draw(
             _labels(images),
@@ -62,16 +86,17 @@ def main(argv: Sequence[str]) -> int:
         for name, images in targets.items()
         for shots in dict.fromkeys(flags.shots)
     }
-    extract = Extractor(machine, cache_of(flags), flags.image_size, flags.batch_size)
     group_of = {place: name for name, places in by_seed(subjects).items() for place in places}
     outcomes, seconds = [], []
     for place, subject in enumerate(subjects):
         began = time.perf_counter()
-        if sys.stderr.isatty():
+        if world.writes and sys.stderr.isatty():
             print(f"{subject.name} ({place + 1} of {len(subjects)})", file=sys.stderr)
+        for images in targets.values():
+            check_alike(world, subject, images)
         pools = {name: _pool(extract, subject, images) for name, images in targets.items()}
         percent = {
-            (name, shots, head): 100 * accuracy(pools[name], shown).cpu().numpy()
+            (name, shots, head): 100 * _shared(accuracy, pools[name], shown, world).cpu().numpy()
             for (name, shots), shown in drawn.items()
             for head, accuracy in HEADS.items()
         }
@@ -79,23 +104,23 @@ def main(argv: Sequence[str]) -> int:
         seconds.append(time.perf_counter() - began)
     common = {
         "protocol": {key: getattr(flags, key) for key in ("ways", "queries", "episodes", "seed")},
-        "compute": str(machine.compute).removeprefix("torch."),
+        "compute": str(extract.machine.compute).removeprefix("torch."),
         "image_size": flags.image_size or subjects[0].image_size,
         "skipped_images": {name: list(images.skipped) for name, images in targets.items()},
+        "processes": world.size,
     }
     results = [
         _result(outcome, outcomes) | common | {"seconds": spent}
         for outcome, spent in zip(outcomes, seconds, strict=True)
     ]
-    if flags.out:
-        write_results(flags.out, "fewshot", results)
-        target_pictures.draw_fewshot(results, flags.out)
-    if flags.json:
-        print(json.dumps(to_json(results), indent=2))
-    else:
-        print(text(outcomes, flags.ways, flags.queries))
-        print(closing(extract, targets, flags.out))
-    return 0
+    return outcomes, results
+
+
+def _shared(accuracy: Head, pool: torch.Tensor, shown: Episodes, world: World) -> torch.Tensor:
+    """The accuracy on every episode, of which each process asks its part."""
+    start, stop = (len(shown) * rank // world.size for rank in (world.rank, world.rank + 1))
+    own = accuracy(pool, shown.part(start, stop)) if stop > start else pool.new_empty(0, dtype=torch.float64)
+    return torch.cat(world.parts(own))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

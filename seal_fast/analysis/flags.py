@@ -40,6 +40,12 @@ def add_flags(parser: argparse.ArgumentParser, *, batch_size: int, picture: str 
     add("--batch-size", type=int, default=batch_size, help=f"images a forward pass; default: {batch_size}")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, help="CPU threads")
+    add(
+        "--dist-timeout",
+        type=float,
+        default=300.0,
+        help="under torchrun, seconds to wait for another process before giving up; default: 300",
+    )
     add("--out", type=Path, metavar="DIR", help=f"write {command}.json and {picture} there")
     add("--json", action="store_true", help="print JSON instead of the table")
 

@@ -8,6 +8,7 @@ left for float64. `seal_fast.kernels.nearest` does the bookkeeping.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -114,20 +115,39 @@ class Search:
             slack=_SLACK,
         )
 
-    def result(self) -> tuple[Tensor, Tensor]:
+    def result(self, complete: bool = True) -> tuple[Tensor, Tensor]:
         """Rows of the bank int64 [Q, k] and their squared distances float64 [Q, k], nearest first.
+
+        Args:
+            complete: whether all k must be there; else the places that are left hold row -1, infinitely far away.
 
         Raises:
             UsageError: the bank has fewer rows than neighbours are asked for.
             RunError: rows are not finite.
         """
         self._search()
-        if len(self._rows) and (self._rows[:, -1] < 0).any():
+        if complete and len(self._rows) and (self._rows[:, -1] < 0).any():
             besides = " besides the query itself" if self._exclude is not None else ""
             raise UsageError(
                 f"k {self.k}: the bank holds only {self.shown} examples; ask for fewer neighbours{besides}"
             )
         return self._rows, self._distances
+
+
+def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The nearest rows of a bank, out of those of its parts.
+
+    Args:
+        parts: of each, rows of the whole bank int64 [Q, k] and distances [Q, k]; what `result` may leave open too.
+
+    Returns:
+        Rows [Q, k] and distances [Q, k], ordered by (distance, row).
+    """
+    rows, distances = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
+    by_row = rows.argsort(dim=1)
+    by_distance = distances.gather(1, by_row).argsort(dim=1, stable=True)
+    nearest_first = by_row.gather(1, by_distance)[:, : parts[0][0].shape[1]]
+    return rows.gather(1, nearest_first), distances.gather(1, nearest_first)
 
 
 # Rounding of the shift (2^-24 of an entry), of norms and of what is computed with the bounds, several times over.

@@ -8,6 +8,7 @@ section 3 and appendix A.4: L-BFGS, L2 by validation, then the whole training sp
 from __future__ import annotations
 
 import contextlib
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from seal_fast.analysis.stats import student
 from seal_fast.analysis.subject import Subject
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
+from seal_fast.distributed import ALONE, World
 from seal_fast.errors import UsageError
 
 L2 = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
@@ -122,7 +124,9 @@ class FineTuning:
     on_bad_image: str = "error"
 
 
-def fine_tune(subject: Subject, images: ImageSet, settings: FineTuning, out: Path | None = None) -> dict[str, Any]:
+def fine_tune(
+    subject: Subject, images: ImageSet, settings: FineTuning, out: Path | None = None, world: World = ALONE
+) -> dict[str, Any]:
     """Trains the subject's network with a fresh classifier on a target, by the engine itself.
 
     Args:
@@ -130,14 +134,22 @@ def fine_tune(subject: Subject, images: ImageSet, settings: FineTuning, out: Pat
         images: the target.
         settings: of the training.
         out: keeps the run folder there, and continues one found there; else it is temporary.
+        world: processes that share the training.
 
     Raises:
-        UsageError: the weights or a setting cannot make a run.
+        UsageError: the weights or a setting cannot make a run, or the processes cannot share a step.
         RunError: training cannot go on.
     """
     from seal_fast.train import run
 
+    batch_size = min(settings.batch_size, len(images.train))
+    if world.size > 1 and (batch_size % world.size or batch_size < 2 * world.size):
+        raise UsageError(
+            f"--fine-tune trains on {images.name} in steps of {batch_size} images, which {world.size} processes cannot "
+            "share equally: start fewer with --nproc-per-node"
+        )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # the run's own words: stdout is for results
         parent = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seal_fast-")))
         name = f"{subject.name}-{identity(subject)['weights_sha256'][:8]}-{images.name}".replace(" ", "-")
         config = Config(
@@ -152,7 +164,8 @@ def fine_tune(subject: Subject, images: ImageSet, settings: FineTuning, out: Pat
             init_weights=subject.weights,
             init_fc=False,
             lr=settings.lr,
-            batch_size=min(settings.batch_size, len(images.train)),
+            batch_size=batch_size,
+            sync_batchnorm=True,  # so that the processes' number does not matter
             label_smoothing=0.0,
             eval_every=settings.epochs,
             keep="none",

@@ -6,13 +6,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seal_fast import runtime
 from seal_fast.analysis import target_pictures
 from seal_fast.analysis.features import Extractor
 from seal_fast.analysis.groups import by_seed
+from seal_fast.analysis.processes import check_alike, joined
 from seal_fast.analysis.results import identity, write_results
 from seal_fast.analysis.stats import student
 from seal_fast.analysis.subject import Subject
@@ -41,36 +41,15 @@ def main(argv: Sequence[str]) -> int:
     for penalty in flags.l2:
         if not 0 < penalty < float("inf"):
             raise UsageError(f"--l2 {penalty:g}: must be a finite number above 0")
-    subjects = subjects_of(flags)
-    machine = runtime.start(Config(device=flags.device, amp=flags.amp, threads=flags.threads))
-    targets = open_targets(flags.data, flags.image_size or subjects[0].image_size, flags.on_bad_image)
-    held = {
-        name: hold_out(images.train.labels, images.classes, flags.validation, flags.seed)
-        for name, images in targets.items()
-    }
-    extract = Extractor(machine, cache_of(flags), flags.image_size, flags.batch_size)
-    groups = by_seed(subjects)
-    group_of = {place: name for name, places in groups.items() for place in places}
-    results = []
-    for place, subject in enumerate(subjects):
-        began = time.perf_counter()
-        measured = {}
-        for name, images in targets.items():
-            if sys.stderr.isatty():
-                print(f"{subject.name} ({place + 1} of {len(subjects)}) on {name}", file=sys.stderr)
-            measured[name] = _measure(subject, images, extract, held[name], flags)
-        results.append(
-            identity(subject)
-            | {
-                "group": group_of[place],
-                "image_size": flags.image_size or subject.image_size,
-                "compute": str(machine.compute).removeprefix("torch."),
-                "split_seed": flags.seed,
-                "skipped_images": {name: list(images.skipped) for name, images in targets.items()},
-                "targets": measured,
-                "seconds": time.perf_counter() - began,
-            }
-        )
+    config = Config(device=flags.device, amp=flags.amp, threads=flags.threads, dist_timeout=flags.dist_timeout)
+    with joined(flags, config) as (world, machine):
+        subjects = world.agreed(lambda: subjects_of(flags))
+        size = flags.image_size or subjects[0].image_size
+        targets = world.agreed(lambda: open_targets(flags.data, size, flags.on_bad_image))
+        extract = Extractor(machine, cache_of(flags), flags.image_size, flags.batch_size, world)
+        results = _measure_all(subjects, targets, extract, flags)
+    if not world.writes:
+        return 0
     if flags.out:
         write_results(flags.out, "transfer", results)
         target_pictures.draw_transfer(results, flags.out)
@@ -80,6 +59,39 @@ def main(argv: Sequence[str]) -> int:
         print(text(results))
         print(closing(extract, targets, flags.out))
     return 0
+
+
+def _measure_all(
+    subjects: Sequence[Subject], targets: Mapping[str, ImageSet], extract: Extractor, flags: argparse.Namespace
+) -> list[dict[str, Any]]:
+    held = {
+        name: hold_out(images.train.labels, images.classes, flags.validation, flags.seed)
+        for name, images in targets.items()
+    }
+    group_of = {place: name for name, places in by_seed(subjects).items() for place in places}
+    results = []
+    for place, subject in enumerate(subjects):
+        began = time.perf_counter()
+        measured = {}
+        for name, images in targets.items():
+            check_alike(extract.world, subject, images)
+            if extract.world.writes and sys.stderr.isatty():
+                print(f"{subject.name} ({place + 1} of {len(subjects)}) on {name}", file=sys.stderr)
+            measured[name] = _measure(subject, images, extract, held[name], flags)
+        results.append(
+            identity(subject)
+            | {
+                "group": group_of[place],
+                "image_size": flags.image_size or subject.image_size,
+                "compute": str(extract.machine.compute).removeprefix("torch."),
+                "split_seed": flags.seed,
+                "skipped_images": {name: list(images.skipped) for name, images in targets.items()},
+                "targets": measured,
+                "processes": extract.world.size,
+                "seconds": time.perf_counter() - began,
+            }
+        )
+    return results
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -128,7 +140,9 @@ def _measure(
             threads=flags.threads,
             on_bad_image=flags.on_bad_image,
         )
-        measured["fine_tune"] = fine_tune(subject, images, settings, flags.out and flags.out / "fine-tune")
+        measured["fine_tune"] = fine_tune(
+            subject, images, settings, flags.out and flags.out / "fine-tune", extract.world
+        )
     return measured
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,13 +23,14 @@ from seal_fast.analysis.hessian import pictures
 from seal_fast.analysis.hessian.groups import group_names
 from seal_fast.analysis.hessian.measure import Found, Watcher, describe, measure
 from seal_fast.analysis.hessian.operator import HessianOperator
-from seal_fast.analysis.hessian.processes import Share, joined
 from seal_fast.analysis.images import batches, choose, own_images, readable
+from seal_fast.analysis.processes import check_alike, joined, rows_of
 from seal_fast.analysis.results import identity, left_out, write_results
 from seal_fast.analysis.stage_pictures import several_stages
 from seal_fast.analysis.subject import Subject
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
+from seal_fast.distributed import World
 from seal_fast.errors import UsageError
 from seal_fast.files import to_json
 from seal_fast.signals import stop_signals
@@ -43,24 +45,24 @@ def main(argv: Sequence[str]) -> int:
         RunError: an image cannot be decoded, the loss is not finite, or a file cannot be written.
     """
     flags = _parse(argv)
-    subjects = named_subjects(flags)
-    machine = runtime.start(Config(device=flags.device, dtype=flags.dtype, threads=flags.threads))
+    config = Config(device=flags.device, dtype=flags.dtype, threads=flags.threads, dist_timeout=flags.dist_timeout)
     watcher, results, founds = Watcher(), [], []
 
     def ask(number: int) -> None:
         watcher.stop = number
 
-    with joined(machine.device) as share, stop_signals(ask):
-        watcher.visible = share.rank == 0
+    with joined(flags, config) as (world, machine), stop_signals(ask):
+        subjects = world.agreed(lambda: named_subjects(flags))
+        watcher.visible = world.writes
         for subject in subjects:
             if watcher.stop is None:
-                result, found = _measure(subject, machine, flags, watcher, share)
+                result, found = _measure(subject, machine, flags, watcher, world)
                 results.append(result)
                 founds.append(found)
-    if share.rank == 0:
+    if world.writes:
         _give(results, founds, subjects, flags)
     for subject, found in zip(subjects, founds, strict=False):
-        if found.trouble and share.rank == 0:
+        if found.trouble and world.writes:
             print(f"error: {subject.name}: {found.trouble}", file=sys.stderr)
     if watcher.stop is not None:
         print("stopped: these are the figures so far", file=sys.stderr)
@@ -122,12 +124,8 @@ def _check(flags: argparse.Namespace) -> None:
 class _Images:
     """This process's share of the batches; decoded anew each time they are read."""
 
-    def __init__(self, images: ImageSet, chosen: Split, size: int, flags: argparse.Namespace, machine, share: Share):
-        mine = [
-            row
-            for start in range(share.rank * flags.batch_size, len(chosen), share.processes * flags.batch_size)
-            for row in range(start, min(start + flags.batch_size, len(chosen)))
-        ]
+    def __init__(self, images: ImageSet, chosen: Split, size: int, flags: argparse.Namespace, machine, world: World):
+        mine = rows_of(len(chosen), flags.batch_size, world.rank, world.size)
         self.images, self.chosen = images, chosen.take(mine)
         settings = {"image_size": size, "batch_size": flags.batch_size, "threads": flags.threads}
         self.settings = settings | {"device": machine.device, "dtype": machine.dtype}
@@ -137,12 +135,13 @@ class _Images:
 
 
 def _measure(
-    subject: Subject, machine: runtime.Runtime, flags: argparse.Namespace, watcher: Watcher, share: Share
+    subject: Subject, machine: runtime.Runtime, flags: argparse.Namespace, watcher: Watcher, world: World
 ) -> tuple[dict[str, Any], Found]:
     if not subject.num_classes:
         raise UsageError(f"{subject.weights} has no fc, so it has no loss")
     began, config = time.perf_counter(), subject.config
-    images = own_images(subject, flags.data, flags.on_bad_image)
+    images = world.agreed(lambda: own_images(subject, flags.data, flags.on_bad_image))
+    check_alike(world, subject, images)
     fingerprint = images.fingerprint  # of the whole, for runs on different parts of it may be compared
     images = replace(images, train=images.train.spread(config.limit_train if config else None))
     if flags.on_bad_image == "skip":
@@ -160,11 +159,11 @@ def _measure(
     operator = HessianOperator(
         model,
         loss,
-        _Images(images, chosen, subject.image_size, flags, machine, share),
+        _Images(images, chosen, subject.image_size, flags, machine, world),
         group_names(model, flags.group, threshold),
         batchnorm=flags.batchnorm,
         cache_bytes=int(flags.cache_gib * 2**30),
-        reduce=share.add,
+        reduce=dist.all_reduce if world.size > 1 else None,
     )
     if flags.top + flags.bottom > operator.shape[0]:
         raise UsageError(f"--group {flags.group} has {operator.shape[0]} parameters, fewer than eigenvalues asked for")
@@ -198,7 +197,7 @@ def _measure(
         "batch_size": flags.batch_size,
         "dtype": flags.dtype,
         "seed_vectors": flags.seed,
-        "processes": share.processes,
+        "processes": world.size,
         "interrupted": watcher.stop is not None,
         "seconds": time.perf_counter() - began,
     }
