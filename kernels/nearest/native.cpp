@@ -95,6 +95,11 @@ double squared_distance(const float* a, const float* b, int64_t columns) {
   return sum;
 }
 
+// Rows lie anywhere in memory: the next one is asked for while this one is computed.
+inline void fetch(const float* row, int64_t columns) {
+  for (int64_t c = 0; c < std::min<int64_t>(columns, 1024); c += kLanes) __builtin_prefetch(row + c);
+}
+
 inline Vec as_float(const float* at) { return vec(at); }
 
 inline Vec as_float(const bf16* at) {
@@ -138,6 +143,27 @@ struct Doubtful {
 #endif
   }
 
+  // Forgets those whose lower bound exceeds `limit`.
+  void keep(float limit) {
+    int64_t kept = 0;
+    for (int64_t d = 0; d < count; ++d) {
+      low[kept] = low[d];
+      high[kept] = high[d];
+      column[kept] = column[d];
+      kept += low[d] <= limit;
+    }
+    count = kept;
+  }
+
+  void drop(int32_t without) {
+    int64_t at = std::find(column.begin(), column.begin() + count, without) - column.begin();
+    if (at == count) return;
+    std::copy(low.begin() + at + 1, low.begin() + count, low.begin() + at);
+    std::copy(high.begin() + at + 1, high.begin() + count, high.begin() + at);
+    std::copy(column.begin() + at + 1, column.begin() + count, column.begin() + at);
+    --count;
+  }
+
   std::vector<float> low, high;
   std::vector<int32_t> column;
   int64_t count = 0;
@@ -162,7 +188,7 @@ struct Update {
   // Columns that are looked at together; one comparison tells whether any of them matters.
   static constexpr int64_t kStrip = 4 * kLanes;
   // Columns at first, while nothing is known: then as many as have been seen, so that bounds tighten in time.
-  static constexpr int64_t kFirst = 8 * kStrip;
+  static constexpr int64_t kFirst = 2 * kStrip;
 
   void run() const {
     // Padded to whole vectors with rows that are infinitely far.
@@ -177,12 +203,7 @@ struct Update {
       Doubtful doubtful(padded);
       std::vector<float> best;
 #pragma omp for schedule(dynamic, 8)
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t start = 0, stop; start < block_rows; start = stop) {
-          stop = std::min(block_rows, start + std::max(kFirst, (first + start) / kStrip * kStrip));
-          take(i, start, stop, square.data(), norm.data(), doubtful, best);
-        }
-      }
+      for (int64_t i = 0; i < count; ++i) search(i, square.data(), norm.data(), doubtful, best);
     }
   }
 
@@ -192,20 +213,27 @@ struct Update {
     return static_cast<float>(known - own + slack * (known + own) + 1e-30);
   }
 
-  void take(int64_t i, int64_t start, int64_t stop, const float* square, const float* norm, Doubtful& doubtful,
-            std::vector<float>& best) const {
+  // Bounds are tightened over the whole row before the first distance is computed: fewer are left in doubt.
+  void search(int64_t i, const float* square, const float* norm, Doubtful& doubtful, std::vector<float>& best) const {
     const int64_t left_out = exclude ? exclude[i] - first : -1;
     const double own = query_norms[i] * query_norms[i];
     double* near = distances + i * k;
     int64_t* names = rows + i * k;
     float limit = limit_of(near[k - 1], own);
 
-    collect(i, start, stop, square, norm, limit, doubtful);
-    if (left_out >= start && left_out < stop) drop(doubtful, static_cast<int32_t>(left_out));
-    if (!doubtful.count) return;
-    if (doubtful.count > k) limit = std::min(limit, tightened(near, own, doubtful, best));
+    doubtful.count = 0;
+    for (int64_t start = 0, stop; start < block_rows; start = stop) {
+      stop = std::min(block_rows, start + std::max(kFirst, (first + start) / kStrip * kStrip));
+      const int64_t before = doubtful.count;
+      collect(i, start, stop, square, norm, limit, doubtful);
+      if (left_out >= start && left_out < stop) doubtful.drop(static_cast<int32_t>(left_out));
+      if (doubtful.count == before || doubtful.count <= k) continue;
+      limit = std::min(limit, tightened(near, own, doubtful, best));
+      doubtful.keep(limit);
+    }
 
     for (int64_t d = 0; d < doubtful.count; ++d) {
+      if (d + 1 < doubtful.count) fetch(block + doubtful.column[d + 1] * columns, columns);
       if (!(doubtful.low[d] <= limit)) continue;
       const int64_t c = doubtful.column[d];
       double distance = squared_distance(queries + i * columns, block + c * columns, columns);
@@ -220,7 +248,7 @@ struct Update {
     }
   }
 
-  // The columns from start to stop that may be as near as `limit`.
+  // Adds the columns from start to stop that may be as near as `limit`.
   void collect(int64_t i, int64_t start, int64_t stop, const float* square, const float* norm, float limit,
                Doubtful& doubtful) const {
     const T* row = products + i * block_rows;
@@ -236,7 +264,6 @@ struct Update {
       Vec upper = lower + spread * vec(square + c) + 2 * (own_error * vec(norm + c) + round * size);
       doubtful.take(lower, upper, static_cast<int32_t>(c), lanes, limit);
     };
-    doubtful.count = 0;
     int64_t j = start;
     for (; j + kStrip <= stop; j += kStrip) {
       Vec product[4], lower[4];
@@ -269,29 +296,14 @@ struct Update {
 #endif
   }
 
-  static void drop(Doubtful& doubtful, int32_t column) {
-    for (int64_t d = 0; d < doubtful.count; ++d) {
-      if (doubtful.column[d] != column) continue;
-      std::copy(doubtful.low.begin() + d + 1, doubtful.low.begin() + doubtful.count, doubtful.low.begin() + d);
-      std::copy(doubtful.high.begin() + d + 1, doubtful.high.begin() + doubtful.count, doubtful.high.begin() + d);
-      std::copy(doubtful.column.begin() + d + 1, doubtful.column.begin() + doubtful.count, doubtful.column.begin() + d);
-      --doubtful.count;
-      return;
-    }
-  }
-
   // A bound that k rows are sure to stay below: the k-th smallest of what is known and of the upper bounds.
   float tightened(const double* near, double own, const Doubtful& doubtful, std::vector<float>& best) const {
-    const int64_t most = std::min(k, doubtful.count);
-    best.assign(doubtful.high.begin(), doubtful.high.begin() + doubtful.count);
-    if (most < doubtful.count) std::nth_element(best.begin(), best.begin() + (most - 1), best.end());
-    std::sort(best.begin(), best.begin() + most);
-    const double above = slack * own + 1e-30;
-    auto bound = [&](int64_t j) { return static_cast<float>(best[j] + above); };
-    int64_t taken = 0;
-    while (taken < most && bound(taken) < limit_of(near[k - 1 - taken], own)) ++taken;
-    if (!taken) return kInfinity;
-    return taken == k ? bound(k - 1) : std::max(bound(taken - 1), limit_of(near[k - 1 - taken], own));
+    const float above = static_cast<float>(slack * own + 1e-30);
+    best.clear();
+    for (int64_t d = 0; d < doubtful.count; ++d) best.push_back(doubtful.high[d] + above);
+    for (int64_t j = 0; j < k && near[j] < kInfinity; ++j) best.push_back(limit_of(near[j], own));
+    std::nth_element(best.begin(), best.begin() + (k - 1), best.end());
+    return best[k - 1];
   }
 };
 
