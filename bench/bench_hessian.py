@@ -22,6 +22,7 @@ import torch
 from hessian_peers import NEEDS, curvlinops_eigsh, eigenthings, loss, pyhessian, pyhessian_density
 from safetensors.torch import load_file, save_file
 
+from seal_fast import runtime
 from seal_fast.analysis.hessian import HessianOperator, density, lanczos
 from seal_fast.analysis.images import batches, choose
 from seal_fast.data import open_images
@@ -69,6 +70,7 @@ def trained(data, width=16, images=4096, epochs=8):
 
 @pytest.fixture(scope="module")
 def problem(data):
+    runtime.keep_freed_memory()  # as every program of seal_fast does; it serves all contenders
     model, x, y = trained(data)
     return model, x[:IMAGES].contiguous(memory_format=torch.channels_last), y[:IMAGES]
 
