@@ -44,8 +44,9 @@ class Tangents:
                 continue
             for name in layer.names:
                 given = direction.get(name)
-                absent = given is None  # not in the block, so it does not move
-                self.direction[name] = layer.gradient_bias.new_zeros(m, *shapes[name]) if absent else given.double()
+                if given is None:  # not in the block, so it does not move
+                    given = layer.gradient_bias.new_zeros(m, *shapes[name])
+                self.direction[name] = given.double()
             weight, bias = layer.push(self.direction)
             self.weights.append(weight.to(layer.weight.dtype))
             self.biases.append(bias.to(layer.weight.dtype))
