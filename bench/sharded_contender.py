@@ -70,9 +70,8 @@ def exchanges(optimizer: Any) -> float:
     """Seconds that a step's exchanges take with nothing else to do."""
     begin = time.perf_counter()
     for bucket in optimizer._buckets:
-        everyones = optimizer._gradients[bucket.everyones]
-        optimizer.exchange.reduce_scatter(bucket.gradient, everyones, bucket.scratch)()
-        optimizer.exchange.all_gather(everyones, bucket.gradient, bucket.scratch)()
+        optimizer.exchange.reduce_scatter(bucket.gradient, bucket.everyones)()
+        optimizer.exchange.all_gather(optimizer.exchange.gradients, bucket.everyones)()
     return time.perf_counter() - begin
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seal_fast.collectives import Exchange, Wait
+from seal_fast.collectives import Wait, make_exchange
 from seal_fast.distributed import World
 from seal_fast.kernels.annealed_sgd import annealed_sgd_, shard_table
 from seal_fast.optim import AnnealedSGD
@@ -31,7 +31,6 @@ class Bucket:
         members: indices of the parameters in it.
         views: where each member's gradient goes.
         gradient: of the slice, summed over the processes.
-        scratch: a stretch to exchange through, on the CPU.
         missing: members whose gradients have not come yet.
         received: waits for `gradient`; None until it is sent for.
     """
@@ -43,7 +42,6 @@ class Bucket:
     members: list[int]
     views: list[Tensor]
     gradient: Tensor
-    scratch: Tensor | None
     missing: set[int] = field(default_factory=set)
     received: Wait | None = None
 
@@ -67,12 +65,11 @@ class ShardedSGD(AnnealedSGD):
     def __init__(self, params: Iterable[Any], lr: Tensor, *, world: World, **options: Any) -> None:
         self.world = world
         self.shards = world.size
-        self.exchange = Exchange(world.size)
         super().__init__(params, lr, **options)
+        self.exchange = make_exchange(world, self._flat.buffer)
         world.from_first(self._flat.buffer)
         if self._bf16 is not None:
             self.refresh_bf16()
-        self._gradients = torch.zeros_like(self._flat.buffer)
         self._buckets = self._make_buckets()
         for bucket in self._buckets:
             for i in bucket.members:
@@ -106,16 +103,18 @@ class ShardedSGD(AnnealedSGD):
                     found_inf=getattr(self, "found_inf", None),
                     ema=None if self._ema is None else self._ema[bucket.kept],
                     ema_decay=self._ema_decay,
+                    bf16=None if self._bf16 is None else self._bf16[bucket.own],
                     norms=self.norms,
                     backend=self.backend,
                 )
-                everyones = weights[bucket.everyones], weights[bucket.own], self._gradients[bucket.everyones]
-                gathered.append(self.exchange.all_gather(*everyones))
+                gathered.append(self.exchange.all_gather(weights, bucket.everyones))
                 self._rearm(bucket)
-            for wait in gathered:
+            for bucket, wait in zip(self._buckets, gathered, strict=True):
                 wait()
-            if self._bf16 is not None:
-                self._bf16.copy_(weights)
+                if self._bf16 is not None:
+                    begin, end = bucket.everyones.start, bucket.everyones.stop
+                    for others in (slice(begin, bucket.own.start), slice(bucket.own.stop, end)):
+                        self._bf16[others] = weights[others]
         torch.autograd.graph.increment_version(self._flat.params + self._bf16_weights)
 
     @torch.no_grad()
@@ -151,8 +150,9 @@ class ShardedSGD(AnnealedSGD):
 
     def _by_name(self, kept: Tensor) -> dict[str, Tensor]:
         whole = torch.zeros_like(self._flat.buffer)
-        for everyones, _, own in self._slices():
-            self.exchange.all_gather(whole[everyones], kept[own], torch.empty_like(whole[everyones]))()
+        for everyones, own, kept_here in self._slices():
+            whole[own] = kept[kept_here]
+            self.exchange.all_gather(whole, everyones)()
         return self._flat.copies(whole)
 
     def _set_by_name(self, kept: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -172,15 +172,14 @@ class ShardedSGD(AnnealedSGD):
         return slices
 
     def _make_buckets(self) -> list[Bucket]:
-        views = self._flat.views(self._gradients)
+        views = self._flat.views(self.exchange.gradients)
         buckets = []
         for everyones, own, kept in self._slices():
             members = [i for i, at in enumerate(self._flat.begins) if everyones.start <= at < everyones.stop]
             table = shard_table(self._flat.segments, own.start, own.stop, flat_gradient=True)
-            gradient, whole = self._gradients.new_empty(own.stop - own.start), self._gradients[everyones]
-            scratch = None if whole.is_cuda else torch.empty_like(whole)
+            gradient = torch.empty_like(self._flat.buffer[own])
             mine = [views[i] for i in members]
-            buckets.append(Bucket(everyones, own, kept, table, members, mine, gradient, scratch, set(members)))
+            buckets.append(Bucket(everyones, own, kept, table, members, mine, gradient, set(members)))
         return buckets[::-1]  # the backward pass comes to the last layers first
 
     # --- gradients ---------------------------------------------------------------------------------------------------
@@ -206,8 +205,7 @@ class ShardedSGD(AnnealedSGD):
             torch._foreach_copy_(bucket.views, [leaf.grad for leaf in leaves])  # pyright: ignore
             for leaf in leaves:
                 leaf.grad = None
-            everyones = self._gradients[bucket.everyones]
-            bucket.received = self.exchange.reduce_scatter(bucket.gradient, everyones, bucket.scratch)
+            bucket.received = self.exchange.reduce_scatter(bucket.gradient, bucket.everyones)
 
     def _leaf(self, index: int) -> Tensor:
         """The parameter or its bfloat16 copy, whichever the gradient came to."""

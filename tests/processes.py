@@ -14,12 +14,15 @@ CONTEXT.set_forkserver_preload(["seal_fast.train", "seal_fast.curves", "torch.ut
 PATIENCE = 100
 
 
-def together(size, function, *args):
-    """What `function(*args)` returns on each of `size` processes, by rank; fails with the traceback of any of them."""
+def together(size, function, *args, machines=1):
+    """What `function(*args)` returns on each of `size` processes, by rank; fails with the traceback of any of them.
+
+    With `machines` they are told that they are spread over so many, which all are this one.
+    """
     port, running = free_port(), []
     for rank in range(size):
         ours, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=_work, args=(theirs, variables(rank, size, port), function, args))
+        process = CONTEXT.Process(target=_work, args=(theirs, variables(rank, size, port, machines), function, args))
         process.start()
         theirs.close()
         running.append((process, ours))
@@ -71,13 +74,14 @@ class Commands:
         return [process.exitcode for process in self.processes], lines
 
 
-def variables(rank: int, size: int, port: int) -> dict[str, str]:
+def variables(rank: int, size: int, port: int, machines: int = 1) -> dict[str, str]:
     """What torchrun sets."""
+    local = -(-size // machines)
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank % local),
+        "LOCAL_WORLD_SIZE": str(local),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -71,11 +71,11 @@ def assert_close(out, other, tolerance=1e-10, parts=("model.", "momentum."), row
             }
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_a_whole_seal_run_equals_that_of_one_process(size, image_folder, tmp_path):
+@pytest.mark.parametrize(("size", "machines"), [(2, 1), (4, 2)])
+def test_a_whole_seal_run_equals_that_of_one_process(size, machines, image_folder, tmp_path):
     """Weights, statistics, momentum, and the metrics of training and of the shared evaluation."""
     config = replace(SAME, data=str(image_folder), keep="ascents")
-    summaries = together(size, run, replace(config, out=tmp_path / "many"))
+    summaries = together(size, run, replace(config, out=tmp_path / "many"), machines=machines)
     run(replace(config, out=tmp_path / "one"))
     assert_close(tmp_path / "many", tmp_path / "one")
     assert all(summary == summaries[0] for summary in summaries)
