@@ -1,6 +1,7 @@
 """One way to train, in processes of its own: waits to be told, takes an epoch of a few steps, says how long it took.
 
-python bench/sharded_contender.py KIND ADDRESS DATA THREADS           KIND: engine, or zero: torch's own sharding
+python bench/sharded_contender.py KIND ADDRESS DATA THREADS           KIND: engine, sockets: that without common memory,
+                                                                      or zero: torch's own sharding
 torchrun --nproc-per-node 2 bench/sharded_contender.py ...
 """
 
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
-from seal_fast import distributed, runtime
+from seal_fast import collectives, distributed, runtime
 from seal_fast.checkpoint import Position
 from seal_fast.config import Config
 from seal_fast.data import open_images
@@ -29,7 +31,7 @@ from seal_fast.models import build
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import assemble, open_input
 
-BATCH, IMAGES = 128, 256
+BATCH, IMAGES = 128, 384
 
 
 @contextlib.contextmanager
@@ -56,23 +58,53 @@ def engine_turn(built: Engine) -> Callable[[], dict[str, Any]]:
     def turn() -> dict[str, Any]:
         before = vars(optimizer.exchange.traffic).copy() if built.world.size > 1 else {}
         built.state.position = Position()
+        passed = loopback_bytes()
         built.train()
+        passed = loopback_bytes() - passed
         steps = built.input.steps_per_epoch
         sent = {k: (v - before[k]) / steps for k, v in vars(optimizer.exchange.traffic).items()} if before else {}
         momentum = optimizer._momentum
-        alone = exchanges(optimizer) if before else 0.0
-        return {"state": momentum.numel() * momentum.element_size(), "exchanges": alone, **sent}
+        begin = time.perf_counter()
+        alone = {"exchanges": exchanges(optimizer)} if before else {}
+        if before and type(optimizer.exchange) is collectives.Exchange:
+            alone["by the model"] = by_the_model(optimizer)
+        beside = time.perf_counter() - begin
+        state = momentum.numel() * momentum.element_size()
+        return {"state": state, "loopback": passed, "beside": beside, **alone, **sent}
 
     return turn
 
 
+def loopback_bytes() -> int:
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:"))
+
+
 def exchanges(optimizer: Any) -> float:
     """Seconds that a step's exchanges take with nothing else to do."""
+    dist.barrier()
     begin = time.perf_counter()
     for bucket in optimizer._buckets:
         optimizer.exchange.reduce_scatter(bucket.gradient, bucket.everyones)()
         optimizer.exchange.all_gather(optimizer.exchange.gradients, bucket.everyones)()
     return time.perf_counter() - begin
+
+
+def by_the_model(optimizer: Any) -> float:
+    """Seconds that those take by docs/scaling.md: hops, and bytes over a rate that other sizes were timed at."""
+
+    def seconds(count: int) -> float:
+        sent, received = torch.zeros(2, count)
+        dist.barrier()
+        begin = time.perf_counter()
+        dist.all_to_all_single(received, sent)
+        return time.perf_counter() - begin
+
+    large = 1 << 20
+    seconds(large)  # the first finds no memory for it
+    hop = min(seconds(64) for _ in range(5))
+    of_one = min(seconds(large) - hop for _ in range(3)) / large
+    return sum(2 * (hop + of_one * len(optimizer.exchange.gradients[b.everyones])) for b in optimizer._buckets)
 
 
 def zero_turn(built: Engine) -> Callable[[], dict[str, Any]]:
@@ -88,6 +120,7 @@ def zero_turn(built: Engine) -> Callable[[], dict[str, Any]]:
     )
 
     def turn() -> dict[str, Any]:
+        passed = loopback_bytes()
         for batch in built.input.train(0, 0):
             with built.runtime.autocast():
                 logits = ddp(batch.images)
@@ -95,14 +128,16 @@ def zero_turn(built: Engine) -> Callable[[], dict[str, Any]]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         state = [t for s in optimizer.optim.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
-        return {"state": sum(t.numel() * t.element_size() for t in state)}
+        return {"state": sum(t.numel() * t.element_size() for t in state), "loopback": loopback_bytes() - passed}
 
     return turn
 
 
 def main(kind: str, address: str, data: str, threads: int) -> None:
+    if kind == "sockets":
+        collectives.common_memory = lambda *_: None
     with distributed.joined(False, 300) as world, engine(world, data, threads) as built:
-        turn = {"engine": engine_turn, "zero": zero_turn}[kind](built)
+        turn = (zero_turn if kind == "zero" else engine_turn)(built)
         steps = built.input.steps_per_epoch
         with Client(address) if world.writes else contextlib.nullcontext() as ask:
             while True:
@@ -111,7 +146,7 @@ def main(kind: str, address: str, data: str, threads: int) -> None:
                 begin = time.perf_counter()
                 said = turn()
                 (state,) = world.max(said["state"])
-                seconds = (time.perf_counter() - begin - said.get("exchanges", 0.0)) / steps
+                seconds = (time.perf_counter() - begin - said.get("beside", 0.0)) / steps
                 if ask:
                     parameters = sum(p.numel() * p.element_size() for p in built.state.model.parameters())
                     ask.send({"seconds": seconds, "parameters": parameters} | said | {"state": state})

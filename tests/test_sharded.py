@@ -1,10 +1,14 @@
 """`ShardedSGD` against `AnnealedSGD` on the sum of all processes' losses; what it keeps and what it sends."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from processes import together
+from seal_fast import mapped
+from seal_fast.collectives import make_exchange
 from seal_fast.distributed import environment, joined
 from seal_fast.models import resnet18
 from seal_fast.optim import AnnealedSGD
@@ -108,6 +112,19 @@ def test_what_is_kept_and_sent(size, machines):
         assert least <= sent <= 1.001 * least if machines > 1 else sent == 0 and set(calls) == {"barrier"}
         # the late layers' gradients leave before the early ones are there
         assert len(before_sending) < 62 and not set(before_sending) & set(range(20))
+
+
+def exchanges_of(scarce):
+    with joined(False, 30) as world:
+        if world.rank in scarce:
+            mapped.FOLDER = "/nowhere"
+        return type(make_exchange(world, torch.zeros(4))).__name__
+
+
+@pytest.mark.parametrize(("scarce", "kind"), [((), "MappedExchange"), ((1,), "Exchange")])
+def test_all_do_without_common_memory_where_one_has_none(scarce, kind):
+    assert together(2, exchanges_of, scarce) == [kind] * 2
+    assert not list(Path(mapped.FOLDER).glob("seal_fast-*"))
 
 
 def misuse():
