@@ -13,6 +13,7 @@ from pictures import write_images
 from processes import together
 from seal_fast import train
 from seal_fast.__main__ import main
+from seal_fast.analysis import episodes
 from seal_fast.analysis.knn import Search, merged
 from seal_fast.analysis.processes import rows_of
 from seal_fast.models import build
@@ -134,6 +135,15 @@ def test_an_image_that_one_process_cannot_decode_is_named_by_all(network, tmp_pa
     assert [answer[0] for answer in answers] == [1, 1]
     lines = [line for answer in answers for line in answer[2].splitlines()]
     assert len(lines) == 1 and lines[0].startswith("error: process 1: ") and damaged.name in lines[0]
+
+
+def test_a_part_of_episodes_is_what_it_is_among_all():
+    labels = np.repeat([0, 1, 2], 6)
+    whole = episodes.draw(labels, ["a", "b", "c"], ways=2, shots=2, queries=2, episodes=7, seed=3)
+    part = whole.part(1, 6).part(1, 4)  # episodes 2 to 5
+    assert np.array_equal(part.support, whole.support[2:5]) and np.array_equal(part.query, whole.query[2:5])
+    assert np.array_equal(part.orders(0, 3, 4), whole.orders(2, 5, 4))
+    assert np.array_equal(part.heads(1, 3, 8), whole.heads(3, 5, 8))
 
 
 def test_parts_of_a_bank_give_the_nearest_of_the_whole():
