@@ -3,8 +3,10 @@
 import csv
 import json
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -138,3 +140,27 @@ def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_pa
 
     assert list((out / "tensorboard" / names[0]).iterdir())
     assert main(["report", str(out)]) == 0 and Path(out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_a_sweep_runs_on_a_cluster_that_ray_start_has_started(space, tmp_path):
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    flags = f"start --head --port={port} --num-cpus=2 --include-dashboard=false --block --temp-dir".split()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:  # short, for its sockets
+        command = [sys.executable, "-m", "ray.scripts.scripts", *flags, place]
+        head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while socket.socket().connect_ex(("127.0.0.1", port)):
+                assert time.monotonic() < deadline and head.poll() is None
+                time.sleep(0.2)
+            sweep = [sys.executable, "-m", "seal_fast", "sweep", str(space), "--out", str(tmp_path / "out")]
+            done = subprocess.run([*sweep, "--address", f"127.0.0.1:{port}"], capture_output=True, text=True)
+        finally:
+            head.terminate()
+            head.wait()
+    assert done.returncode == 0, done.stderr
+    assert "2 runs to do, 2 at a time, 1 threads each" in done.stdout and "2 runs: 2 finished" in done.stdout
+    assert [len(rows(p)) for p in sorted((tmp_path / "out" / "trials").iterdir())] == [4, 4]

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is an optional extra")
 
+from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.scheduling import tune
 from seal_fast.sweep.scheduling.rungs import Rungs
@@ -114,6 +116,14 @@ def test_early_stopping_has_its_rungs_at_generation_ends_and_goes_on_after_a_kil
         Rungs(Ledger.open(tmp_path / "ledger.jsonl", values), 1, 3, 9), [r for r in results if r[0] >= "13"]
     )
     assert first + again == whole
+
+
+def test_an_address_at_which_nothing_answers_is_one_sentence(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    with pytest.raises(RunError, match=f"--address 127.0.0.1:{free}: Connection refused; ray start --head there"):
+        with tune.connected(tmp_path, f"127.0.0.1:{free}", 1):
+            pass
 
 
 def test_missing_ray_is_one_sentence_and_import_does_without(tmp_path):

@@ -1,6 +1,7 @@
 """Scheduling by Ray Tune: the only package that imports Ray, and nothing imports it before a sweep runs."""
 
 import os
+from pathlib import Path
 
 # Before Ray is imported, which reads them then: no reports to its makers, no logs of its own per trial, no snapshots.
 os.environ.update(
@@ -15,3 +16,11 @@ os.environ.update(
     TUNE_RESULT_BUFFER_LENGTH="0",
     TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S="1000000",
 )
+
+# A cluster that `ray start` has started asks for a token where the user has one, as every Ray on one machine leaves it
+# (Ray 2.59); but who connects to it must be told to bring it.
+if (
+    any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    or (Path.home() / ".ray" / "auth_token").is_file()
+):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -140,6 +141,8 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
     Raises:
         RunError: it cannot be started or reached.
     """
+    if address:
+        _answers(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     place = scratch(folder)
     shutil.rmtree(place, ignore_errors=True)
@@ -157,8 +160,9 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
             )
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"reached at {address}" if address else "started"
-        raise RunError(f"Ray could not be {what}: {reason[0]}") from None
+        what = f"reached at --address {address}" if address else "started"
+        cure = "; start it there, with the same RAY_AUTH_MODE and token as here" if address else ""
+        raise RunError(f"Ray could not be {what}: {reason[0].rstrip('.')}{cure}") from None
     session = Session()
     try:
         yield session
@@ -171,6 +175,18 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         ray.shutdown()
         leave.cancel()
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _answers(address: str) -> None:
+    """Ray would try for more than a minute."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"Ray could not be reached at --address {address}: {reason}; ray start --head there") from None
 
 
 def _leave(session: Session, place: Path) -> None:
