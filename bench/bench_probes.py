@@ -1,8 +1,8 @@
 """Few-shot heads beside nn.Linear one episode after the other, the linear probe beside scikit-learn.
 
 The features are those of an untrained ResNet-18, or of the weights that $SEAL_FAST_BENCH_WEIGHTS names, on augmented
-images of the data set's first ten classes. SEAL_FAST_BENCH_LONG in the environment asks for more shots, for all episodes one after
-the other, and for scikit-learn at a second tolerance: minutes.
+images of the data set's first ten classes. SEAL_FAST_BENCH_LONG in the environment asks for more shots, for all
+episodes one after the other, and for scikit-learn at a second tolerance: minutes.
 """
 
 from __future__ import annotations
