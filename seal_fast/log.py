@@ -12,11 +12,19 @@ from seal_fast.errors import UsageError
 from seal_fast.run_folder import RunFolder
 
 
+class _Terminal(logging.StreamHandler):
+    """Writes to what sys.stdout is when a message comes, which a notebook or a redirection may have changed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
 def to_terminal() -> None:
     """Show what the package's logger says (which data were found, which kernel is missing) as plain lines."""
     logger = logging.getLogger("seal_fast")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Terminal()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,12 @@ def small_network(monkeypatch):
     from small_resnet import build
 
     monkeypatch.setattr(train, "build", build)
+
+
+@pytest.fixture(autouse=True)
+def quiet_logger():
+    """A test that trains makes the package's logger speak on the terminal; the next one finds it as it was."""
+    yield
+    logger = logging.getLogger("seal_fast")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)

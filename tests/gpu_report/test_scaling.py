@@ -17,7 +17,7 @@ WORK = Work("a network", 10_000_000, 0.9, 0.5, 8e6, 1e9, 200)
 def test_wire_bytes_are_those_that_are_counted(size):
     from test_sharded import traffic
 
-    for parameters, _, _, sent, _, _ in together(size, traffic):
+    for parameters, _, _, sent, _, _ in together(size, traffic, machines=2):
         assert sent == pytest.approx(wire_bytes(parameters / 4, size), rel=1e-3)  # padding is sent too
 
 
