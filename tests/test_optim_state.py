@@ -98,12 +98,13 @@ def test_parameters_stay_the_same_objects():
 
 @pytest.mark.parametrize("elements", [0, 5, 600_000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_flat_memory_is_zero_and_large_one_starts_at_a_huge_page(dtype, elements):
+@pytest.mark.parametrize("place", [0, 3])
+def test_flat_memory_is_zero_and_large_one_starts_at_its_place_in_a_huge_page(dtype, elements, place):
     torch.full((elements + 2**20,), 7.0)  # leaves memory behind that is not zero
-    buffer = flat_zeros(elements, dtype, torch.device("cpu"))
+    buffer = flat_zeros(elements, dtype, torch.device("cpu"), place)
     assert buffer.shape == (elements,) and buffer.dtype == dtype and not buffer.any()
     if elements * dtype.itemsize >= 2**21 and sys.platform == "linux":
-        assert buffer.data_ptr() % 2**21 == 0
+        assert buffer.data_ptr() % 2**21 == place * 1088
 
 
 def test_a_float_learning_rate_is_refused_with_the_cure():

@@ -40,6 +40,7 @@ class FlatParameters:
         self.begins: list[int] = self.segments[:, BEGIN].tolist()
         starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
         self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
+        self._buffers = 1
         self.buffer = flat_zeros(elements, first.dtype, first.device)
         for p, view in zip(self.params, self.views(self.buffer), strict=True):
             view.copy_(p.detach())
@@ -49,7 +50,9 @@ class FlatParameters:
 
     def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
         """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""
-        return flat_zeros(elements or self.buffer.numel(), dtype or self.buffer.dtype, self.buffer.device)
+        self._buffers += 1
+        dtype = dtype or self.buffer.dtype
+        return flat_zeros(elements or self.buffer.numel(), dtype, self.buffer.device, self._buffers - 1)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """A buffer of this layout, seen as tensors of the parameters' shapes and strides."""
