@@ -86,10 +86,11 @@ def save(path: Path, state: TrainState, identity: dict[str, Any], world: World =
     Raises:
         RunError: the disk is full or the folder cannot be written; the previous checkpoint is intact.
     """
+    tensors = dense(state.model.state_dict(), "model.") if world.writes else {}
     momentum, counters = state.optimizer.momentum_state(), world.sum(state.counters)
     if not world.writes:
         return
-    tensors = dense(state.model.state_dict(), "model.") | dense(momentum, "momentum.")
+    tensors |= dense(momentum, "momentum.")
     tensors |= {"counters": counters.cpu(), "rng": torch.get_rng_state()}
     if state.counters.is_cuda:
         tensors["rng_cuda"] = torch.cuda.get_rng_state(state.counters.device)
@@ -156,6 +157,7 @@ def restore(saved: Saved, state: TrainState, world: World = ALONE) -> None:
     with torch.no_grad():
         for name, tensor in own.items():  # copied in place: parameters stay views into the optimiser's buffer
             tensor.copy_(model[name])
+    world.meet()  # processes of one machine may share the weights
     state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
     state.counters.copy_(saved.tensors["counters"])
     if not world.writes:  # they are added up over the processes

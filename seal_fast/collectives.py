@@ -1,4 +1,4 @@
-"""The two exchanges of a sharded update, and what they cost: a reduce-scatter and an all-gather of flat tensors."""
+"""The two exchanges of a sharded update, and what they cost: gradients summed by slice, weights put together again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seal_fast.distributed import World
-from seal_fast.mapped import common_memory
-
-Wait = Callable[[], object]
+from seal_fast.kernels.annealed_sgd import FlatParameters, shard_table
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Traffic:
 
 
 class Exchange:
-    """Both exchanges over stretches of flat buffers, begun now and waited for later.
+    """Both exchanges over stretches of the flat buffers, begun now and waited for later.
 
     A stretch consists of as many slices as there are processes, in the order of the ranks.
 
@@ -38,126 +36,100 @@ class Exchange:
 
     Args:
         world: the processes.
-        like: a flat buffer [n] such as those that stretches will be of.
+        flat: the weights, of which each process updates its slices.
+        bf16: a bfloat16 copy of them, if there is one.
 
     Attributes:
-        gradients: [n], what the reduce-scatter sums.
+        parts: how many summands a gradient has when `annealed_sgd_` is given it.
+        bf16: where the copy now lies.
         traffic: so far.
     """
 
-    def __init__(self, world: World, like: Tensor) -> None:
-        self.world, self.traffic = world, Traffic()
-        self.gradients = torch.zeros_like(like)
-        self._scratch = torch.empty(0) if like.is_cuda else torch.empty_like(like)
+    parts = 1
 
-    def reduce_scatter(self, own: Tensor, stretch: slice) -> Wait:
-        """Sum a stretch of `gradients`; this process gets its slice of the sum.
+    def __init__(self, world: World, flat: FlatParameters, bf16: Tensor | None) -> None:
+        self.world, self.flat, self.bf16, self.traffic = world, flat, bf16, Traffic()
+        self._gradients = torch.zeros_like(flat.buffer)
+        self._views = flat.views(self._gradients)
+        self._sums = torch.empty_like(self._gradients[: len(self._gradients) // world.size])
+        self._scratch = torch.empty(0) if self._gradients.is_cuda else torch.empty_like(self._gradients)
+
+    def table(self, stretch: slice) -> Tensor:
+        """The parameters in this process's slice of a stretch, for `annealed_sgd_`."""
+        own = own_slice(stretch, self.world)
+        return shard_table(self.flat.segments, own.start, own.stop, flat_gradient=True)
+
+    def reduce_scatter(
+        self, stretch: slice, members: list[int], gradients: list[Tensor]
+    ) -> Callable[[], list[Tensor | None]]:
+        """Sum the gradients of a stretch, for each process in its slice.
 
         Args:
-            own: receives the slice; it is there after the returned function was called.
-            stretch: not to be written until then.
+            stretch: not to be sent again before its weights were gathered.
+            members: indices of the parameters in it, of all.
+            gradients: of those; copied.
+
+        Returns:
+            What waits for the slice, and returns the gradients that `annealed_sgd_` wants beside `table(stretch)`.
         """
-        everyones, scratch = self.gradients[stretch], self._scratch[stretch]
+        torch._foreach_copy_([self._views[i] for i in members], gradients)  # pyright: ignore
+        everyones, own, scratch = (
+            self._gradients[stretch],
+            self._sums[kept_slice(stretch, self.world)],
+            self._scratch[stretch],
+        )
         self.traffic.count(everyones, self.world.size)
         if everyones.is_cuda:
             work = dist.reduce_scatter_single(own, everyones, async_op=True)
-            assert work is not None
-            return work.wait
-        work = dist.all_to_all_single(scratch, everyones, async_op=True)
+        else:
+            work = dist.all_to_all_single(scratch, everyones, async_op=True)
+        assert work is not None
+
+        def wait() -> list[Tensor | None]:
+            work.wait()
+            if not everyones.is_cuda:
+                torch.sum(scratch.view(self.world.size, -1), 0, out=own)
+            return [own]
+
+        return wait
+
+    def all_gather(self, stretch: slice) -> Callable[[], None]:
+        """Put a stretch of the weights together from the slices that each process has updated.
+
+        Returns:
+            What waits for the others' slices.
+        """
+        weights, mine = self.flat.buffer, own_slice(stretch, self.world)
+        everyones = weights[stretch]
+        self.traffic.count(everyones, self.world.size)
+        if everyones.is_cuda:
+            work = dist.all_gather_single(everyones, weights[mine], async_op=True)
+        else:
+            scratch = self._scratch[stretch]
+            scratch.view(self.world.size, -1).copy_(weights[mine])
+            work = dist.all_to_all_single(everyones, scratch, async_op=True)
         assert work is not None
 
         def wait() -> None:
             work.wait()
-            torch.sum(scratch.view(self.world.size, -1), 0, out=own)
+            if self.bf16 is not None:
+                for others in (slice(stretch.start, mine.start), slice(mine.stop, stretch.stop)):
+                    self.bf16[others] = weights[others]
 
         return wait
 
-    def all_gather(self, buffer: Tensor, stretch: slice) -> Wait:
-        """Fill a stretch of `buffer` [n] with the slices that each process has of it in its own.
-
-        The others' slices are there after the returned function was called. Begin no other exchange of the same
-        stretch before that.
-        """
-        everyones, own = buffer[stretch], buffer[self.own(stretch)]
-        self.traffic.count(everyones, self.world.size)
-        if everyones.is_cuda:
-            work = dist.all_gather_single(everyones, own, async_op=True)
-        else:
-            scratch = self._scratch[stretch]
-            scratch.view(self.world.size, -1).copy_(own)
-            work = dist.all_to_all_single(everyones, scratch, async_op=True)
-        assert work is not None
-        return work.wait
-
-    def own(self, stretch: slice, rank: int | None = None) -> slice:
-        """This process's slice of a stretch, or that of another."""
-        size = (stretch.stop - stretch.start) // self.world.size
-        first = stretch.start + size * (self.world.rank if rank is None else rank)
-        return slice(first, first + size)
+    def finite(self) -> Tensor:
+        """Whether all gradients that this process has sent are finite: bool, on the device."""
+        return torch.stack([torch.isfinite(view).all() for view in self._views]).all()
 
 
-class MappedExchange(Exchange):
-    """The same between processes of one machine, on the CPU: each reads what the others have in memory they all map.
-
-    An exchange is then a barrier, after which every process fetches its share. Sockets would copy all of it four times
-    over, on cores that have a network to train.
-
-    Args:
-        world: the processes.
-        memory: of each process by rank, flat [n + n / W]: its gradients, and the slices it gives to others.
-    """
-
-    def __init__(self, world: World, memory: list[Tensor]) -> None:
-        self.world, self.traffic = world, Traffic()
-        count = len(memory[0]) * world.size // (world.size + 1)
-        self._gradients = [part[:count] for part in memory]
-        self._given = [part[count:] for part in memory]
-        self.gradients = self._gradients[world.rank]
-        self._being_read: set[int] = set()  # stretches given, by their begin, which a slower process may still fetch
-
-    def reduce_scatter(self, own: Tensor, stretch: slice) -> Wait:
-        """As for `Exchange`. All-gather the stretch before its gradients are written again: others may still read."""
-        arrived = self._barrier()
-
-        def wait() -> None:
-            arrived()
-            self._being_read.clear()  # everyone has come here
-            first, second, *others = (gradients[self.own(stretch)] for gradients in self._gradients)
-            torch.add(first, second, out=own)
-            for other in others:
-                own.add_(other)
-
-        return wait
-
-    def all_gather(self, buffer: Tensor, stretch: slice) -> Wait:
-        """As for `Exchange`."""
-        if stretch.start in self._being_read:
-            self._barrier()()
-            self._being_read.clear()
-        self._being_read.add(stretch.start)
-        share = slice(stretch.start // self.world.size, stretch.stop // self.world.size)
-        self._given[self.world.rank][share].copy_(buffer[self.own(stretch)])
-        arrived = self._barrier()
-
-        def wait() -> None:
-            arrived()
-            for rank, given in enumerate(self._given):
-                if rank != self.world.rank:
-                    buffer[self.own(stretch, rank)].copy_(given[share])
-
-        return wait
-
-    def _barrier(self) -> Wait:
-        self.traffic.collectives += 1
-        work = dist.barrier(async_op=True)
-        assert work is not None
-        return work.wait
+def own_slice(stretch: slice, world: World) -> slice:
+    """This process's slice of a stretch."""
+    size = (stretch.stop - stretch.start) // world.size
+    first = stretch.start + size * world.rank
+    return slice(first, first + size)
 
 
-def make_exchange(world: World, like: Tensor) -> Exchange:
-    """The exchange for flat buffers such as `like`: through common memory where all processes can have it."""
-    if not like.is_cuda and world.local_size == world.size:
-        memory = common_memory(world, like.numel() // world.size * (world.size + 1), like.dtype)
-        if memory is not None:
-            return MappedExchange(world, memory)
-    return Exchange(world, like)
+def kept_slice(stretch: slice, world: World) -> slice:
+    """The same slice, in buffers that hold nothing but this process's slices."""
+    return slice(stretch.start // world.size, stretch.stop // world.size)

@@ -49,6 +49,11 @@ class World:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
+    def meet(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, on the host; with one process the tensor itself."""
         return tensor if self.size == 1 else self._reduced(tensor, dist.ReduceOp.SUM)

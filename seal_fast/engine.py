@@ -145,6 +145,7 @@ class Engine:
     def enter(self, phase: Phase) -> None:
         """What a phase does once, before its first step. Doing it twice is doing it once, so a resume may repeat it."""
         if phase.forget:
+            self.world.meet()  # processes of one machine may share the weights
             reinitialise(
                 dict(self.state.model.named_parameters()),
                 self.partition.groups[phase.forget.group],

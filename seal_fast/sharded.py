@@ -7,15 +7,16 @@ are put together again (all-gather). Source: ZeRO stage 1 (Rajbhandari et al., S
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seal_fast.collectives import Wait, make_exchange
+from seal_fast.collectives import kept_slice, own_slice
 from seal_fast.distributed import World
-from seal_fast.kernels.annealed_sgd import annealed_sgd_, shard_table
+from seal_fast.kernels.annealed_sgd import annealed_sgd_
+from seal_fast.mapped import make_exchange
 from seal_fast.optim import AnnealedSGD
 
 
@@ -28,11 +29,9 @@ class Bucket:
         own: this process's slice of it.
         kept: the same slice, in buffers that hold nothing but slices.
         table: the parameters within the slice, for the kernel.
-        members: indices of the parameters in it.
-        views: where each member's gradient goes.
-        gradient: of the slice, summed over the processes.
+        members: indices of the parameters in the stretch.
         missing: members whose gradients have not come yet.
-        received: waits for `gradient`; None until it is sent for.
+        received: waits for the slice's gradients; None until they are sent for.
     """
 
     everyones: slice
@@ -40,10 +39,8 @@ class Bucket:
     kept: slice
     table: Tensor
     members: list[int]
-    views: list[Tensor]
-    gradient: Tensor
-    missing: set[int] = field(default_factory=set)
-    received: Wait | None = None
+    missing: set[int]
+    received: Callable[[], list[Tensor | None]] | None = None
 
 
 class ShardedSGD(AnnealedSGD):
@@ -66,10 +63,14 @@ class ShardedSGD(AnnealedSGD):
         self.world = world
         self.shards = world.size
         super().__init__(params, lr, **options)
-        self.exchange = make_exchange(world, self._flat.buffer)
         world.from_first(self._flat.buffer)
-        if self._bf16 is not None:
+        self.exchange = make_exchange(world, self._flat, self._bf16)
+        if self.exchange.bf16 is not None:
+            self._bf16 = self.exchange.bf16
+            for copy, view in zip(self._bf16_weights, self._flat.views(self._bf16), strict=True):
+                copy.data = view
             self.refresh_bf16()
+        world.meet()  # from here on weights may change
         self._buckets = self._make_buckets()
         for bucket in self._buckets:
             for i in bucket.members:
@@ -92,11 +93,11 @@ class ShardedSGD(AnnealedSGD):
         with torch.no_grad():
             gathered = []
             for bucket in self._buckets:
-                self._receive(bucket)
+                assert bucket.received is not None
                 annealed_sgd_(
                     weights[bucket.own],
                     self._momentum[bucket.kept],
-                    [bucket.gradient],
+                    bucket.received(),
                     bucket.table,
                     self.hyper,
                     grad_scale=getattr(self, "grad_scale", None),
@@ -105,24 +106,19 @@ class ShardedSGD(AnnealedSGD):
                     ema_decay=self._ema_decay,
                     bf16=None if self._bf16 is None else self._bf16[bucket.own],
                     norms=self.norms,
+                    parts=self.exchange.parts,
                     backend=self.backend,
                 )
-                gathered.append(self.exchange.all_gather(weights, bucket.everyones))
-                self._rearm(bucket)
-            for bucket, wait in zip(self._buckets, gathered, strict=True):
+                gathered.append(self.exchange.all_gather(bucket.everyones))
+                bucket.received, bucket.missing = None, set(bucket.members)
+            for wait in gathered:
                 wait()
-                if self._bf16 is not None:
-                    begin, end = bucket.everyones.start, bucket.everyones.stop
-                    for others in (slice(begin, bucket.own.start), slice(bucket.own.stop, end)):
-                        self._bf16[others] = weights[others]
         torch.autograd.graph.increment_version(self._flat.params + self._bf16_weights)
 
     @torch.no_grad()
     def overflow(self) -> Tensor:
         """Whether any process has a gradient that is not finite: float32, 0 or 1."""
-        for bucket in self._buckets:
-            self._receive(bucket)
-        bad = torch.stack([~torch.isfinite(bucket.gradient).all() for bucket in self._buckets]).any().float()
+        bad = (~self.exchange.finite()).float()
         torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
         self.exchange.traffic.count(bad, 1)
         return bad
@@ -150,9 +146,8 @@ class ShardedSGD(AnnealedSGD):
 
     def _by_name(self, kept: Tensor) -> dict[str, Tensor]:
         whole = torch.zeros_like(self._flat.buffer)
-        for everyones, own, kept_here in self._slices():
-            whole[own] = kept[kept_here]
-            self.exchange.all_gather(whole, everyones)()
+        for everyones, _, kept_here in self._slices():
+            torch.distributed.all_gather_single(whole[everyones], kept[kept_here])
         return self._flat.copies(whole)
 
     def _set_by_name(self, kept: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -162,24 +157,15 @@ class ShardedSGD(AnnealedSGD):
 
     def _slices(self) -> list[tuple[slice, slice, slice]]:
         """Of each bucket: its stretch of the flat buffer, our slice of that, and where we keep the slice."""
-        slices, kept = [], 0
-        first_group, *others = self._flat.regions
-        for begin, end in [first_group] + ([(others[0][0], others[-1][1])] if others else []):
-            size = (end - begin) // self.shards
-            first = begin + size * self.world.rank
-            slices.append((slice(begin, end), slice(first, first + size), slice(kept, kept + size)))
-            kept += size
-        return slices
+        (begin, end), *others = self._flat.regions
+        stretches = [slice(begin, end)] + ([slice(others[0][0], others[-1][1])] if others else [])
+        return [(stretch, own_slice(stretch, self.world), kept_slice(stretch, self.world)) for stretch in stretches]
 
     def _make_buckets(self) -> list[Bucket]:
-        views = self._flat.views(self.exchange.gradients)
         buckets = []
         for everyones, own, kept in self._slices():
             members = [i for i, at in enumerate(self._flat.begins) if everyones.start <= at < everyones.stop]
-            table = shard_table(self._flat.segments, own.start, own.stop, flat_gradient=True)
-            gradient = torch.empty_like(self._flat.buffer[own])
-            mine = [views[i] for i in members]
-            buckets.append(Bucket(everyones, own, kept, table, members, mine, gradient, set(members)))
+            buckets.append(Bucket(everyones, own, kept, self.exchange.table(everyones), members, set(members)))
         return buckets[::-1]  # the backward pass comes to the last layers first
 
     # --- gradients ---------------------------------------------------------------------------------------------------
@@ -202,23 +188,15 @@ class ShardedSGD(AnnealedSGD):
             if bucket.missing:
                 return
             leaves = [self._leaf(i) for i in bucket.members]
-            torch._foreach_copy_(bucket.views, [leaf.grad for leaf in leaves])  # pyright: ignore
+            gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+            bucket.received = self.exchange.reduce_scatter(bucket.everyones, bucket.members, gradients)
             for leaf in leaves:
                 leaf.grad = None
-            bucket.received = self.exchange.reduce_scatter(bucket.gradient, bucket.everyones)
 
     def _leaf(self, index: int) -> Tensor:
         """The parameter or its bfloat16 copy, whichever the gradient came to."""
         parameter = self._flat.params[index]
         return parameter if parameter.grad is not None else self._bf16_weights[index]
-
-    def _receive(self, bucket: Bucket) -> None:
-        assert bucket.received is not None
-        bucket.received()
-        bucket.received = _nothing
-
-    def _rearm(self, bucket: Bucket) -> None:
-        bucket.received, bucket.missing = None, set(bucket.members)
 
 
 class SharedScaler(torch.amp.GradScaler):
@@ -227,7 +205,3 @@ class SharedScaler(torch.amp.GradScaler):
     def _unscale_grads_(self, optimizer: Any, *_: Any) -> dict[torch.device, Tensor]:
         bad = optimizer.overflow()
         return {bad.device: bad}
-
-
-def _nothing() -> None:
-    pass

@@ -1,13 +1,11 @@
 """What AnnealedSGD saves and loads, where its parameters live, and what it refuses."""
 
 import copy
-import sys
 
 import pytest
 import torch
 from torch import nn
 
-from seal_fast.kernels.pages import flat_zeros
 from seal_fast.optim import AnnealedSGD
 from small_network import LR, close, named_groups, network, train
 
@@ -94,17 +92,6 @@ def test_parameters_stay_the_same_objects():
         same, value, stride = before[name]
         assert p is same and torch.equal(p, value) and p.stride() == stride
     assert len({p.untyped_storage().data_ptr() for p in model.parameters()}) == 1
-
-
-@pytest.mark.parametrize("elements", [0, 5, 600_000])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("place", [0, 3])
-def test_flat_memory_is_zero_and_large_one_starts_at_its_place_in_a_huge_page(dtype, elements, place):
-    torch.full((elements + 2**20,), 7.0)  # leaves memory behind that is not zero
-    buffer = flat_zeros(elements, dtype, torch.device("cpu"), place)
-    assert buffer.shape == (elements,) and buffer.dtype == dtype and not buffer.any()
-    if elements * dtype.itemsize >= 2**21 and sys.platform == "linux":
-        assert buffer.data_ptr() % 2**21 == place * 1088
 
 
 def test_a_float_learning_rate_is_refused_with_the_cure():

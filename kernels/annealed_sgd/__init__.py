@@ -24,6 +24,7 @@ from ..backend import resolve
 from . import plan
 from .flat import FlatParameters
 from .layout import is_dense, segment_table, shard_table
+from .reference import added_up
 
 __all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "segment_table", "shard_table"]
 
@@ -34,7 +35,8 @@ _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(
     "annealed_sgd_(Tensor(a!) param, Tensor(b!) momentum_buffer, Tensor?[] grads, Tensor segments, Tensor hyper, *, "
     "Tensor? grad_scale=None, Tensor? found_inf=None, Tensor(c!)? ema=None, Tensor? ema_decay=None, "
-    "Tensor(d!)? bf16=None, Tensor(e!)? norms=None, str backend='auto') -> ()",
+    "Tensor(d!)? bf16=None, Tensor(e!)? norms=None, int parts=1, "
+    "str backend='auto') -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -52,6 +54,7 @@ def annealed_sgd_(
     ema_decay: Tensor | None = None,
     bf16: Tensor | None = None,
     norms: Tensor | None = None,
+    parts: int = 1,
     backend: str = "auto",
 ) -> None:
     """Update a flat buffer of parameters, or any contiguous slice of one, in place; all groups in one launch.
@@ -71,6 +74,8 @@ def annealed_sgd_(
         bf16: bfloat16 [n], receives the rounded new weights.
         norms: float64 [groups, 2], to which the squared norms of gradient (unscaled, before weight decay) and update
             are added.
+        parts: every gradient is the sum of so many, added up in the weights' type: `grads` then holds the first part of
+            all gradients, the second part of all, and so on.
         backend: see `seal_fast.kernels.backend.resolve`.
 
     Raises:
@@ -89,6 +94,7 @@ def annealed_sgd_(
         ema_decay=ema_decay,
         bf16=bf16,
         norms=norms,
+        parts=parts,
         backend=backend,
     )
 
@@ -106,14 +112,19 @@ def _run(
     ema_decay: Tensor | None = None,
     bf16: Tensor | None = None,
     norms: Tensor | None = None,
+    parts: int = 1,
     backend: str = "auto",
 ) -> None:
     optional = (grad_scale, found_inf, ema, ema_decay, bf16, norms)
-    _check(param, momentum_buffer, grads, segments, hyper, *optional)
+    _check(param, momentum_buffer, grads, segments, hyper, *optional, parts)
     chosen = resolve("annealed_sgd_", backend, param.device)
     if chosen == "native":
-        from .native import annealed_sgd_ as run
-    elif chosen == "triton":
+        from .native import annealed_sgd_ as native
+
+        native(param, momentum_buffer, grads, segments, hyper, *optional, parts)
+        return
+    grads = added_up(grads, parts, param.dtype)
+    if chosen == "triton":
         from .triton import annealed_sgd_ as run
     else:
         from .reference import annealed_sgd_ as run
@@ -140,6 +151,7 @@ def _check(
     ema_decay: Tensor | None,
     bf16: Tensor | None,
     norms: Tensor | None,
+    parts: int,
 ) -> None:
     """Everything the kernels take for granted; they get raw addresses."""
     n, dtype, device = param.numel(), param.dtype, param.device
@@ -171,7 +183,13 @@ def _check(
         if tensor is not None and (tensor.numel() != 1 or tensor.dtype != kind or tensor.device != device):
             raise ValueError(f"annealed_sgd_: {name} must be one {kind} number on {device}")
 
-    _check_gradients(param, grads, plan.elements_needed(segments, n, groups, len(grads)))
+    if parts < 1 or len(grads) % parts:
+        raise ValueError(f"annealed_sgd_: {len(grads)} gradients are no {parts} parts of each")
+    needed = plan.elements_needed(segments, n, groups, len(grads) // parts)
+    present = [g is not None for g in grads]
+    if present != present[: len(needed)] * parts:
+        raise ValueError("annealed_sgd_: a gradient has some of its parts and lacks others")
+    _check_gradients(param, grads, needed * parts)
 
 
 def _check_gradients(param: Tensor, grads: list[Tensor | None], needed: Sequence[int]) -> None:

@@ -41,12 +41,16 @@ class FlatParameters:
         starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
         self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
         self._buffers = 1
-        self.buffer = flat_zeros(elements, first.dtype, first.device)
-        for p, view in zip(self.params, self.views(self.buffer), strict=True):
+        self.move(flat_zeros(elements, first.dtype, first.device))
+        self._strides: list[tuple[int, ...] | None] = []
+
+    def move(self, buffer: Tensor) -> None:
+        """Put the weights into another buffer of this layout."""
+        self.buffer = buffer
+        for p, view in zip(self.params, self.views(buffer), strict=True):
             view.copy_(p.detach())
             p.data = view
         self._addresses = [p.data_ptr() for p in self.params]
-        self._strides: list[tuple[int, ...] | None] = []
 
     def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
         """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""

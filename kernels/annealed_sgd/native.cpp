@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 namespace nb = nanobind;
@@ -98,27 +99,64 @@ struct Scalars {
   double inv_scale, ema_decay;
 };
 
+// A gradient's addresses; lowest bit set: bfloat16 (tagged_address in layout.py). With several parts it is their sum,
+// and each part has a list of `stride` addresses, one behind the other.
+struct Gradients {
+  const std::vector<uintptr_t>& addresses;
+  int64_t parts, stride;
+  uintptr_t at(int64_t index, int64_t part = 0) const { return addresses[part * stride + index]; }
+};
+
 // A stretch of one segment: what a thread takes at a time. Small enough that a thread held up by something else on the
 // machine does not hold up the others, large enough that taking one costs nothing.
 struct Piece {
   Segment segment;
-  uintptr_t grad;  // lowest bit set: bfloat16 (tagged_address in layout.py)
   int64_t from, to;
 };
 constexpr int64_t kPieceElements = 32768;
 
-std::vector<Piece> cut(const Segment* segments, int64_t count, const std::vector<uintptr_t>& grads) {
+// Elements whose parts are added up before they are used, while they are in the first cache.
+constexpr int64_t kSumElements = 2048;
+
+template <typename T, typename G, bool kFirst>
+void add(T* __restrict sum, const G* __restrict part, int64_t n) {
+  for (int64_t start = 0; start < n; start += kStride) {
+    const int64_t stop = std::min(n, start + kStride);
+    fetch(part + start);
+#pragma omp simd
+    for (int64_t i = start; i < stop; ++i) sum[i] = kFirst ? static_cast<T>(part[i]) : sum[i] + static_cast<T>(part[i]);
+  }
+}
+
+// The parts' sum, in their order: the same to the last bit every time.
+template <typename T>
+void add_up(T* sum, const Gradients& grads, int64_t index, int64_t begin, int64_t n) {
+  for (int64_t part = 0; part < grads.parts; ++part) {
+    const uintptr_t grad = grads.at(index, part);
+    auto run = [&](auto* from) {
+      using G = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
+      part == 0 ? add<T, G, true>(sum, from + begin, n) : add<T, G, false>(sum, from + begin, n);
+    };
+    if (grad & 1)
+      run(pointer<const bf16>(grad - 1));
+    else
+      run(pointer<const T>(grad));
+  }
+}
+
+std::vector<Piece> cut(const Segment* segments, int64_t count, const Gradients& grads) {
   std::vector<Piece> pieces;
   for (const Segment& s : std::span(segments, count)) {
-    if (grads[s.grad] == 0) continue;
+    if (grads.at(s.grad) == 0) continue;
     for (int64_t from = 0; from < s.length; from += kPieceElements)
-      pieces.push_back({s, grads[s.grad], from, std::min(from + kPieceElements, s.length)});
+      pieces.push_back({s, from, std::min(from + kPieceElements, s.length)});
   }
   return pieces;
 }
 
 template <typename T>
-void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Scalars& scalars, double* norms) {
+void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Gradients& grads, const Scalars& scalars,
+                double* norms) {
   Update<T, T> full = choose<T, T>(flat.ema, flat.half, norms);
   Update<T, bf16> half = choose<T, bf16>(flat.ema, flat.half, norms);
   int64_t total = 0, count = pieces.size();
@@ -127,39 +165,49 @@ void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Sca
   std::vector<double> sums(norms ? 2 * count : 0, 0.0);
 #pragma omp parallel for schedule(dynamic) if (total >= kSerialElements)
   for (int64_t i = 0; i < count; ++i) {
-    const auto& [s, grad, from, to] = pieces[i];
+    const auto& [s, from, to] = pieces[i];
     const Hyper& h = scalars.hyper[s.group];
     Coefficients<T> c{static_cast<T>(scalars.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
                       static_cast<T>(h.direction * h.scale * h.lr), static_cast<T>(1 - scalars.ema_decay)};
-    auto run = [&](auto f, auto* gradient) {
-      int64_t at = s.begin + from;
-      f(flat.param + at, flat.momentum + at, gradient + s.offset + from, flat.ema ? flat.ema + at : nullptr,
-        flat.half ? flat.half + at : nullptr, to - from, c, norms ? &sums[2 * i] : nullptr);
+    auto run = [&](auto f, auto* gradient, int64_t begin, int64_t n) {
+      int64_t at = s.begin + begin;
+      f(flat.param + at, flat.momentum + at, gradient, flat.ema ? flat.ema + at : nullptr,
+        flat.half ? flat.half + at : nullptr, n, c, norms ? &sums[2 * i] : nullptr);
     };
-    if (grad & 1)
-      run(half, pointer<const bf16>(grad - 1));
-    else
-      run(full, pointer<const T>(grad));
+    const uintptr_t grad = grads.at(s.grad);
+    if (grads.parts > 1) {
+      alignas(64) T sum[kSumElements];
+      for (int64_t begin = from; begin < to; begin += kSumElements) {
+        const int64_t n = std::min(kSumElements, to - begin);
+        add_up(sum, grads, s.grad, s.offset + begin, n);
+        run(full, sum, begin, n);
+      }
+    } else if (grad & 1) {
+      run(half, pointer<const bf16>(grad - 1) + s.offset + from, from, to - from);
+    } else {
+      run(full, pointer<const T>(grad) + s.offset + from, from, to - from);
+    }
   }
   for (size_t i = 0; i < sums.size(); ++i) norms[2 * pieces[i / 2].segment.group + i % 2] += sums[i];
 }
 
 void annealed_sgd(bool is_double, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
-                  const std::vector<uintptr_t>& grads, uintptr_t segments, int64_t segment_count, uintptr_t hyper,
+                  const std::vector<uintptr_t>& addresses, int64_t parts, uintptr_t segments, int64_t segment_count, uintptr_t hyper,
                   uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
   nb::gil_scoped_release release;
   if (found_inf && *pointer<float>(found_inf) != 0) return;
   Scalars scalars{pointer<const Hyper>(hyper), 1, 1};
   if (grad_scale) scalars.inv_scale = 1 / static_cast<double>(*pointer<float>(grad_scale));
   if (ema_decay) scalars.ema_decay = *pointer<double>(ema_decay);
+  const Gradients grads{addresses, parts, static_cast<int64_t>(addresses.size()) / parts};
   std::vector<Piece> pieces = cut(pointer<const Segment>(segments), segment_count, grads);
   if (is_double) {
     Flat<double> flat{pointer<double>(param), pointer<double>(momentum), pointer<double>(ema), pointer<bf16>(half)};
-    update_all<double>(flat, pieces, scalars, pointer<double>(norms));
+    update_all<double>(flat, pieces, grads, scalars, pointer<double>(norms));
     return;
   }
   Flat<float> flat{pointer<float>(param), pointer<float>(momentum), pointer<float>(ema), pointer<bf16>(half)};
-  update_all<float>(flat, pieces, scalars, pointer<double>(norms));
+  update_all<float>(flat, pieces, grads, scalars, pointer<double>(norms));
 }
 
 }  // namespace

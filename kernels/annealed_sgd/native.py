@@ -23,6 +23,7 @@ def annealed_sgd_(
     ema_decay: Tensor | None,
     bf16: Tensor | None,
     norms: Tensor | None,
+    parts: int,
 ) -> None:
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
     segments = segments.contiguous()
@@ -33,6 +34,7 @@ def annealed_sgd_(
         _address(ema),
         _address(bf16),
         [*map(tagged_address, grads)],
+        parts,
         segments.data_ptr(),
         segments.shape[0],
         hyper.data_ptr(),

@@ -10,6 +10,19 @@ from torch import Tensor
 from .layout import memory_order
 
 
+def added_up(grads: Sequence[Tensor | None], parts: int, dtype: torch.dtype) -> list[Tensor | None]:
+    """Gradients that come in parts, as `annealed_sgd_` describes: their sums, each flat and of `dtype`."""
+    if parts == 1:
+        return list(grads)
+    sums, count = [], len(grads) // parts
+    for first, *others in zip(*(grads[part * count :][:count] for part in range(parts)), strict=True):
+        total = None if first is None else memory_order(first).to(dtype, copy=True)
+        for other in others:
+            total = None if total is None else total.add_(memory_order(other).to(dtype))
+        sums.append(total)
+    return sums
+
+
 def annealed_sgd_(
     param: Tensor,
     momentum_buffer: Tensor,
