@@ -43,7 +43,7 @@ DESCENT, ASCENT, FROZEN = (0.1, 0.9, 5e-4, 1, 1), (0.1, 0.9, 0, -1, 0.01), (0.1,
 
 
 def double(tensor):
-    return tensor.detach().double().cpu().numpy()
+    return tensor.detach().double().cpu().numpy().copy()  # expect() writes into it
 
 
 def oracle(p, buf, grad, numbers, scale=1.0):
@@ -200,6 +200,32 @@ def test_shards_together_do_what_the_whole_does(backend, flat_gradient):
         torch.testing.assert_close(tensor, whole.buffers()[name], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype, grad_dtypes", TYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_in_parts_are_added_up(backend, dtype, grad_dtypes):
+    """Three parts, one of three parameters without any, over a slice that begins within a parameter."""
+    sizes, groups = [1000, 70, 5000], [0, 0, 1]
+    cases = [Case(sizes, groups, [DESCENT, ASCENT], dtype, grad_dtypes, backend[1], missing=[1])]
+    cases += [Case(sizes, groups, [], dtype, grad_dtypes, backend[1], missing=[1], seed=seed) for seed in (1, 2)]
+    first, *others = cases
+    begin, end = 300, first.n
+    annealed_sgd_(
+        first.param[begin:end], first.momentum[begin:end], [g for case in cases for g in case.grads],
+        shard_table(first.segments, begin, end), first.hyper, parts=3, backend=backend[0],
+        **first.optional() | {"ema": first.ema[begin:end], "bf16": first.bf16[begin:end]},
+    )  # fmt: skip
+    expected = Case(sizes, groups, [DESCENT, ASCENT], dtype, grad_dtypes, backend[1], missing=[1])
+    expected.grads = [
+        None if parts[0] is None else torch.stack([part.double() for part in parts]).sum(0)
+        for parts in zip(*(case.grads for case in cases), strict=True)
+    ]
+    expected.grads[0][:begin] = 0
+    want = expected.expect(scaled=True)
+    for name in ("param", "momentum", "ema"):
+        close(first.buffers()[name][begin:], want[name][begin:], dtype)
+        assert torch.equal(first.buffers()[name][:begin], expected.buffers()[name][:begin])
+
+
 @st.composite
 def cases(draw):
     groups = draw(st.integers(1, 3))
@@ -309,6 +335,8 @@ def wrong(**change):
         ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(1).expand(6)])),
         ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(12)[::2]])),
         ("1 gradients given", dict(grads=lambda c: c.grads[:1])),
+        ("2 gradients are no 3 parts of each", dict(parts=lambda c: 3)),
+        ("some of its parts", dict(grads=lambda c: [*c.grads, c.grads[0], None], parts=lambda c: 2)),
         ("segments must be an int64", dict(segments=lambda c: c.segments.int())),
         ("point outside", dict(segments=lambda c: c.segments + 100)),
         ("segments overlap", dict(segments=lambda c: c.segments[[0, 0]])),
