@@ -16,7 +16,7 @@ import sys
 from multiprocessing.connection import Listener
 from pathlib import Path
 
-ROUNDS, STEPS = 5, 3
+ROUNDS, STEPS = 5, 8
 SCRIPT = str(Path(__file__).parent / "sharded_contender.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node"]
 

@@ -31,7 +31,7 @@ from seal_fast.models import build
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import assemble, open_input
 
-BATCH, IMAGES = 128, 384
+BATCH, IMAGES = 128, 1024
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ class MappedExchange(Exchange):
         flat.move(common[:size].view(flat.buffer.dtype))
         self.bf16 = None if bf16 is None else common[size + APART :].view(torch.bfloat16).copy_(bf16)
         self._gradients: list[list[Tensor | None]] = [[None] * len(flat.params) for _ in memory]
-        self._written = False  # whether since the last barrier
+        self._laid = self._updated = False  # gradients, weights: whether since the last barrier
 
     @staticmethod
     def needed(world: World, flat: FlatParameters, bf16: Tensor | None) -> list[int]:
@@ -72,18 +72,26 @@ class MappedExchange(Exchange):
                 for memory, views in zip(self._memory, self._gradients, strict=True):
                     views[i] = self._place(memory, i, gradient.dtype)
         torch._foreach_copy_([own[i] for i in members], gradients)  # pyright: ignore
-        self._written = True
+        self._laid = True
 
         def wait() -> list[Tensor | None]:
-            self._barrier()
+            if self._laid:
+                self._barrier()
+            self._laid = False
             return [view for views in self._gradients for view in views]
 
         return wait
 
     def all_gather(self, stretch: slice) -> Callable[[], None]:
         """As for `Exchange`; wait for no stretch before all are updated."""
-        self._written = True
-        return self._barrier
+        self._updated = True
+
+        def wait() -> None:
+            if self._updated:
+                self._barrier()
+            self._updated = False
+
+        return wait
 
     def finite(self) -> Tensor:
         """As for `Exchange`."""
@@ -98,10 +106,8 @@ class MappedExchange(Exchange):
         return there.as_strided(parameter.shape, parameter.stride())
 
     def _barrier(self) -> None:
-        if self._written:
-            self.traffic.collectives += 1
-            dist.barrier()
-            self._written = False
+        self.traffic.collectives += 1
+        dist.barrier()
 
 
 def make_exchange(world: World, flat: FlatParameters, bf16: Tensor | None = None) -> Exchange:
