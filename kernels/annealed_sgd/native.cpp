@@ -192,8 +192,8 @@ void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Gra
 }
 
 void annealed_sgd(bool is_double, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
-                  const std::vector<uintptr_t>& addresses, int64_t parts, uintptr_t segments, int64_t segment_count, uintptr_t hyper,
-                  uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
+                  const std::vector<uintptr_t>& addresses, int64_t parts, uintptr_t segments, int64_t segment_count,
+                  uintptr_t hyper, uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
   nb::gil_scoped_release release;
   if (found_inf && *pointer<float>(found_inf) != 0) return;
   Scalars scalars{pointer<const Hyper>(hyper), 1, 1};
