@@ -107,6 +107,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
         pace = f"{concurrent} at a time, {threads} threads each"
         print(f"{count - ended} of {count} runs to do, {pace}; {folder.path}", flush=True)
         display = Display(folder, trials, ledger)
+        session.quiet = display.stop
         stopped = None
         try:
             tune.run(job, trials, ledger, display.tick, search=search)

@@ -91,7 +91,7 @@ def of_settings(
     Names say the settings in `named`, or else those in which the combinations differ.
 
     Raises:
-        UsageError: a combination cannot make a run; its values are named.
+        UsageError: a combination cannot make a run; what varies in it is named.
     """
     kept: dict[object, tuple[dict[str, Any], Config]] = {}
     for settings in combinations:
@@ -99,7 +99,9 @@ def of_settings(
         try:
             config = check(_resolved(config))
         except UsageError as error:
-            raise UsageError(f"{space.path}: {_show(settings)}: {error}") from None
+            varying = {name: value for name, value in settings.items() if name in space.axes or name == "seed"}
+            where = f"{space.path}: {_show(varying)}" if varying else f"{space.path}"
+            raise UsageError(f"{where}: {error}") from None
         kept.setdefault(training(config), (settings, config))
     everything = [settings for settings, _ in kept.values()]
     varied = list(space.axes) + (["seed"] if any("seed" in s for s in everything) and "seed" not in space.axes else [])

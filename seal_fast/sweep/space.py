@@ -144,7 +144,10 @@ def _base(path: Path, content: dict[str, Any]) -> Config:
     if file is not None:
         if not isinstance(file, str):
             raise UsageError(f"{path}: config must be the name of a TOML file")
-        base = load(path.parent / file, base)
+        try:
+            base = load(path.parent / file, base)
+        except UsageError as error:
+            raise UsageError(f"{path}: config = {file!r}: {str(error).removeprefix('--config ')}") from None
     return base
 
 

@@ -149,3 +149,16 @@ def test_the_papers_ablations_are_a_space():
     # nine methods, two more thresholds, lengths and scales, the weight decay, two lengths of a generation; three seeds
     assert len(made.trials) == 3 * (9 + 2 + 2 + 2 + 1 + 2) and made.repeated == 3 * 3
     assert {t.epochs for t in made.trials} == {1600} and {t.config.model for t in made.trials} == {"resnet50"}
+
+
+def test_a_refusal_names_what_varies_and_not_what_every_run_has(space):
+    made = space('data = "digits"\nmomentum = 0.5\nbatch_size = { grid = [8, 1] }')
+    with pytest.raises(UsageError, match=r"space\.toml: batch_size = 1: --batch-size 1: must be at least 2$"):
+        grid(made)
+    with pytest.raises(UsageError, match=r"space\.toml: --lr -1\.0: must be a finite number"):
+        grid(space('data = "digits"\nlr = -1'))
+
+
+def test_a_missing_configuration_names_the_space_and_its_key(space):
+    with pytest.raises(UsageError, match=r"space\.toml: config = 'none\.toml': .*none\.toml: cannot be read"):
+        space('config = "none.toml"')

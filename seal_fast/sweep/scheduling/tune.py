@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from seal_fast.config import to_dict
 from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger, State
 from seal_fast.sweep.plan import Trial
+from seal_fast.sweep.scheduling import head
 from seal_fast.sweep.scheduling.proposals import Proposals
 from seal_fast.sweep.scheduling.rungs import Rungs
 from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
@@ -129,9 +129,15 @@ def scratch(folder: Path) -> Path:
 
 @dataclass
 class Session:
-    """A connection to Ray; `exit_code` is what the process will end with."""
+    """A connection to Ray.
+
+    Attributes:
+        exit_code: what the process will end with.
+        quiet: ends the live table, should the head of the cluster be lost.
+    """
 
     exit_code: int = 1
+    quiet: Callable[[], None] = lambda: None
 
 
 @contextlib.contextmanager
@@ -164,8 +170,22 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         cure = "; start it there, with the same RAY_AUTH_MODE and token as here" if address else ""
         raise RunError(f"Ray could not be {what}: {reason[0].rstrip('.')}{cure}") from None
     session = Session()
+    found = ray.get_runtime_context().gcs_address if address else None
+
+    def lost() -> None:
+        with contextlib.suppress(Exception):
+            session.quiet()
+        # in one piece, as Ray's threads write too
+        sys.stderr.write(
+            f"error: the Ray cluster at {found} has lost its head (no answer for {head.PATIENCE_SECONDS:.0f} s); every "
+            f"run's results and checkpoint are kept in {folder}; start the cluster again and continue with --resume\n"
+        )
+        session.exit_code = RunError.exit_code
+        _leave(session, place)
+
     try:
-        yield session
+        with head.watched(found, lost) if found else contextlib.nullcontext():
+            yield session
     finally:
         # A signal to the whole process group, as Slurm sends it, ends Ray's own processes first. Ray then waits for
         # them, and after a minute aborts the program; what is to be said and written has been by now.
@@ -179,12 +199,9 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
 
 def _answers(address: str) -> None:
     """Ray would try for more than a minute."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
+    if not address.rpartition(":")[2].isdigit():
         return  # "auto"
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
+    if error := head.answers(address, 10):
         reason = error.strerror or error
         raise RunError(f"Ray could not be reached at --address {address}: {reason}; ray start --head there") from None
 
