@@ -21,6 +21,7 @@ from seal_fast.run_folder import RunFolder
 from seal_fast.sweep import plan
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.folder import SweepFolder
+from seal_fast.sweep.process import wait_until_free
 from seal_fast.train import run
 
 SPACE = """
@@ -140,6 +141,26 @@ def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_pa
 
     assert list((out / "tensorboard" / names[0]).iterdir())
     assert main(["report", str(out)]) == 0 and Path(out / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_trainers_of_a_stopped_sweep_write_their_checkpoints(space, tmp_path, number):
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    space.write_text(space.read_text().replace("epochs = 2\nascent", "epochs = 5000\nascent"))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "seal_fast", "sweep", str(space), "--out", str(out), "--concurrent", "1"]
+    process = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(RunFolder(p).rows() for p in (out / "trials").glob("*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == (-9 if number == signal.SIGKILL else 128 + number)
+    trial = out / "trials" / "0000-method=seal"
+    assert wait_until_free(trial, 60)
+    assert "the checkpoint is written" in (trial / "output.log").read_text()
+    assert list((trial / "checkpoint").iterdir())
 
 
 @pytest.mark.long

@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
-# Before Ray is imported, which reads them then: no reports to its makers, no logs of its own per trial, no snapshots.
+# Before Ray is imported, which reads them then: no reports to its makers, no logs of its own per trial, no snapshots;
+# and what ends a worker does not kill its trainer at once, which could not write its checkpoint then.
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     RAY_AIR_NEW_OUTPUT="0",
     RAY_CHDIR_TO_TRIAL_DIR="0",
+    RAY_kill_child_processes_on_worker_exit="0",
     TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
     TUNE_DISABLE_SIGINT_HANDLER="1",
     TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
