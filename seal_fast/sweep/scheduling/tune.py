@@ -154,7 +154,9 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
     shutil.rmtree(place, ignore_errors=True)
     try:
         if address:
-            ray.init(address=address, **quiet)
+            # the nodes' own environment is another
+            name = "RAY_kill_child_processes_on_worker_exit"
+            ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name]}}, **quiet)
         else:
             ray.init(
                 address="local",
