@@ -18,18 +18,27 @@ from .reference import conv2d as _reference
 _WAYS = "library", "whole", "columns"
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, backend: str = "auto") -> Tensor:
-    """Cross-correlation of images and a square kernel, without bias, dilation or groups.
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    backend: str = "auto",
+    *,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Cross-correlation of images and a square kernel, without dilation or groups.
 
     Under autocast it computes in autocast's type, as `torch.nn.functional.conv2d` does; a weight that is of that type
     already gives the same numbers to the bit. Differentiable twice.
 
     Args:
-        x: [N, C, H, W]. Products take bfloat16 and float32 in channels-last memory.
+        x: [N, C, H, W]. Products take bfloat16, float32 and float64 in channels-last memory.
         weight: [O, C, k, k] in x's type, or any under autocast.
         stride: of both directions.
         padding: zeros on all four sides.
         backend: "auto"; "reference" for `torch.nn.functional.conv2d`; "products" to refuse any other way.
+        bias: [O], added to the result.
 
     Returns:
         [N, O, H', W'] in the type computed in and, from products, in channels-last memory.
@@ -42,13 +51,34 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, backend
     # The only question about the device: a GPU has its own library for all of it.
     if backend != "reference" and x.device.type == "cpu" and _fits(x, weight, stride, padding) and not transforming():
         compute = _compute_type(x)
-        return torch.ops.seal_fast.conv2d(x.to(compute), weight.to(compute), stride, padding)
+        y = torch.ops.seal_fast.conv2d(x.to(compute), weight.to(compute), stride, padding)
+        return y if bias is None else y + bias.to(compute)[:, None, None]
     if backend == "products":
         raise ValueError(
-            "conv2d: products take channels-last bfloat16 or float32 on the CPU, a square kernel and a small map "
+            "conv2d: products take channels-last bfloat16, float32 or float64 on the CPU, a square kernel and a small map "
             "(see seal_fast.kernels.conv2d.ways); choose backend 'auto' for anything else"
         )
-    return _reference(x, weight, stride, padding)
+    return _reference(x, weight, stride, padding, bias)
+
+
+def conv2d_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, of_x: bool = True, of_weight: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `conv2d`'s x and weight, as far as they are wanted, for who writes the backward pass out.
+
+    Args:
+        grad: [N, O, H', W'], that of the result.
+        x: [N, C, H, W]; only its size, type and memory format count for its own gradient.
+        weight: [O, C, k, k]; likewise.
+        stride: of both directions.
+        padding: zeros on all four sides.
+        of_x: whether x's is wanted; None is returned otherwise.
+        of_weight: whether the weight's is.
+    """
+    if x.device.type == "cpu" and _fits(x, weight, stride, padding):
+        found = torch.ops.seal_fast.conv2d_backward(grad, x, weight, stride, padding, of_x, of_weight)
+        return tuple(g if wanted else None for g, wanted in zip(found, (of_x, of_weight), strict=True))
+    return _library_backward(grad, x, weight, stride, padding, of_x, of_weight)
 
 
 def ways(shape: Shape, dtype: torch.dtype) -> tuple[str, str, str]:
@@ -59,6 +89,8 @@ def ways(shape: Shape, dtype: torch.dtype) -> tuple[str, str, str]:
     """
     if shape.whole():
         return "whole", "whole", "whole"
+    if dtype == torch.float64:  # the library's gradient of a weight takes an image at a time
+        return "library", "library", "columns" if shape.kernel > 1 else "library"
     height, width = shape.output()
     pixels = height * width
     if pixels <= 4:
@@ -79,7 +111,7 @@ def _fits(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     return (
         x.dim() == 4
         and {x.dtype, weight.dtype} <= cast_from
-        and (compute == torch.float32 or (compute == torch.bfloat16 and _has_bfloat16()))
+        and (compute in (torch.float32, torch.float64) or (compute == torch.bfloat16 and _has_bfloat16()))
         and weight.shape[1:] == (x.shape[1], weight.shape[3], weight.shape[3])
         and min(x.shape[2:]) + 2 * padding >= weight.shape[3]
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -141,12 +173,18 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
         grad_weight = products.columns_grad_weight(grad, x, weight, shape)
     mask = of_x and way_x == "library", of_weight and way_weight == "library"
     if any(mask):
-        found = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [*mask, False]
-        )
+        found = _library_backward(grad, x, weight, stride, padding, *mask)
         grad_x = _channels_last(found[0]) if mask[0] else grad_x
         grad_weight = _channels_last(found[1]) if mask[1] else grad_weight
     return grad_x, grad_weight
+
+
+def _library_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, of_x: bool, of_weight: bool):
+    if weight.dtype == torch.float64:  # what the library has for it on a CPU takes no other memory format
+        weight = weight.contiguous()
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [of_x, of_weight, False]
+    )[:2]
 
 
 _library.impl("conv2d", _forward, "CPU")

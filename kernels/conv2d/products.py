@@ -7,7 +7,7 @@ Two ways to write one, with q a pixel of the output and p one of the input:
 - *columns*: every window is copied out as a row (im2col; Chellapilla et al., IWFHR 2006).
 
 All tensors are channels-last: [N, C, H, W] lies in memory as [N, H, W, C], a weight [O, C, kh, kw] as [O, kh, kw, C].
-Inputs and results of one call are of one type; sums are float32.
+Inputs and results of one call are of one type; sums are float32, or float64 where that is the type.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def whole_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape) -> 
     """The gradient of the weight."""
     outputs, channels = weight.shape[:2]
     product = (_rows(grad).t() @ _rows(x)).view(*shape.output(), outputs, shape.height, shape.width, channels)
-    sums = torch.zeros(outputs, shape.kernel, shape.kernel, channels)
+    sums = torch.zeros(outputs, shape.kernel, shape.kernel, channels, dtype=_wide(weight.dtype))
     for qy, qx, rows, columns in shape.taps():
         sums[:, rows, columns] += product[qy, qx]
     return sums.to(weight.dtype).permute(0, 3, 1, 2)
@@ -81,7 +81,7 @@ def columns_grad_x(grad: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     product = _pixels(grad) @ _rows(weight)
     product = product.view(len(grad), rows, columns, k, k, channels)
     # Where windows do not overlap nothing is added up, and a sum needs no wider type.
-    dtype = torch.float32 if k > s else grad.dtype
+    dtype = _wide(grad.dtype) if k > s else grad.dtype
     padded = torch.zeros(len(grad), shape.height + 2 * p, shape.width + 2 * p, channels, dtype=dtype)
     for ky in range(k):
         for kx in range(k):
@@ -94,6 +94,10 @@ def columns_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape) -
     """The gradient of the weight."""
     product = _pixels(grad).t() @ _columns(x, shape)
     return product.view(len(weight), shape.kernel, shape.kernel, -1).permute(0, 3, 1, 2)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -6,6 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def conv2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, stride: int, padding: int, bias: Tensor | None = None) -> Tensor:
     """See `seal_fast.kernels.conv2d`; differentiable as often as one likes, on any device."""
-    return F.conv2d(x, weight, None, stride, padding)
+    return F.conv2d(x, weight, bias, stride, padding)

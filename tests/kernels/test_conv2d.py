@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from seal_fast.kernels import conv2d
-from seal_fast.kernels.conv2d import ways
+from seal_fast.kernels.conv2d import conv2d_backward, ways
 from seal_fast.kernels.conv2d.products import Shape
 from seal_fast.models.resnet import resnet18
 
 # Relative to the largest value. A bfloat16 result is a float32 sum rounded once, a sum of columns or of taps twice.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
+TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2**-7}
 
 # Images, channels in and out, height, width, kernel, stride, padding; the ways of output and gradients in bfloat16.
 CASES = [
@@ -72,6 +72,24 @@ def test_autocast_casts_the_weight_first_and_computes_the_same_to_the_bit(case):
     assert torch.equal(y, expected[0]) and torch.equal(master.grad, expected[2].float())
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[9], CASES[11]], ids=str)
+def test_written_out_with_a_bias(case, dtype):
+    """What autograd does, step by step; and the bias."""
+    *_, stride, padding, _ = case
+    x, weight, grad = tensors(case, dtype)
+    bias = torch.linspace(-1, 1, len(weight), dtype=dtype)
+    doubles = [t.double().requires_grad_() for t in (x, weight)]
+    y = F.conv2d(*doubles, bias.double(), stride, padding)
+    expected = y, *torch.autograd.grad(y, doubles, grad.double())
+    found = conv2d(x, weight, stride, padding, bias=bias), *conv2d_backward(grad, x, weight, stride, padding)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
+    assert conv2d_backward(grad, x, weight, stride, padding, of_x=False)[0] is None
+    assert conv2d_backward(grad, x, weight, stride, padding, of_weight=False)[1] is None
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight"])
 def test_only_one_gradient_wanted(wanted):
     x, weight, grad = tensors(CASES[0], torch.float32)
@@ -105,10 +123,11 @@ def test_opcheck(case):
 def test_other_inputs_take_the_library():
     x, weight, _ = tensors(CASES[0], torch.float32)
     expected = F.conv2d(x.double(), weight.double(), None, 1, 1)
-    assert torch.equal(conv2d(x.double(), weight.double(), 1, 1), expected)
+    half = conv2d(x.half(), weight.half(), 1, 1)
+    assert torch.equal(half, F.conv2d(x.half(), weight.half(), None, 1, 1))
     torch.testing.assert_close(conv2d(x.contiguous(), weight, 1, 1).double(), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="conv2d: products take channels-last"):
-        conv2d(x.double(), weight.double(), 1, 1, "products")
+        conv2d(x.half(), weight.half(), 1, 1, "products")
     with pytest.raises(ValueError, match="conv2d: backend must be one of"):
         conv2d(x, weight, 1, 1, "native")
     with pytest.raises(RuntimeError, match="channels"):

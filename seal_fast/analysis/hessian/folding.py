@@ -18,8 +18,9 @@ from torch import Tensor, nn
 class Folded:
     """One convolution (or the linear layer, `norm` None) of the folded network.
 
-    Tangents and curvatures carry the vectors' dimension m first; `gradient_*` hold the loss's gradient with respect to
-    the folded weight and bias, summed over all images, and are float64.
+    Tangents and curvatures carry the vectors' dimension m first, and are in the network's type: each entry is rounded
+    once or twice, and nothing is summed over more than a filter but in float64. `gradient_*` hold the loss's gradient
+    with respect to the folded weight and bias, summed over all images, and are float64.
     """
 
     name: str
@@ -44,33 +45,41 @@ class Folded:
         assert self.norm is not None and self.norm.running_var is not None
         return (self.norm.running_var.double() + self.norm.eps).rsqrt()
 
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The module, where it is a convolution."""
+        assert isinstance(self.module, nn.Conv2d)
+        return self.module
+
     def push(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The direction [m, ...] of the folded weight and bias for float64 directions of the parameters."""
+        """The direction [m, ...] of the folded weight and bias, for a direction of the parameters, in its type."""
         weight = direction[f"{self.name}.weight"]
         if self.norm is None:
             return weight, direction[f"{self.name}.bias"]
         s, mean = self.inverse_std, self.mean
         gamma, beta = direction[f"{self.norm_name}.weight"], direction[f"{self.norm_name}.bias"]
-        folded = per_channel(s * self.norm.weight.double()) * weight
-        folded += per_channel(s * gamma) * self.module.weight.double()
-        return folded, beta - s * mean * gamma
+        folded = weight * per_channel(s * self.norm.weight.double()).to(weight)
+        folded.addcmul_(per_channel(s * gamma).to(weight), self.module.weight)
+        return folded, (beta - s * mean * gamma).to(weight)
 
-    def pull(self, weight: Tensor, bias: Tensor, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def pull(
+        self, weight: Tensor, bias: Tensor, gradient: Tensor, direction: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The Hessian's product by parameter name, from the directional derivative of the folded gradient.
 
         Args:
-            weight: float64 [m, *W.shape], the derivative of the gradient of the folded weight.
-            bias: float64 [m, C], that of the folded bias.
-            direction: the parameters' own direction, float64.
+            weight: [m, *W.shape], the derivative of the gradient of the folded weight.
+            bias: [m, C], that of the folded bias.
+            gradient: that of the folded weight itself, in the direction's type.
+            direction: the parameters' own direction.
         """
         if self.norm is None:
             return {f"{self.name}.weight": weight, f"{self.name}.bias": bias}
         s, mean = self.inverse_std, self.mean
         toward_weight, toward_gamma = direction[f"{self.name}.weight"], direction[f"{self.norm_name}.weight"]
-        own, outer = self.module.weight.double(), tuple(range(2, weight.dim()))
-        scaled = per_channel(s * self.norm.weight.double()) * weight
-        scaled += per_channel(s * toward_gamma) * self.gradient_weight
-        gamma = (own * weight).sum(outer) + (toward_weight * self.gradient_weight).sum(outer) - mean * bias
+        gamma = sums(self.module.weight * weight) + sums(toward_weight * gradient) - mean * bias
+        scaled = weight * per_channel(s * self.norm.weight.double()).to(weight)
+        scaled.addcmul_(per_channel(s * toward_gamma).to(weight), gradient)
         return {
             f"{self.name}.weight": scaled,
             f"{self.norm_name}.weight": s * gamma,
@@ -110,6 +119,11 @@ def fold(
     assert bias is not None
     zero = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
     return Folded(name, module, norm_name, norm, weight, bias, zero, torch.zeros_like(bias, dtype=torch.float64))
+
+
+def sums(products: Tensor) -> Tensor:
+    """Sums [m, C] over all but the channels of [m, C, in, kh, kw], float64."""
+    return products.sum((2, 3, 4), dtype=torch.float64)
 
 
 def per_channel(values: Tensor) -> Tensor:

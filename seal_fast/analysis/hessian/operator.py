@@ -118,11 +118,13 @@ class HessianOperator:
         Raises:
             RunError: a product is not finite.
         """
-        tangents = self._products.start(self.by_name(rows.to(self.device, torch.float64)))
+        tangents = self._products.start(self.by_name(rows.to(self.device)))
         for tape in self._tapes():
             self._products.multiply(tape, tangents)  # type: ignore[arg-type]
         products = tangents.products()
-        flat = torch.cat([products[name].flatten(1) for name in self.names], 1)
+        flat = torch.empty(rows.shape, dtype=torch.float64, device=self.device)
+        for name, part in self.by_name(flat).items():
+            part.copy_(products[name])
         self._reduce(flat)
         self.hvps += len(rows)
         if not torch.isfinite(flat.sum()):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from seal_fast.kernels import conv2d
+from seal_fast.kernels.conv2d import conv2d_backward
 
 
 @dataclass
@@ -33,25 +37,42 @@ class Tape:
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
 
 
-def gradient_of_weight(
-    delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Module, bias: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Gradients of a convolution's weight, which is like `weight`, and of its bias, if asked for."""
-    _, *found = torch.ops.aten.convolution_backward(
-        delta, x, weight, [len(weight)], conv.stride, conv.padding, (1, 1), False, (0, 0), 1, (False, True, bias)
-    )
-    return tuple(found)
+def place(conv: nn.Conv2d) -> tuple[int, int]:
+    """Stride and padding."""
+    assert not isinstance(conv.padding, str)
+    return conv.stride[0], conv.padding[0]
 
 
-def gradient_of_input(
-    delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Module, m: int = 1, groups: int | None = None
-) -> Tensor:
-    """That of a convolution whose input was like x, m times beside each other; as many groups unless said."""
-    like = x  # its shape and memory format count, not its values
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, groups: int = 1) -> Tensor:
+    """The convolution `conv` with another weight and bias."""
+    if groups == 1:
+        return conv2d(x, weight, *place(conv), bias=bias)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=groups)
+
+
+def gradient_of_weight(delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    """That of a convolution whose weight is like `weight`: its size, type and memory format count, not its values."""
+    _, found = conv2d_backward(delta, x, weight, *place(conv), of_x=False)
+    assert found is not None
+    return found
+
+
+def gradient_of_bias(delta: Tensor) -> Tensor:
+    """[C] of [N, C, H, W]; summed in float32 or wider."""
+    return delta.sum((0, 2, 3), dtype=torch.promote_types(delta.dtype, torch.float32))
+
+
+def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Conv2d, m: int = 1, groups: int = 1) -> Tensor:
+    """That of a convolution whose input was like x, m times beside each other."""
+    like = x  # its size, type and memory format count, not its values
     if m > 1:
         size = x.shape[0], m * x.shape[1], *x.shape[2:]
         like = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    no_bias, groups = None, m if groups is None else groups
+    if groups == 1:
+        found, _ = conv2d_backward(delta, like, weight, *place(conv), of_weight=False)
+        assert found is not None
+        return found
+    no_bias = None
     return torch.ops.aten.convolution_backward(
         delta, like, weight, no_bias, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
     )[0]

@@ -20,6 +20,8 @@ from seal_fast.analysis.hessian.folding import Folded, fold
 from seal_fast.analysis.hessian.passes import (
     Tape,
     add_,
+    convolve,
+    gradient_of_bias,
     gradient_of_input,
     gradient_of_weight,
     pick,
@@ -58,6 +60,7 @@ class ROperator:
         self.names = list(names)
         modules = dict(model.named_modules())
         self.layers: list[Folded] = []
+        self._typed_gradients: list[Tensor] = []  # of the folded weights, in the network's type
 
         def add(conv: str, norm: str | None) -> int:
             self.layers.append(fold(modules[conv], conv, norm and modules[norm], norm))  # type: ignore[arg-type]
@@ -83,14 +86,13 @@ class ROperator:
         inputs: list[Tensor] = [images] * len(self.layers)
         masks: list[Tensor] = []
 
-        def convolve(i: int, x: Tensor) -> Tensor:
+        def through(i: int, x: Tensor) -> Tensor:
             inputs[i] = x
-            conv = self.layers[i].module
-            assert isinstance(conv, nn.Conv2d)
-            return F.conv2d(x, self.layers[i].weight, self.layers[i].bias, conv.stride, conv.padding)
+            layer = self.layers[i]
+            return convolve(x, layer.weight, layer.bias, layer.conv)
 
         with torch.no_grad():
-            x = convolve(0, images).relu_()
+            x = through(0, images).relu_()
             stem_shape, pool = x.shape, None
             if self.pooled:
                 x, pool = F.max_pool2d(x, 3, 2, 1, return_indices=True)
@@ -98,9 +100,9 @@ class ROperator:
             for block in self.blocks:
                 y = x
                 for i in block.main[:-1]:
-                    y = convolve(i, y).relu_()
-                y = convolve(block.main[-1], y)
-                x = y.add_(x if block.shortcut is None else convolve(block.shortcut, x)).relu_()
+                    y = through(i, y).relu_()
+                y = through(block.main[-1], y)
+                x = y.add_(x if block.shortcut is None else through(block.shortcut, x)).relu_()
                 masks.append(x)
             fc = self.layers[-1]
             inputs[-1] = x.mean((2, 3))
@@ -111,6 +113,8 @@ class ROperator:
             (logit_gradient,) = torch.autograd.grad(loss * len(labels), logits, create_graph=True)
         tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels))
         own = [(layer.gradient_weight, layer.gradient_bias) for layer in self.layers]
+        if accumulate:
+            self._typed_gradients = []
         tape.deltas = self._backward(tape, logit_gradient.detach(), own if accumulate else None)
         return tape
 
@@ -130,10 +134,10 @@ class ROperator:
         def through(i: int, delta: Tensor) -> Tensor:
             """The gradient at a convolution's output, to its input's."""
             deltas[i] = delta
-            layer = self.layers[i]
+            layer, x = self.layers[i], tape.inputs[i]
             if sums is not None:
-                add(i, *gradient_of_weight(delta, tape.inputs[i], layer.weight, layer.module))
-            return gradient_of_input(delta, layer.weight, tape.inputs[i], layer.module) if i > 0 else delta
+                add(i, gradient_of_weight(delta, x, layer.weight, layer.conv), gradient_of_bias(delta))
+            return gradient_of_input(delta, layer.weight, x, layer.conv) if i > 0 else delta
 
         if sums is not None:
             add(-1, at_logits.T @ tape.inputs[-1], at_logits.sum(0))
@@ -178,8 +182,10 @@ class ROperator:
     # --- along directions --------------------------------------------------------------------------------------------
 
     def start(self, direction: Mapping[str, Tensor]) -> Tangents:
-        """Fold directions [m, ...] by parameter name (float64); products are collected in what it returns."""
-        return Tangents(self.layers, self.active, self.names, self.shapes, direction)
+        """Fold directions [m, ...] by parameter name (any type); products are collected in what it returns."""
+        if not self._typed_gradients:
+            self._typed_gradients = [layer.gradient_weight.to(layer.module.weight) for layer in self.layers]
+        return Tangents(self.layers, self._typed_gradients, self.active, self.names, self.shapes, direction)
 
     @torch.no_grad()
     def multiply(self, tape: Tape, tangents: Tangents) -> None:

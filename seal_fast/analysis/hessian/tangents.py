@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from seal_fast.analysis.hessian.folding import Folded
-from seal_fast.analysis.hessian.passes import Tape, gradient_of_input, gradient_of_weight
+from seal_fast.analysis.hessian.passes import (
+    Tape,
+    convolve,
+    gradient_of_bias,
+    gradient_of_input,
+    gradient_of_weight,
+)
 
 
 class Tangents:
-    """Folded directions of m vectors, and the float64 sums of their products.
+    """Folded directions of m vectors, and the sums of their products over batches.
 
     Args:
         layers: of the network, folded.
+        gradients: the loss's, of each layer's folded weight, in the network's type.
         active: whether a layer has parameters in the Hessian's block.
         names: of the parameters in the block.
         shapes: of all parameters.
@@ -26,16 +32,17 @@ class Tangents:
     def __init__(
         self,
         layers: Sequence[Folded],
+        gradients: Sequence[Tensor],
         active: Sequence[bool],
         names: Sequence[str],
         shapes: Mapping[str, torch.Size],
         direction: Mapping[str, Tensor],
     ) -> None:
-        self.layers, self.names = layers, names
+        self.layers, self.gradients, self.names = layers, gradients, names
         self.count = m = next(iter(direction.values())).shape[0]
         self.direction: dict[str, Tensor] = {}
-        self.weights: list[Tensor | None] = []
-        self.biases: list[Tensor | None] = []
+        self.weights: list[Tensor | None] = []  # of convolutions [m C, C', k, k], of the linear layer [m, K, features]
+        self.biases: list[Tensor | None] = []  # [m, C]
         self.sums: list[list[Tensor] | None] = []  # of weight and bias; empty until there is something to add
         for layer, wanted in zip(layers, active, strict=True):
             if not wanted:
@@ -46,29 +53,33 @@ class Tangents:
                 given = direction.get(name)
                 if given is None:  # not in the block, so it does not move
                     given = layer.gradient_bias.new_zeros(m, *shapes[name])
-                self.direction[name] = given.double()
+                self.direction[name] = _typed(given, layer.module.weight.dtype)
             weight, bias = layer.push(self.direction)
+            if weight.dim() == 5:
+                weight = weight.flatten(0, 1)
             self.weights.append(weight.to(layer.weight.dtype))
             self.biases.append(bias.to(layer.weight.dtype))
             self.sums.append([])
 
     def products(self) -> dict[str, Tensor]:
-        """The Hessian's products [m, ...] by parameter name, float64."""
+        """The Hessian's products [m, ...] by parameter name, in the network's type or wider."""
         found: dict[str, Tensor] = {}
-        for layer, sums in zip(self.layers, self.sums, strict=True):
+        for layer, gradient, sums in zip(self.layers, self.gradients, self.sums, strict=True):
             if sums is not None:
                 weight, bias = sums or self._zeros(layer)  # an empty list: no batch came
-                found |= layer.pull(weight, bias, self.direction)
+                found |= layer.pull(weight, bias, gradient, self.direction)
         return {name: found[name] for name in self.names}
 
-    def _add(self, i: int, *parts: Tensor) -> None:
-        """Add to a layer's sums: of its weight alone, or of its bias as well."""
+    def _add(self, i: int, weight: Tensor, bias: Tensor) -> None:
+        """Add a batch's part to a layer's sums, which from the second batch on are float64."""
         sums = self.sums[i]
         assert sums is not None
         if not sums:
-            sums += [part.double() for part in parts]
+            sums += [weight, bias]
             return
-        for total, part in zip(sums, parts, strict=False):
+        if sums[0].dtype != torch.float64:
+            sums[:] = [total.double() for total in sums]
+        for total, part in zip(sums, (weight, bias), strict=True):
             total += part
 
     def _zeros(self, layer: Folded) -> list[Tensor]:
@@ -76,17 +87,14 @@ class Tangents:
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
-        conv, dot_weight, bias = self.layers[i].module, self.weights[i], self.biases[i]
-        assert isinstance(conv, nn.Conv2d)
-        if dot_weight is None or bias is None:
+        weight, bias = self.weights[i], self.biases[i]
+        if weight is None or bias is None:
             return None if dot is None else self._carry(i, dot)
-        found = F.conv2d(x, dot_weight.flatten(0, 1), bias.flatten(), conv.stride, conv.padding)
+        found = convolve(x, weight, bias.flatten(), self.layers[i].conv)
         return found if dot is None else found.add_(self._carry(i, dot))
 
     def _carry(self, i: int, dot: Tensor) -> Tensor:
-        conv, m = self.layers[i].module, self.count
-        assert isinstance(conv, nn.Conv2d)
-        return F.conv2d(dot, self._repeated(i), None, conv.stride, conv.padding, groups=m)
+        return convolve(dot, self._repeated(i), None, self.layers[i].conv, groups=self.count)
 
     def _repeated(self, i: int) -> Tensor:
         weight = self.layers[i].weight
@@ -96,18 +104,18 @@ class Tangents:
         self, i: int, dot: Tensor, dot_x: Tensor | None, x: Tensor, delta: Tensor, wanted: bool
     ) -> Tensor | None:
         """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
-        dot_weight, m, conv = self.weights[i], self.count, self.layers[i].module
-        across = None if dot_weight is None else dot_weight.transpose(0, 1).flatten(1, 2)  # [C', m C, k, k]
-        if dot_weight is not None and across is not None:
-            weight, bias = gradient_of_weight(dot, x, dot_weight.flatten(0, 1), conv)
-            self._add(i, weight.view_as(dot_weight), bias.view(m, -1))
+        weight, m, conv = self.weights[i], self.count, self.layers[i].conv
+        across = None if weight is None or m == 1 else _across(weight, m)
+        across = weight if m == 1 else across
+        if weight is not None and across is not None:
+            found = _wide(gradient_of_weight(dot, x, weight, conv)).unflatten(0, (m, -1))
             if dot_x is not None:
-                weight, _ = gradient_of_weight(delta, dot_x, across, conv, bias=False)
-                self._add(i, weight.unflatten(1, (m, -1)).transpose(0, 1))
+                found += gradient_of_weight(delta, dot_x, across, conv).unflatten(1, (m, -1)).transpose(0, 1)
+            self._add(i, found, gradient_of_bias(dot).view(m, -1))
         if not wanted:
             return None
-        found = gradient_of_input(dot, self._repeated(i), x, conv, m)
-        return found if across is None else found.add_(gradient_of_input(delta, across, x, conv, m, groups=1))
+        back = gradient_of_input(dot, self._repeated(i), x, conv, m, groups=m)
+        return back if across is None else back.add_(gradient_of_input(delta, across, x, conv, m))
 
     def head(self, dot: Tensor | None, tape: Tape) -> Tensor:
         """Through the linear layer and the loss and back: R{gradient of the features}, [m, N, features]."""
@@ -123,8 +131,27 @@ class Tangents:
         )
         back = dot_delta @ fc.weight
         if weight is not None:
-            self._add(-1, dot_delta.transpose(1, 2) @ x, dot_delta.sum(1))
+            found = dot_delta.transpose(1, 2) @ x
             if dot is not None:
-                self._add(-1, delta.T @ dot)
+                found += delta.T @ dot
+            self._add(-1, found, dot_delta.sum(1))
             back += delta @ weight
         return back
+
+
+def _typed(direction: Tensor, dtype: torch.dtype) -> Tensor:
+    """[m, ...] in a type; a convolution's [m, O, C, k, k] with each filter channels-last."""
+    if direction.dim() != 5:
+        return direction.to(dtype)
+    flat = direction.flatten(0, 1).to(dtype, memory_format=torch.channels_last)
+    return flat.unflatten(0, direction.shape[:2])
+
+
+def _across(weight: Tensor, m: int) -> Tensor:
+    """[m C, C', k, k] as [C, m C', k, k]: the directions beside each other as inputs instead of outputs."""
+    beside = weight.unflatten(0, (m, -1)).transpose(0, 1).flatten(1, 2)
+    return beside.contiguous(memory_format=torch.channels_last)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
