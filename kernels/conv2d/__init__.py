@@ -55,14 +55,21 @@ def conv2d(
         return y if bias is None else y + bias.to(compute)[:, None, None]
     if backend == "products":
         raise ValueError(
-            "conv2d: products take channels-last bfloat16, float32 or float64 on the CPU, a square kernel and a small map "
-            "(see seal_fast.kernels.conv2d.ways); choose backend 'auto' for anything else"
+            "conv2d: products take channels-last bfloat16, float32 or float64 on the CPU, a square kernel and a small "
+            "map (see seal_fast.kernels.conv2d.ways); choose backend 'auto' for anything else"
         )
     return _reference(x, weight, stride, padding, bias)
 
 
 def conv2d_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, *, of_x: bool = True, of_weight: bool = True
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    of_x: bool = True,
+    of_weight: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `conv2d`'s x and weight, as far as they are wanted, for who writes the backward pass out.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from seal_fast.analysis.hessian.folding import Folded, fold
 from seal_fast.analysis.hessian.passes import (
