@@ -41,15 +41,18 @@ class RunFolder:
         return locked(self.path, "another process is training there; wait for it or choose another folder")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics so far; a last line that a crash cut short is left out."""
+        """The metrics so far, up to the first line that is no row: a crash may have cut it short."""
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not (isinstance(row, dict) and {"generation", "epoch"} <= row.keys()):
+                break
+            rows.append(row)
         return rows
 
     def append(self, row: dict[str, Any]) -> None:

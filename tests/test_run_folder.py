@@ -1,3 +1,5 @@
+import pytest
+
 from seal_fast.run_folder import RunFolder
 
 
@@ -12,6 +14,16 @@ def test_rows_survive_a_line_cut_short(tmp_path):
     with folder.metrics.open("a") as file:
         file.write('{"generation": 1, "ep')
     assert folder.rows() == [row(0, 0), row(0, 1)]
+
+
+@pytest.mark.parametrize("junk", [b"\xff\xfe\0\n", b"5\n", b"null\n", b'{"epoch": 1}\n', b"[]\n"])
+def test_rows_end_before_what_is_no_row(tmp_path, junk):
+    folder = RunFolder(tmp_path)
+    folder.append(row(0, 0))
+    with folder.metrics.open("ab") as file:
+        file.write(junk)
+    folder.append(row(0, 1))
+    assert folder.rows() == [row(0, 0)]
 
 
 def test_truncate_drops_what_will_be_repeated(tmp_path):

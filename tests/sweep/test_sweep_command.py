@@ -1,7 +1,9 @@
 """`python -m seal_fast sweep` as a user types it."""
 
+import contextlib
 import csv
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -185,3 +187,19 @@ def test_a_sweep_runs_on_a_cluster_that_ray_start_has_started(space, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 runs to do, 2 at a time, 1 threads each" in done.stdout and "2 runs: 2 finished" in done.stdout
     assert [len(rows(p)) for p in sorted((tmp_path / "out" / "trials").iterdir())] == [4, 4]
+
+
+def test_a_sweep_runs_on_a_terminal(space, tmp_path):
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    space.write_text(space.read_text().replace('{ grid = ["seal", "restart"] }', '"seal"'))
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "seal_fast", "sweep", str(space), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # what reading gives once nothing writes any more
+        while part := os.read(ours, 65536):
+            text += part
+    os.close(ours)
+    assert process.wait() == 0, text.decode()
+    assert b"1 runs: 1 finished" in text and b"\x1b[?25l" in text  # the cursor hides beneath a live table

@@ -68,6 +68,9 @@ class _Told(tune.Callback):
     def __init__(self, ledger: Ledger, tick: Callable[[], None]) -> None:
         self.ledger, self.tick = ledger, tick
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles it with a state that nobody reads again, and a live terminal cannot be pickled
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.tick()
 
