@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from seal_fast.methods import timeline
 from seal_fast.run_folder import RunFolder
 
 POLL_SECONDS = 0.1
+LOOK_SECONDS = 0.5  # between two looks at a trial's metrics; its end is seen at once
 STOP_SECONDS = 120.0
 # What a compiled step depends on besides the data set; every other setting is a number on the device.
 _SHAPE = (
@@ -91,7 +93,19 @@ class Process:
             if code is not None:
                 self._open_gate(False)
                 return code
+            self._pause()
+
+    def _pause(self) -> None:
+        """Until the process ends, or for a while."""
+        try:
+            ended = os.pidfd_open(self._process.pid)
+        except (AttributeError, OSError):  # not Linux, or before 5.3
             time.sleep(POLL_SECONDS)
+            return
+        try:
+            select.select([ended], [], [], LOOK_SECONDS)
+        finally:
+            os.close(ended)
 
     def join(self) -> int:
         """Wait for the end of the process; its exit code."""
