@@ -113,7 +113,7 @@ struct Piece {
   Segment segment;
   int64_t from, to;
 };
-constexpr int64_t kPieceElements = 32768;
+constexpr int64_t kPieceElements = 131072;
 
 // Elements whose parts are added up before they are used, while they are in the first cache.
 constexpr int64_t kSumElements = 2048;
