@@ -83,8 +83,8 @@ def conv2d_backward(
         of_weight: whether the weight's is.
     """
     if x.device.type == "cpu" and _fits(x, weight, stride, padding):
-        found = torch.ops.seal_fast.conv2d_backward(grad, x, weight, stride, padding, of_x, of_weight)
-        return tuple(g if wanted else None for g, wanted in zip(found, (of_x, of_weight), strict=True))
+        grad_x, grad_weight = torch.ops.seal_fast.conv2d_backward(grad, x, weight, stride, padding, of_x, of_weight)
+        return grad_x if of_x else None, grad_weight if of_weight else None
     return _library_backward(grad, x, weight, stride, padding, of_x, of_weight)
 
 
