@@ -155,6 +155,7 @@ function drawCurves() {
 function drawSettings() {
   const scored = data.groups.filter((g) => g.best.mean !== null);
   $("settings-section").hidden = !data.varied.length || !scored.length;
+  if (methods.length > 1) legend($("setting-methods"), methods.map((m, i) => [m, `var(--c${i % 9})`]));
   const figures = data.varied.map((name) => {
     const values = [...new Set(scored.map((g) => g.settings[name]))];
     const numbers = values.every((v) => typeof v === "number");

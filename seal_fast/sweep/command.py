@@ -159,6 +159,9 @@ def _resources(flags: argparse.Namespace, trials: Sequence[Trial]) -> tuple[int,
 
     on_gpu = any(trial.config.device != "cpu" for trial in trials)
     gpus = torch.cuda.device_count() if on_gpu else 0
+    if flags.per_gpu > 1 and not gpus and not flags.address:
+        why = "this machine has no GPU that torch sees" if on_gpu else "every run has device = cpu"
+        raise UsageError(f"--per-gpu {flags.per_gpu}: {why}; say --concurrent {flags.per_gpu} instead")
     cores = len(os.sched_getaffinity(0))
     concurrent = flags.concurrent or (gpus * flags.per_gpu if gpus else min(cores, _MOST_ON_A_CPU))
     return concurrent, max(1, cores // concurrent), 1 / flags.per_gpu if gpus else 0.0

@@ -138,6 +138,8 @@ def test_in_a_browser_it_sorts_draws_and_asks_for_nothing(folder, chromium):
     figures = chromium.run("[...document.querySelectorAll('#settings figure')].map(f => f.dataset.setting)")
     assert figures == ["method", "ascent_scale"]
     assert chromium.run("document.querySelectorAll('#settings circle').length") == 10
+    said = chromium.run("document.getElementById('setting-methods').innerText").split()
+    assert sorted(said) == ["llf", "restart", "seal"]
     assert chromium.run("document.querySelectorAll('#throughput path').length") == 3
     assert len(first_column(chromium, "pairs", 0)) == 7
     bad = "[...document.querySelectorAll('svg *')].filter(n => /NaN|Infinity|undefined/.test(n.outerHTML)).length"

@@ -101,6 +101,17 @@ def rows(folder):
     return [{k: v for k, v in row.items() if k not in times} for row in RunFolder(folder).rows()]
 
 
+def test_sharing_a_gpu_without_one_is_refused(space, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    flags = [str(space), "--out", str(tmp_path / "out"), "--per-gpu", "3"]
+    assert main(["sweep", *flags]) == main(["sweep", *flags, "--dry-run"]) == 2
+    said = "error: --per-gpu 3: this machine has no GPU that torch sees; say --concurrent 3 instead\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert not (tmp_path / "out" / "sweep.json").exists()
+    space.write_text(space.read_text() + 'device = "cpu"\n')
+    assert main(["sweep", *flags]) == 2 and "every run has device = cpu" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_path):
     """SIGKILL of the driver in the middle; every run is an ordinary one, to the bit."""
