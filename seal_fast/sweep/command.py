@@ -104,8 +104,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
         job = tune.Job(folder.path, concurrent, threads, gpu, flags.retries, stops, flags.address is not None)
         count = said["samples"] if learning else len(trials)
         ended = len(trials) - len(ledger.left())
-        pace = f"{concurrent} at a time, {threads} threads each"
-        print(f"{count - ended} of {count} runs to do, {pace}; {folder.path}", flush=True)
+        print(f"{count - ended} of {count} runs to do, {_pace(concurrent, threads)}; {folder.path}", flush=True)
         display = Display(folder, trials, ledger)
         session.quiet = display.stop
         stopped = None
@@ -184,7 +183,7 @@ def _dry_run(flags: argparse.Namespace, made: Plan, search: str) -> int:
     concurrent, threads, _ = _resources(flags, made.trials)
     threads = flags.threads or threads
     epochs = sum(trial.epochs for trial in made.trials)
-    print(f"\n{len(made.trials)} runs, {epochs} epochs{repeated}; {concurrent} at a time, {threads} threads each")
+    print(f"\n{len(made.trials)} runs, {epochs} epochs{repeated}; {_pace(concurrent, threads)}")
     print(estimate(made.trials, images, concurrent=concurrent, threads=threads))
     return 0
 
@@ -201,3 +200,7 @@ def _ray() -> Any:
             f"sweeps need Ray Tune ({error.name or error} is missing); pip install 'seal-fast[sweep]'"
         ) from None
     return tune
+
+
+def _pace(concurrent: int, threads: int) -> str:
+    return f"{concurrent} at a time, {threads} {'thread' if threads == 1 else 'threads'} each"

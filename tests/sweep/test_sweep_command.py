@@ -196,7 +196,7 @@ def test_a_sweep_runs_on_a_cluster_that_ray_start_has_started(space, tmp_path):
             head.terminate()
             head.wait()
     assert done.returncode == 0, done.stderr
-    assert "2 runs to do, 2 at a time, 1 threads each" in done.stdout and "2 runs: 2 finished" in done.stdout
+    assert "2 runs to do, 2 at a time, 1 thread each" in done.stdout and "2 runs: 2 finished" in done.stdout
     assert [len(rows(p)) for p in sorted((tmp_path / "out" / "trials").iterdir())] == [4, 4]
 
 

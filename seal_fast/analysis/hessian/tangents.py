@@ -105,8 +105,7 @@ class Tangents:
     ) -> Tensor | None:
         """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
         weight, m, conv = self.weights[i], self.count, self.layers[i].conv
-        across = None if weight is None or m == 1 else _across(weight, m)
-        across = weight if m == 1 else across
+        across = weight if weight is None or m == 1 else _across(weight, m)
         if weight is not None and across is not None:
             found = _wide(gradient_of_weight(dot, x, weight, conv)).unflatten(0, (m, -1))
             if dot_x is not None:
