@@ -18,8 +18,8 @@ from torch import Tensor, nn
 class Folded:
     """One convolution (or the linear layer, `norm` None) of the folded network.
 
-    Tangents and curvatures carry the vectors' dimension m first, and are in the network's type: each entry is rounded
-    once or twice, and nothing is summed over more than a filter but in float64. `gradient_*` hold the loss's gradient
+    Tangents and curvatures carry the vectors' dimension m first and are in the network's type; the sums over a filter
+    that folding needs are float64. `gradient_*` hold the loss's gradient
     with respect to the folded weight and bias, summed over all images, and are float64.
     """
 

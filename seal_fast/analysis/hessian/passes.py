@@ -37,8 +37,8 @@ class Tape:
         return sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
 
 
-def place(conv: nn.Conv2d) -> tuple[int, int]:
-    """Stride and padding."""
+def stride_and_padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """Of a square convolution."""
     assert not isinstance(conv.padding, str)
     return conv.stride[0], conv.padding[0]
 
@@ -46,13 +46,13 @@ def place(conv: nn.Conv2d) -> tuple[int, int]:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, groups: int = 1) -> Tensor:
     """The convolution `conv` with another weight and bias."""
     if groups == 1:
-        return conv2d(x, weight, *place(conv), bias=bias)
+        return conv2d(x, weight, *stride_and_padding(conv), bias=bias)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=groups)
 
 
 def gradient_of_weight(delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
     """That of a convolution whose weight is like `weight`: its size, type and memory format count, not its values."""
-    _, found = conv2d_backward(delta, x, weight, *place(conv), of_x=False)
+    _, found = conv2d_backward(delta, x, weight, *stride_and_padding(conv), of_x=False)
     assert found is not None
     return found
 
@@ -69,7 +69,7 @@ def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Conv2d,
         size = x.shape[0], m * x.shape[1], *x.shape[2:]
         like = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if groups == 1:
-        found, _ = conv2d_backward(delta, like, weight, *place(conv), of_weight=False)
+        found, _ = conv2d_backward(delta, like, weight, *stride_and_padding(conv), of_weight=False)
         assert found is not None
         return found
     no_bias = None

@@ -26,7 +26,7 @@ class Tangents:
         active: whether a layer has parameters in the Hessian's block.
         names: of the parameters in the block.
         shapes: of all parameters.
-        direction: [m, ...] by parameter name, float64.
+        direction: [m, ...] by parameter name, of any type.
     """
 
     def __init__(

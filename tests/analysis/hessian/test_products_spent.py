@@ -7,28 +7,13 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from dense import smoothed
 from seal_fast.analysis.hessian import HessianOperator, lanczos
 from seal_fast.analysis.images import batches, choose
 from seal_fast.data import open_images
-from seal_fast.models import initialise_, resnet
+from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
-
-
-@pytest.fixture(scope="module", autouse=True)
-def convolutions_as_products():
-    """torch's float64 convolutions are many times slower than its matrix products."""
-
-    def conv2d(x, weight, stride=1, padding=0):
-        side = (x.shape[2] + 2 * padding - weight.shape[2]) // stride + 1
-        columns = F.unfold(x, weight.shape[2:], padding=padding, stride=stride)
-        return (weight.flatten(1) @ columns).unflatten(2, (side, side))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resnet, "conv2d", conv2d)
-        yield
 
 
 @pytest.fixture(scope="module")
