@@ -58,6 +58,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.root, self.samples, self.ended = pid, [], threading.Event()
         self.starts, self.ends = {}, {}
+        self.spent = {}  # by process; what one that has ended had spent still counts
 
     def run(self):
         for beat in itertools.count():
@@ -84,7 +85,8 @@ class Watch(threading.Thread):
         while more := {child for child, parent in parents.items() if parent in family} - family:
             family |= more
         self.starts |= {pid: begun[pid] for pid in family & trainers if parents[pid] not in trainers}
-        return sum(spent[pid] for pid in family - trainers if pid in spent)
+        self.spent |= {pid: spent[pid] for pid in family - trainers if pid in spent}
+        return sum(self.spent.values())
 
     def share(self, start, end):
         """Of all cores, between two times."""

@@ -31,5 +31,6 @@ def main(argv: Sequence[str]) -> int:
     runs = find(flags.folder)
     path = flags.out or flags.folder / "report.html"
     write_text(path, page(content(runs, flags.folder.resolve().name)))
-    print(f"written: {path} ({len(runs)} runs, {path.stat().st_size / 1e6:.1f} MB)")
+    counted = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    print(f"written: {path} ({counted}, {path.stat().st_size / 1e6:.1f} MB)")
     return 0

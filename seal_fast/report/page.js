@@ -10,6 +10,7 @@ const el = (tag, text, cls) => {
 const methods = [...new Set(data.groups.map((g) => g.method))];
 const colour = (g, i) => `var(--c${(methods.length > 1 ? methods.indexOf(g.method) : i) % 9})`;
 const fixed = (x, digits = 2) => (x === null || x === undefined ? "" : x.toFixed(digits));
+const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const short = (x) => (typeof x === "number" ? String(Number(x.toPrecision(4))) : x === null ? "" : String(x));
 
 // --- tables ---------------------------------------------------------------------------------------------------------
@@ -111,6 +112,7 @@ function frame(place, height, x, y, xLabel) {
 
 const path = (xs, ys, px, py) => xs.map((x, i) => `${i ? "L" : "M"}${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join("");
 const range = (values) => ({ min: Math.min(...values), max: Math.max(...values) });
+const percent = (value) => Math.min(100, Math.max(0, value)); // an interval over two seeds can reach beyond
 
 function line(root, xs, ys, px, py, stroke, label) {
   const drawn = svg("path", { d: path(xs, ys, px, py), fill: "none", stroke, "stroke-width": 1.8 }, root);
@@ -138,9 +140,13 @@ function drawCurves() {
   const x = { min: 0, max: Math.max(...chosen.map((g) => g.curve.epoch.at(-1))), flush: true };
   const y = range(chosen.flatMap((g) => [...(g.curve.low || g.curve.mean), ...(g.curve.high || g.curve.mean)]));
   const [root, px, py] = frame($("curves"), 340, x, y, "epoch");
-  for (const [start, end] of chosen.find((g) => g.ascents.length)?.ascents ?? [])
-    svg("rect", { x: px(start), width: px(end) - px(start), y: 8, height: 294, class: "ascent" }, root);
   const stroke = strokes();
+  const phases = new Map(chosen.filter((g) => g.ascents.length).map((g) => [String(g.ascents), g]));
+  for (const g of phases.values())
+    for (const [start, end] of g.ascents) {
+      const stretch = { x: px(start), width: px(end) - px(start), y: 8, height: 294, class: "ascent" };
+      svg("rect", phases.size > 1 ? { ...stretch, style: `fill:${stroke.get(g)}` } : stretch, root);
+    }
   for (const g of chosen) {
     const { epoch, mean, low, high } = g.curve;
     if (low) {
@@ -163,7 +169,7 @@ function drawSettings() {
     const log = numbers && values[0] > 0 && values.at(-1) / values[0] > 20;
     const x = numbers ? { ...range(values), log } : { names: values.map(short) };
     if (numbers && (values.length <= 6 || log)) x.marks = values.length <= 12 ? values : [0, 1, 2, 3].map((i) => Math.exp(Math.log(values[0]) + (i / 3) * Math.log(values.at(-1) / values[0])));
-    const y = range(scored.flatMap((g) => [g.best.low ?? g.best.mean, g.best.high ?? g.best.mean]));
+    const y = range(scored.flatMap((g) => [percent(g.best.low ?? g.best.mean), percent(g.best.high ?? g.best.mean)]));
     const figure = el("figure");
     figure.dataset.setting = name;
     $("settings").append(figure);
@@ -174,7 +180,7 @@ function drawSettings() {
         const aside = methods.length > 1 ? (methods.indexOf(g.method) - (methods.length - 1) / 2) * 3 : 0;
         const at = px(numbers ? g.settings[name] : values.indexOf(g.settings[name])) + aside;
         const stroke = colour(g, 0);
-        if (g.best.low !== null) svg("line", { x1: at, x2: at, y1: py(g.best.low), y2: py(g.best.high), stroke, opacity: 0.5 }, root);
+        if (g.best.low !== null) svg("line", { x1: at, x2: at, y1: py(percent(g.best.low)), y2: py(percent(g.best.high)), stroke, opacity: 0.5 }, root);
         const dot = svg("circle", { cx: at, cy: py(g.best.mean), r: 3.2, fill: stroke }, root);
         svg("title", {}, dot).textContent = `${g.label}: ${fixed(g.best.mean)} %`;
       });
@@ -199,7 +205,7 @@ function drawThroughput() {
 
 document.querySelector("h1").textContent = data.title;
 const states = Object.entries(data.states).map(([state, count]) => `${count} ${state}`).join(", ");
-$("counts").textContent = `${data.runs} runs${states ? ` (${states})` : ""} in ${data.groups.length} rows`;
+$("counts").textContent = `${counted(data.runs, "run")}${states ? ` (${states})` : ""} in ${counted(data.groups.length, "row")}`;
 
 sortable(
   $("groups"),

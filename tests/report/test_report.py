@@ -159,6 +159,46 @@ def test_it_fits_narrow_and_wide_screens_light_and_dark(folder, chromium, width,
     assert chromium.run(wide) and chromium.run("document.querySelectorAll('figure svg').length") == 4
 
 
+def test_the_axis_of_accuracy_holds_what_is_possible(tmp_path, chromium):
+    """An interval over two seeds that lie apart reaches far below 0 and above 100."""
+    found = []
+    for scale in (0.01, 0.1):
+        for seed in range(2):
+            config = replace(BASE, seed=seed, ascent_scale=scale)
+            found.append(Run(f"{scale}-{seed}", "finished", config, pretend_rows(config, 40.0 + 40 * seed)))
+    best = content(found, "wide")["groups"][0]["best"]
+    assert best["low"] < 0 and best["high"] > 100
+    (tmp_path / "page.html").write_text(page(content(found, "wide")))
+    chromium.open(tmp_path / "page.html")
+    axis = "[...document.querySelectorAll('#settings svg text[text-anchor=end]')].map(t => Number(t.textContent))"
+    marks = chromium.run(axis)
+    assert min(marks) >= 0 and max(marks) == 100 and len(marks) >= 3
+    ends = (
+        "[...document.querySelectorAll('#settings line:not(.axis)')].map(l => [l.y1, l.y2].map(y => y.baseVal.value))"
+    )
+    assert all(0 <= y <= 230 for line in chromium.run(ends) for y in line)
+
+
+def test_each_rows_ascents_are_shaded(tmp_path, chromium):
+    lengths = (2, 3, 3)
+    found = []
+    for seed, length in enumerate(lengths):
+        config = replace(BASE, seed=seed, ascent_epochs=length)
+        found.append(Run(str(seed), "finished", config, pretend_rows(config, 60.0 + seed)))
+    (tmp_path / "page.html").write_text(page(content(found, "lengths")))
+    chromium.open(tmp_path / "page.html")
+    assert chromium.run("document.querySelectorAll('#curves .ascent').length") == 4
+    fills = "new Set([...document.querySelectorAll('#curves .ascent')].map(r => getComputedStyle(r).fill)).size"
+    assert chromium.run(fills) == 2
+
+
+def test_one_run_is_counted_as_one(tmp_path, chromium):
+    (tmp_path / "page.html").write_text(page(content(runs(("seal",), seeds=[0]), "alone")))
+    chromium.open(tmp_path / "page.html")
+    assert chromium.run("document.getElementById('counts').textContent").startswith("1 run (")
+    assert chromium.run("document.getElementById('counts').textContent").endswith(" in 1 row")
+
+
 def test_a_thousand_runs_stay_small(tmp_path, chromium):
     config = replace(BASE, generations=10, epochs=40, ascent_epochs=10)
     found = []

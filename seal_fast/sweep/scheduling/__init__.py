@@ -19,6 +19,25 @@ os.environ.update(
     TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S="1000000",
 )
 
+# Timers of the Ray that a sweep starts for itself, made for clusters that come and go and for tasks of milliseconds.
+# Whenever one fires, it takes a core from a trial. What the log monitor, the autoscaler and the records of tasks would
+# tell, nothing here reads.
+for _name, _value in {
+    "LOG_NAME_UPDATE_INTERVAL_S": "1000000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # from so many files on, the interval above holds
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1000000",
+    "RAY_task_events_report_interval_ms": "0",  # never
+    "RAY_event_stats": "0",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+    "RAY_report_worker_backlog_interval_ms": "10000",
+    "RAY_raylet_check_gc_period_milliseconds": "10000",
+    "RAY_kill_idle_workers_interval_ms": "10000",
+    "RAY_local_fs_monitor_interval_ms": "10000",
+    "RAY_memory_monitor_refresh_ms": "1000",
+}.items():
+    os.environ.setdefault(_name, _value)
+
 # A cluster that `ray start` has started asks for a token where the user has one, as every Ray on one machine leaves it
 # (Ray 2.59); but who connects to it must be told to bring it.
 if (
