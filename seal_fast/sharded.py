@@ -113,7 +113,7 @@ class ShardedSGD(AnnealedSGD):
                 bucket.received, bucket.missing = None, set(bucket.members)
             for wait in gathered:
                 wait()
-        torch.autograd.graph.increment_version(self._flat.params + self._bf16_weights)
+        torch.autograd.graph.increment_version(self._watched)
 
     @torch.no_grad()
     def overflow(self) -> Tensor:

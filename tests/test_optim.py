@@ -118,6 +118,51 @@ def test_closure_runs_with_gradients_and_its_loss_comes_back():
     assert not torch.equal(model[0].weight, before[0].weight)
 
 
+def test_hooks_and_the_profiler_see_a_step():
+    model = network()
+    optimizer = AnnealedSGD(model.parameters(), LR)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    after = optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    train(model, optimizer, 1)
+    assert seen == ["before", "after"]
+    after.remove()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, optimizer, 1)
+    assert seen == ["before", "after", "before"]
+    assert "Optimizer.step#AnnealedSGD.step" in {event.key for event in profile.key_averages()}
+
+
+def test_gradients_may_change_their_memory_order_from_step_to_step():
+    ours, theirs = (network().to(memory_format=torch.channels_last) for _ in range(2))
+    optimizer, peer = AnnealedSGD(ours.parameters(), LR), torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9)
+    for memory_format in (torch.channels_last, torch.contiguous_format, torch.channels_last, torch.contiguous_format):
+        for model in (ours, theirs):
+            backward(model)
+        for p in ours.parameters():
+            if p.dim() == 4:
+                p.grad = p.grad.contiguous(memory_format=memory_format)
+        optimizer.step()
+        peer.step()
+        close(ours, theirs)
+        optimizer.zero_grad()
+        peer.zero_grad()
+
+
+def test_a_gradient_of_another_type_is_refused():
+    model = network()
+    optimizer = AnnealedSGD(named_groups(model), LR)
+    train(model, optimizer)
+    before = copy.deepcopy(model)
+    backward(model)
+    model[3].weight.grad = None
+    model[3].weight.grad_dtype = torch.float16
+    model[3].weight.grad = torch.zeros_like(model[3].weight, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"gradient of 3\.weight is torch\.float16"):
+        optimizer.step()
+    assert torch.equal(model[0].weight, before[0].weight)
+
+
 # --- numbers on the device -------------------------------------------------------------------------------------------
 
 
@@ -129,6 +174,30 @@ class Syncs(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += function is torch.ops.aten._local_scalar_dense.default
         return function(*args, **(kwargs or {}))
+
+
+class Calls(TorchDispatchMode):
+    """Keeps what torch dispatches."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.functions.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_those_who_watch_what_torch_dispatches_see_the_update():
+    ours, other = network(), network()
+    optimizers = [AnnealedSGD(model.parameters(), LR) for model in (ours, other)]
+    backward(ours)
+    backward(other)
+    with Calls() as calls:
+        optimizers[0].step()
+    optimizers[1].step()
+    assert torch.ops.seal_fast.annealed_sgd_.default in calls.functions
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), other.parameters(), strict=True))
 
 
 def test_neither_a_step_nor_a_phase_switch_waits_for_the_device():

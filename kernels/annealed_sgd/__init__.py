@@ -15,7 +15,7 @@ simulated annealing (arXiv 2304.04858, section 3), where the sign flips after th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from .flat import FlatParameters
 from .layout import is_dense, segment_table, shard_table
 from .reference import added_up
 
-__all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "segment_table", "shard_table"]
+__all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "native_update", "segment_table", "shard_table"]
 
 # The columns of the `hyper` table.
 HYPER: tuple[str, ...] = ("lr", "momentum", "weight_decay", "direction", "scale")
@@ -97,6 +97,38 @@ def annealed_sgd_(
         parts=parts,
         backend=backend,
     )
+
+
+def native_update(
+    param: Tensor,
+    momentum_buffer: Tensor,
+    segments: Tensor,
+    hyper: Tensor,
+    *,
+    ema: Tensor | None = None,
+    ema_decay: Tensor | None = None,
+    bf16: Tensor | None = None,
+    norms: Tensor | None = None,
+) -> Callable[[Sequence[Tensor | None], Tensor | None, Tensor | None], None]:
+    """`annealed_sgd_` by the native kernel on buffers that stay where they are, without torch's dispatcher.
+
+    After a backward pass nothing of an optimiser is in the processor's caches any more: what the host did besides a
+    ResNet's update then took a sixth of its time (docs/kernels.md). So the buffers are checked here, once.
+
+    Args: as for `annealed_sgd_`.
+
+    Returns:
+        What updates, given gradients, grad_scale and found_inf. It checks none of them: gradients must be of their
+        parameters' sizes and memory order, and of their type or bfloat16.
+
+    Raises:
+        ValueError: the tensors do not fit together.
+    """
+    from .native import Update
+
+    grads: list[Tensor | None] = [None] * segments.shape[0]
+    _check(param, momentum_buffer, grads, segments, hyper, None, None, ema, ema_decay, bf16, norms, 1)
+    return Update(param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms)
 
 
 def _run(

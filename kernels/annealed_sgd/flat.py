@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter, eq, is_, methodcaller
 
 import torch
 from torch import Tensor
 
 from ..pages import flat_zeros
 from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
+
+_dtype, _strides = attrgetter("dtype"), methodcaller("stride")
 
 
 class FlatParameters:
@@ -42,7 +45,7 @@ class FlatParameters:
         self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
         self._buffers = 1
         self.move(flat_zeros(elements, first.dtype, first.device))
-        self._strides: list[tuple[int, ...] | None] = []
+        self._forms: tuple[list[torch.dtype | None], list[tuple[int, ...]]] = [], []
 
     def move(self, buffer: Tensor) -> None:
         """Put the weights into another buffer of this layout."""
@@ -104,6 +107,7 @@ class FlatParameters:
 
         Raises:
             RuntimeError: a parameter and its copy have a gradient each.
+            ValueError: a gradient is neither of its parameter's type nor bfloat16.
         """
         grads = [p.grad for p in self.params]
         for i, copy in enumerate(copies):
@@ -113,13 +117,28 @@ class FlatParameters:
                         f"both {self.names[i]} and its copy have a gradient: read one of them in the forward pass"
                     )
                 grads[i] = copy.grad
-        strides = [None if g is None else g.stride() for g in grads]
-        if strides != self._strides:  # asked anew only when something changed
+        if not self._as_before(grads):
+            strides = []
             for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
-                if g is not None and not (g.stride() == p.stride() or (is_dense(g) and same_order(g, p))):
-                    grads[i], strides[i] = torch.empty_like(p).copy_(g), None
-            self._strides = strides
+                strides.append(() if g is None else g.stride())
+                if g is None:
+                    continue
+                if g.dtype not in (p.dtype, torch.bfloat16):
+                    raise ValueError(f"the gradient of {self.names[i]} is {g.dtype}: it must be {p.dtype} or bfloat16")
+                if not (g.stride() == p.stride() or (is_dense(g) and same_order(g, p))):
+                    grads[i], strides[i] = torch.empty_like(p).copy_(g.detach()), ()
+            self._forms = [None if g is None else g.dtype for g in grads], strides
         return grads
+
+    def _as_before(self, grads: list[Tensor | None]) -> bool:
+        """Whether types and strides are those that were looked at last; asked every step, so it makes no lists."""
+        dtypes, strides = self._forms
+        return (
+            len(dtypes) == len(grads)
+            and not any(g is None for g in grads)
+            and all(map(is_, map(_dtype, grads), dtypes))
+            and all(map(eq, map(_strides, grads), strides))
+        )
 
     def _check(self) -> None:
         if not self.params:

@@ -88,9 +88,9 @@ def same_order(tensor: Tensor, other: Tensor) -> bool:
     return all(a == b for size, a, b in strides if size != 1)
 
 
-def tagged_address(grad: Tensor | None) -> int:
-    """A gradient's address as the kernels read it: 0 for none, and the lowest bit, else always 0, set for bfloat16."""
-    return 0 if grad is None else grad.data_ptr() | (grad.dtype == torch.bfloat16)
+def tagged_addresses(grads: Sequence[Tensor | None]) -> list[int]:
+    """Addresses as the kernels read them: 0 for none, and the lowest bit, else always 0, set for bfloat16."""
+    return [0 if g is None else g.data_ptr() | (g.dtype is torch.bfloat16) for g in grads]
 
 
 def memory_order(tensor: Tensor) -> Tensor:

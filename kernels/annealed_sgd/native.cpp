@@ -99,7 +99,7 @@ struct Scalars {
   double inv_scale, ema_decay;
 };
 
-// A gradient's addresses; lowest bit set: bfloat16 (tagged_address in layout.py). With several parts it is their sum,
+// A gradient's addresses; lowest bit set: bfloat16 (tagged_addresses in layout.py). With several parts it is their sum,
 // and each part has a list of `stride` addresses, one behind the other.
 struct Gradients {
   const std::vector<uintptr_t>& addresses;

@@ -8,7 +8,38 @@ import torch
 from torch import Tensor
 
 from .. import native
-from .layout import tagged_address
+from .layout import tagged_addresses
+
+
+class Update:
+    """The native kernel and the buffers it works on, whose addresses are looked up once.
+
+    Args: see `seal_fast.kernels.annealed_sgd`; they are as checked there.
+    """
+
+    def __init__(
+        self,
+        param: Tensor,
+        momentum_buffer: Tensor,
+        segments: Tensor,
+        hyper: Tensor,
+        ema: Tensor | None,
+        ema_decay: Tensor | None,
+        bf16: Tensor | None,
+        norms: Tensor | None,
+        parts: int = 1,
+    ) -> None:
+        segments = segments.contiguous()
+        self._alive = (param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms)
+        self._run = native.require().annealed_sgd
+        self._buffers = param.dtype == torch.float64, *map(_address, (param, momentum_buffer, ema, bf16))
+        self._tables = parts, segments.data_ptr(), segments.shape[0], hyper.data_ptr()
+        self._ema_decay, self._norms = _address(ema_decay), _address(norms)
+
+    def __call__(self, grads: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Update the parameters that have a gradient."""
+        scalars = _address(grad_scale), _address(found_inf), self._ema_decay, self._norms
+        self._run(*self._buffers, tagged_addresses(grads), *self._tables, *scalars)
 
 
 def annealed_sgd_(
@@ -26,23 +57,8 @@ def annealed_sgd_(
     parts: int,
 ) -> None:
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
-    segments = segments.contiguous()
-    native.require().annealed_sgd(
-        param.dtype == torch.float64,
-        param.data_ptr(),
-        momentum_buffer.data_ptr(),
-        _address(ema),
-        _address(bf16),
-        [*map(tagged_address, grads)],
-        parts,
-        segments.data_ptr(),
-        segments.shape[0],
-        hyper.data_ptr(),
-        _address(grad_scale),
-        _address(found_inf),
-        _address(ema_decay),
-        _address(norms),
-    )
+    update = Update(param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms, parts)
+    update(grads, grad_scale, found_inf)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import plan
-from .layout import tagged_address
+from .layout import tagged_addresses
 
 # Elements a program handles: 8 a thread, the least with which even the bfloat16 copy is written 128 bits wide.
 BLOCK = 1024
@@ -178,7 +178,7 @@ def annealed_sgd_(
     tiles = plan.tiles(table, BLOCK, param.device)
     if len(tiles) == 0:
         return
-    addresses = tuple(map(tagged_address, grads))
+    addresses = tuple(tagged_addresses(grads))
     pointers = [t.data_ptr() for t in (param, momentum_buffer, ema, bf16) if t is not None]
     aligned = plan.aligned(table, ALIGNED_ELEMENTS) and all(a % 16 <= 1 for a in (*addresses, *pointers))
     annealed_sgd_kernel[(len(tiles),)](
