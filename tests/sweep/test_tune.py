@@ -81,6 +81,26 @@ def test_of_a_thousand_trials_killed_twice_nothing_is_lost_or_done_twice(tmp_pat
     assert not remains(tmp_path) and not tune.scratch(tmp_path).exists()
 
 
+@pytest.mark.long
+def test_a_sweep_whose_ray_is_killed_says_so_and_goes_on(tmp_path):
+    count = 600  # Ray is not missed at once: actors that live go on
+    process = start(tmp_path, count, 2)
+    wait_for(tmp_path, 20, process)
+    found = subprocess.run(["pgrep", "-P", str(process.pid), "raylet"], capture_output=True, text=True, check=True)
+    os.kill(int(found.stdout), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and len(ended(tmp_path)) < count
+    assert said.decode().splitlines()[-1] == (
+        f"error: Ray has lost its process on this machine (raylet); every run's results and checkpoint are kept in "
+        f"{tmp_path}; continue with --resume"
+    )
+    process = start(tmp_path, count, 2)
+    assert process.wait() == 0, process.stderr.read().decode()
+    assert sorted(event["trial"] for event in ended(tmp_path)) == [f"{i:04d}" for i in range(count)]
+    steps = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "steps").iterdir()}
+    assert steps == {f"{i:04d}": 3 for i in range(count) if i != UNLUCKY}
+
+
 def decisions(scheduler, results):
     """What a scheduler says to (trial, generation, value), in order; what it stops says no more."""
     stopped, said = set(), []

@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 
-# Before Ray is imported, which reads them then: no reports to its makers, no logs of its own per trial, no snapshots;
+# Before Ray is imported, which reads them then: no reports to its makers, no logs of its own per trial, no snapshots,
+# none of its messages on the terminal (the ledger and the live table tell of failures);
 # and what ends a worker does not kill its trainer at once, which could not write its checkpoint then.
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     RAY_AIR_NEW_OUTPUT="0",
     RAY_CHDIR_TO_TRIAL_DIR="0",
+    RAY_DEDUP_LOGS_SKIP_REGEX=".",
     RAY_kill_child_processes_on_worker_exit="0",
     TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
     TUNE_DISABLE_SIGINT_HANDLER="1",

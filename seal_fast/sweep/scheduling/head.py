@@ -1,6 +1,6 @@
-"""Whether the head of a cluster still answers.
+"""Whether Ray still lives: its head, and its process on the machine of the sweep itself.
 
-Ray would try for a minute, then end the program in its own words.
+Without a head Ray would try for a minute, then end the program in its own words; without the process, wait for ever.
 """
 
 from __future__ import annotations
@@ -27,9 +27,21 @@ def answers(address: str, seconds: float) -> OSError | None:
 
 @contextlib.contextmanager
 def watched(
-    address: str, lost: Callable[[], None], period: float = PERIOD_SECONDS, patience: float = PATIENCE_SECONDS
+    address: str,
+    here: Callable[[], bool],
+    lost: Callable[[str], None],
+    period: float = PERIOD_SECONDS,
+    patience: float = PATIENCE_SECONDS,
 ) -> Iterator[None]:
-    """While this lasts, `lost` is called, on a thread of its own, once nothing has answered for `patience` seconds."""
+    """While this lasts, `lost` is called, on a thread of its own and once, with what was lost.
+
+    Args:
+        address: of the head, which is lost once nothing has answered there for `patience` seconds.
+        here: whether Ray's process on this machine is known to the head as living; asked while the head answers.
+        lost: is told.
+        period: seconds between two looks.
+        patience: see above.
+    """
     done = threading.Event()
 
     def watch() -> None:
@@ -37,9 +49,16 @@ def watched(
         while not done.wait(period):
             if answers(address, period) is None:
                 last = time.monotonic()
-            elif time.monotonic() - last >= patience and not done.is_set():
-                lost()
-                return
+                if here():
+                    continue
+                what = "its process on this machine (raylet)"
+            elif time.monotonic() - last >= patience:
+                what = f"its head (no answer for {patience:.0f} s)"
+            else:
+                continue
+            if not done.is_set():
+                lost(what)
+            return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

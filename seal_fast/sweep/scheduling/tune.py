@@ -147,7 +147,7 @@ class Session:
 
     Attributes:
         exit_code: what the process will end with.
-        quiet: ends the live table, should the head of the cluster be lost.
+        quiet: ends the live table, should Ray be lost.
     """
 
     exit_code: int = 1
@@ -186,21 +186,31 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         cure = "; start it there, with the same RAY_AUTH_MODE and token as here" if address else ""
         raise RunError(f"Ray could not be {what}: {reason[0].rstrip('.')}{cure}") from None
     session = Session()
-    found = ray.get_runtime_context().gcs_address if address else None
+    context = ray.get_runtime_context()
+    found, own = context.gcs_address, context.get_node_id()
 
-    def lost() -> None:
+    def here() -> bool:
+        try:
+            return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
+        except Exception:
+            return True  # the head does not say, and may be about to go
+
+    def lost(what: str) -> None:
         with contextlib.suppress(Exception):
             session.quiet()
+        who, cure = "Ray", "continue"
+        if address:
+            who, cure = f"the Ray cluster at {found}", "start it again and continue"
         # in one piece, as Ray's threads write too
         sys.stderr.write(
-            f"error: the Ray cluster at {found} has lost its head (no answer for {head.PATIENCE_SECONDS:.0f} s); every "
-            f"run's results and checkpoint are kept in {folder}; start the cluster again and continue with --resume\n"
+            f"error: {who} has lost {what}; every run's results and checkpoint are kept in {folder}; "
+            f"{cure} with --resume\n"
         )
         session.exit_code = RunError.exit_code
         _leave(session, place)
 
     try:
-        with head.watched(found, lost) if found else contextlib.nullcontext():
+        with head.watched(found, here, lost):
             yield session
     finally:
         # A signal to the whole process group, as Slurm sends it, ends Ray's own processes first. Ray then waits for
