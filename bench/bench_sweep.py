@@ -59,6 +59,7 @@ class Watch(threading.Thread):
         self.root, self.samples, self.ended = pid, [], threading.Event()
         self.starts, self.ends = {}, {}
         self.spent = {}  # by process; what one that has ended had spent still counts
+        self.trainers = set()  # remembered, as one that has just ended has no command line any more
 
     def run(self):
         for beat in itertools.count():
@@ -70,7 +71,7 @@ class Watch(threading.Thread):
                 self.samples.append((now, self._look()))
 
     def _look(self):
-        parents, spent, begun, trainers = {}, {}, {}, set()
+        parents, spent, begun, trainers = {}, {}, {}, self.trainers
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 fields = (place / "stat").read_text().rpartition(")")[2].split()

@@ -28,7 +28,7 @@ from seal_fast.methods import timeline
 from seal_fast.run_folder import RunFolder
 
 POLL_SECONDS = 0.1
-LOOK_SECONDS = 1.0  # between two looks at a trial's metrics; its end is seen at once
+LOOK_SECONDS = 2.0  # between two looks at a trial's metrics; its end is seen at once
 STOP_SECONDS = 120.0
 # What a compiled step depends on besides the data set; every other setting is a number on the device.
 _SHAPE = (

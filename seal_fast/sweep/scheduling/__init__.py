@@ -28,6 +28,8 @@ for _name, _value in {
     "LOG_NAME_UPDATE_INTERVAL_S": "1000000",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",  # from so many files on, the interval above holds
     "AUTOSCALER_UPDATE_INTERVAL_S": "1000000",
+    "GCS_CHECK_ALIVE_INTERVAL_SECONDS": "1000000",  # these two: the dashboard's server, which Ray starts in any case
+    "METRICS_RECORD_INTERVAL_S": "1000000",
     "RAY_task_events_report_interval_ms": "0",  # never
     "RAY_event_stats": "0",
     "RAY_raylet_report_resources_period_milliseconds": "1000",
@@ -36,7 +38,8 @@ for _name, _value in {
     "RAY_raylet_check_gc_period_milliseconds": "10000",
     "RAY_kill_idle_workers_interval_ms": "10000",
     "RAY_local_fs_monitor_interval_ms": "10000",
-    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_object_manager_timer_freq_ms": "10000",
+    "RAY_memory_monitor_refresh_ms": "2000",
 }.items():
     os.environ.setdefault(_name, _value)
 

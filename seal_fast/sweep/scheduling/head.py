@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-PERIOD_SECONDS = 5.0
+PERIOD_SECONDS = 10.0
 PATIENCE_SECONDS = 30.0
 
 

@@ -30,15 +30,14 @@ from seal_fast.config import to_dict
 from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger, State
 from seal_fast.sweep.plan import Trial
-from seal_fast.sweep.scheduling import head
+from seal_fast.sweep.scheduling import head, news
 from seal_fast.sweep.scheduling.proposals import Proposals
 from seal_fast.sweep.scheduling.rungs import Rungs
 from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
 from seal_fast.sweep.suggest import Search
 
 _SHUTDOWN_SECONDS = 8.0
-_IDLE_SECONDS = 0.4  # between two looks for news of trials, in addition to Tune's own 0.1
-_BUSY_SECONDS = 2.0  # after news, while a trial may be about to start, there is no such pause
+_BUSY_SECONDS = 1.0  # after news, while a trial may be about to start, Tune does not pause
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray
 
 
@@ -68,18 +67,18 @@ class Job:
 class _Told(tune.Callback):
     """Writes what Ray reports into the ledger, and lets the display follow."""
 
-    def __init__(self, ledger: Ledger, tick: Callable[[], None]) -> None:
+    def __init__(self, ledger: Ledger, tick: Callable[[], None], pipe: news.Pipe, idle: float) -> None:
         self.ledger, self.tick = ledger, tick
-        self._news = time.monotonic()
+        self._pipe, self._idle = pipe, idle
+        self._latest = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles it with a state that nobody reads again, and a live terminal cannot be pickled
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.tick()
-        # Tune looks for news ten times a second, which takes 2 % of a core from the trials.
-        if time.monotonic() > self._news + _BUSY_SECONDS:
-            time.sleep(_IDLE_SECONDS)
+        if time.monotonic() > self._latest + _BUSY_SECONDS and self._pipe.wait(self._idle):
+            self._latest = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._record(trial, "running")
@@ -108,7 +107,7 @@ class _Told(tune.Callback):
         self._record(trial, state, failures=failures, message=message)
 
     def _record(self, trial: Any, state: State, **what: Any) -> None:
-        self._news = time.monotonic()
+        self._latest = time.monotonic()
         self.ledger.record(_name(trial), state, **what)
 
 
@@ -277,6 +276,7 @@ def run(
         "cwd": os.getcwd(),
         "threads": job.threads,
         "retries": job.retries,
+        "news": str(scratch(job.folder) / "news"),
     }
     scheduler, searcher, samples = FIFOScheduler(), None, 1
     if search:
@@ -287,10 +287,11 @@ def run(
         known = [trial.generations for trial in trials.values()] or [search.space.base.generations if search else 1]
         scheduler = Rungs(ledger, *job.rungs, max(known))
     resources = {"cpu": job.threads if job.cluster else 1, "gpu": job.gpu}
+    idle = news.REMOTE_SECONDS if job.cluster else news.IDLE_SECONDS
     told = job.folder.absolute() / ".ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the ledger
     try:
-        with _signals():
+        with _signals(), news.listening(Path(space["news"])) as pipe:
             tune.Tuner(
                 tune.with_resources(trainable, resources),
                 param_space=space,
@@ -307,7 +308,7 @@ def run(
                     name="ray",
                     storage_path=str(told),
                     verbose=0,
-                    callbacks=[_Told(ledger, tick)],
+                    callbacks=[_Told(ledger, tick, pipe, idle)],
                     failure_config=tune.FailureConfig(max_failures=job.retries),
                 ),
             ).fit()

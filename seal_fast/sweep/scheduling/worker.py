@@ -12,6 +12,7 @@ from ray import tune
 from seal_fast.config import Config, override
 from seal_fast.errors import RunError, UsageError
 from seal_fast.sweep.process import Process
+from seal_fast.sweep.scheduling import news
 
 METRIC = "val_top1"
 _GRACE_SECONDS = 30.0
@@ -52,6 +53,12 @@ class Attempts(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Wait for a generation's end, or for a failure."""
+        try:
+            return self._attempt()
+        finally:
+            news.tell(Path(self.config["news"]))
+
+    def _attempt(self) -> dict[str, Any]:
         try:
             if not self.begun:
                 self.begin()
