@@ -74,7 +74,7 @@ def _planned(flags: argparse.Namespace, said: dict[str, Any]) -> Plan:
 
 
 def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[str, Any]) -> int:
-    tune = _ray()
+    connection, tune = _ray()
     from seal_fast.sweep.checks import check_trials
     from seal_fast.sweep.table import Display
 
@@ -87,11 +87,11 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
     check_trials((t for t in made.trials if t.name not in trials or t.name in ledger.left()), here=not flags.address)
     concurrent, threads, gpu = _resources(flags, made.trials)
     threads = flags.threads or said.get("threads") or threads
-    with tune.connected(folder.path, flags.address, concurrent) as session:
+    with connection.connected(folder.path, flags.address, concurrent) as session:
         if flags.address:
             use_gpus = any(trial.config.device != "cpu" for trial in made.trials)
             asked = flags.threads or said.get("threads")
-            concurrent, threads, gpu = tune.slots(flags.per_gpu, flags.concurrent, asked, use_gpus)
+            concurrent, threads, gpu = connection.slots(flags.per_gpu, flags.concurrent, asked, use_gpus)
         rungs = [flags.first_rung, flags.reduction] if flags.stop_early else said.get("rungs")
         said = said | {"threads": threads, "rungs": rungs}
 
@@ -192,14 +192,14 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _ray() -> Any:
+def _ray() -> tuple[Any, Any]:
     try:
-        from seal_fast.sweep.scheduling import tune
+        from seal_fast.sweep.scheduling import connection, tune
     except ImportError as error:
         raise RunError(
             f"sweeps need Ray Tune ({error.name or error} is missing); pip install 'seal-fast[sweep]'"
         ) from None
-    return tune
+    return connection, tune
 
 
 def _pace(concurrent: int, threads: int) -> str:

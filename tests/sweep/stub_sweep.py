@@ -12,7 +12,7 @@ from seal_fast.config import Config
 from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Trial
-from seal_fast.sweep.scheduling import tune
+from seal_fast.sweep.scheduling import connection, tune
 from seal_fast.sweep.scheduling.worker import Attempts
 
 GENERATIONS, UNLUCKY, DIES, COUNT = 3, 3, 11, 1000
@@ -51,7 +51,7 @@ def main(folder, count, concurrent, rungs=None):
     trials = {f"{i:04d}": Trial(f"{i:04d}", {}, Config(generations=GENERATIONS)) for i in range(count)}
     ledger = Ledger.open(folder / "ledger.jsonl", trials)
     job = tune.Job(folder, concurrent, 1, retries=1, rungs=rungs)
-    with tune.connected(folder, None, concurrent) as session:
+    with connection.connected(folder, None, concurrent) as session:
         start = time.time()
         try:
             tune.run(job, trials, ledger, trainable=Stub)

@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="Ray is an optional extra")
 
 from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger
-from seal_fast.sweep.scheduling import tune
+from seal_fast.sweep.scheduling import connection
 from seal_fast.sweep.scheduling.rungs import Rungs
 from stub_sweep import COUNT, DIES, POOR, UNLUCKY, top1
 
@@ -44,7 +44,7 @@ def wait_for(folder, count, process):
 def remains(folder):
     """Ray's processes of a sweep that still run."""
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in running if str(tune.scratch(folder)) in line]
+    return [line for line in running if str(connection.scratch(folder)) in line]
 
 
 @pytest.mark.long
@@ -78,7 +78,7 @@ def test_of_a_thousand_trials_killed_twice_nothing_is_lost_or_done_twice(tmp_pat
         if generations:  # none trained twice
             assert len((tmp_path / "steps" / name).read_text().splitlines()) == generations, name
     assert entries[f"{DIES:04d}"].failures == 1  # a worker that died took nothing with it
-    assert not remains(tmp_path) and not tune.scratch(tmp_path).exists()
+    assert not remains(tmp_path) and not connection.scratch(tmp_path).exists()
 
 
 @pytest.mark.long
@@ -142,7 +142,7 @@ def test_an_address_at_which_nothing_answers_is_one_sentence(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
     with pytest.raises(RunError, match=f"--address 127.0.0.1:{free}: Connection refused; ray start --head there"):
-        with tune.connected(tmp_path, f"127.0.0.1:{free}", 1):
+        with connection.connected(tmp_path, f"127.0.0.1:{free}", 1):
             pass
 
 
