@@ -118,18 +118,30 @@ def test_closure_runs_with_gradients_and_its_loss_comes_back():
     assert not torch.equal(model[0].weight, before[0].weight)
 
 
+def test_autograd_notices_that_a_step_changed_what_a_graph_has_saved():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizer = AnnealedSGD(model.parameters(), LR)
+    loss = model(torch.ones(2, 3)).sum()
+    loss.backward(retain_graph=True)
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_hooks_and_the_profiler_see_a_step():
     model = network()
     optimizer = AnnealedSGD(model.parameters(), LR)
     seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    before = optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
     after = optimizer.register_step_post_hook(lambda *_: seen.append("after"))
     train(model, optimizer, 1)
-    assert seen == ["before", "after"]
+    before.remove()
+    train(model, optimizer, 1)
     after.remove()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         train(model, optimizer, 1)
-    assert seen == ["before", "after", "before"]
+    assert seen == ["before", "after", "after"]
     assert "Optimizer.step#AnnealedSGD.step" in {event.key for event in profile.key_averages()}
 
 
