@@ -31,7 +31,8 @@ from seal_fast.run_folder import RunFolder
 from seal_fast.train import assemble, open_input
 
 LONG = "SEAL_FAST_BENCH_LONG" in os.environ
-BATCH, SIZE, STEPS = 128, 64, 4
+ON_GPU = torch.cuda.is_available()
+BATCH, SIZE, STEPS = 128, 64, 64 if ON_GPU else 4
 ROUNDS, PHASE_ROUNDS = (10, 12) if LONG else (3, 4)
 VARIANTS = {
     "amp": {"amp": True},
@@ -140,13 +141,16 @@ def record(info: dict, name: str, ours: list[float], theirs: list[float]) -> lis
 
 def matrix_product_flops() -> float:
     """What the machine reaches in bf16 products of square matrices: the roof over convolutions."""
-    a = torch.randn(2048, 2048).to(torch.bfloat16)
+    machine, side = runtime.start(Config()), 8192 if ON_GPU else 2048
+    a = torch.randn(side, side, device=machine.device).to(torch.bfloat16)
     for _ in range(3):
         a @ a
+    machine.synchronize()
     begin, count = time.perf_counter(), 10
     for _ in range(count):
         a @ a
-    return 2 * 2048**3 * count / (time.perf_counter() - begin)
+    machine.synchronize()
+    return 2 * side**3 * count / (time.perf_counter() - begin)
 
 
 def step_flops(model: torch.nn.Module) -> float:

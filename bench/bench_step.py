@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from seal_fast import kernels, runtime
+from seal_fast import cuda_graph, kernels, runtime
 from seal_fast.checkpoint import Position
 from seal_fast.config import Config
 from seal_fast.data import inputs, open_images
@@ -44,10 +45,11 @@ def engine_of(data, tmp_path_factory):
     with contextlib.ExitStack() as stack:
 
         def make(batch: int, plain_autocast: bool = False, **changes) -> Engine:
-            config = Config(
+            settings = dict(
                 data=images.source, image_size=SIZE, batch_size=batch, limit_train=IMAGES, amp=True,
-                generations=1, epochs=1, ascent_epochs=0, warmup_epochs=0, lr=0.01, checkpoint_seconds=1e9, **changes,
+                generations=1, epochs=1, ascent_epochs=0, warmup_epochs=0, lr=0.01, checkpoint_seconds=1e9,
             )  # fmt: skip
+            config = Config(**(settings | changes))
             machine = runtime.start(config)
             if plain_autocast:
                 machine = PlainAutocast(**vars(machine))
@@ -70,7 +72,7 @@ def steps(engine: Engine) -> float:
     return seconds / engine.input.steps_per_epoch
 
 
-def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str) -> None:
+def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str, images: int = IMAGES) -> None:
     """How many times as fast as each other contender `base` is: medians of ratios within a round, and their range."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
 
@@ -88,7 +90,7 @@ def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str) ->
         ratios = [a / b for a, b in zip(times[name], times[base], strict=True)]
         info[f"{name} / {base}"] = statistics.median(ratios)
         info[f"{name} / {base}, range"] = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    info["n"] = f"{ROUNDS} rounds of {IMAGES} images"
+    info["n"] = f"{ROUNDS} rounds of {images} images"
 
 
 def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
@@ -123,3 +125,22 @@ def test_copy_of_the_weights_against_plain_autocast(benchmark, engine_of, batch,
     """Reading the optimiser's bfloat16 weights, against casting them in every step."""
     ours, plain = (engine_of(batch, plain_autocast=plain, compile=compiled) for plain in (False, True))
     compare(benchmark, {"copy": lambda: steps(ours), "plain autocast": lambda: steps(plain)}, "copy")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("model, size, batch", [("resnet18", 64, 128), ("resnet18", 64, 32), ("resnet50", 224, 128)])
+def test_cuda_graph_against_its_steps(benchmark, engine_of, monkeypatch, model, size, batch):
+    """What compiling saves on a GPU, and what recording the step saves beyond that."""
+    images = 16 * batch
+    settings = {"model": model, "image_size": size, "limit_train": images, "device": "cuda"}
+    contenders = {"CUDA graph": engine_of(batch, compile=True, **settings)}
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
+        contenders["compiled"] = engine_of(batch, compile=True, **settings)
+        contenders["eager"] = engine_of(batch, **settings)
+        contenders["eager, reference ops"] = engine_of(batch, kernels="reference", **settings)
+    turns = {name: functools.partial(steps, engine) for name, engine in contenders.items()}
+    compare(benchmark, turns, "CUDA graph", images)
+    benchmark.extra_info["images/s"] = batch / (benchmark.extra_info["ms a step"] / 1e3)
+    benchmark.extra_info["peak memory of all, GiB"] = torch.cuda.max_memory_allocated() / 2**30

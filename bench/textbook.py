@@ -6,6 +6,7 @@ fp32, NCHW, torch.optim.SGD, a host sync for loss and accuracy in every step. Wr
 from __future__ import annotations
 
 import io
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -43,11 +44,16 @@ class Encoded(Dataset):
 
 
 class Loop:
-    """Trains step by step; `images_per_s(steps)` times a stretch of them, input and statistics included."""
+    """Trains step by step; `images_per_s(steps)` times a stretch of them, input and statistics included.
 
-    def __init__(self, model: torch.nn.Module, dataset: Dataset, batch_size: int, workers: int = 2) -> None:
-        self.model, self.batch_size = model.train(), batch_size
+    It computes on a GPU where there is one, and has as many workers as there are cores.
+    """
+
+    def __init__(self, model: torch.nn.Module, dataset: Dataset, batch_size: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.batch_size = model.train().to(self.device), batch_size
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        workers = len(os.sched_getaffinity(0))
         self.loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True)
 
     def images_per_s(self, steps: int) -> float:
@@ -65,6 +71,7 @@ class Loop:
         return steps * self.batch_size / seconds
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        images, labels = images.to(self.device), labels.to(self.device)
         output = self.model(images)
         loss = F.cross_entropy(output, labels, label_smoothing=0.1)
         self.optimizer.zero_grad()

@@ -109,6 +109,8 @@ class Config:
     """Also log to Weights & Biases (needs the wandb extra)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA when there is one."""
+    deterministic: bool = False
+    """On a GPU, the same bits in every run and after every resume, for some of the speed; a CPU gives them anyway."""
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
     """Implementation of the update and the augmentation; auto takes the best that the device has."""
     threads: int | None = None
@@ -127,8 +129,8 @@ class Config:
 
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
-    "out resume keep checkpoint_seconds log_every hessian_every hessian_images profile wandb threads dist_timeout data "
-    "init_weights init_fc on_bad_image".split()
+    "out resume keep checkpoint_seconds log_every hessian_every hessian_images profile wandb threads dist_timeout "
+    "deterministic data init_weights init_fc on_bad_image".split()
 )
 
 

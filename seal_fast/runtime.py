@@ -91,13 +91,27 @@ def start(config: Config, processes: int = 1) -> Runtime:
     # torchrun sets OMP_NUM_THREADS to 1 for each of several processes, which would leave cores idle
     threads = min(torch.get_num_threads(), cores) if processes == 1 else max(1, cores // processes)
     torch.set_num_threads(config.threads or threads)
-    # TF32 for what is left in fp32 on a GPU; cuDNN tries its algorithms once per shape, and shapes never change here.
     if config.dtype == "float32":
-        torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
+    if on_gpu:
+        repeat_bits(config.deterministic)
     dtype = getattr(torch, config.dtype)
     compute = getattr(torch, config.amp_dtype) if config.amp else dtype
     return Runtime(torch.device("cuda" if on_gpu else "cpu"), dtype, compute, config.amp, config.compile)
+
+
+def repeat_bits(wanted: bool) -> None:
+    """Whether a GPU shall add up in the same order every time; an operation that cannot then raises RuntimeError.
+
+    Source: PyTorch's notes on reproducibility.
+    """
+    # Else cuDNN tries its algorithms once a shape, and takes the fastest; shapes never change here.
+    torch.backends.cudnn.benchmark = not wanted
+    torch.use_deterministic_algorithms(wanted)
+    if not wanted:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nobody here reads what was not written
 
 
 @functools.cache

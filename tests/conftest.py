@@ -2,8 +2,19 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from pictures import write_images
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Only tests marked `gpu` compute on one: the others expect a CPU's bits, on a machine with a GPU too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if torch.cuda.is_available() and not item.get_closest_marker("gpu"):
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for programs that the test starts
+        return (yield)
 
 
 @pytest.fixture(scope="session")

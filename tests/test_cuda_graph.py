@@ -135,18 +135,32 @@ def test_where_steps_are_not_replayed():
 @pytest.mark.parametrize("amp", [True, False], ids=["amp", "fp32"])
 def test_a_cuda_graph_trains_as_its_steps_do(amp, image_folder, tmp_path, monkeypatch, small_network):
     config = replace(
-        BASE, method="seal+llf", stem="small", data=str(image_folder), amp=amp, device="cuda", compile=True
-    )
-    original = runtime.start
-
-    def deterministic(config):
-        machine = original(config)
-        torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.deterministic = True
-        return machine
-
-    monkeypatch.setattr(runtime, "start", deterministic)
+        BASE, method="seal+llf", stem="small", data=str(image_folder), device="cuda", amp=amp, compile=True,
+        deterministic=True,
+    )  # fmt: skip
     run(replace(config, out=tmp_path / "replays"))
     monkeypatch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
     run(replace(config, out=tmp_path / "steps"))
     assert_identical(outcome(tmp_path / "steps"), outcome(tmp_path / "replays"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("how", [{"amp": True, "compile": True}, {}, {"amp": True, "amp_dtype": "float16"}], ids=str)
+def test_a_gpu_repeats_its_bits_if_asked_to(how, image_folder, tmp_path, monkeypatch, small_network):
+    """Twice the same, max-pooling and all; and the same after a kill, where steps are Python's to count."""
+    base = replace(BASE, stem="imagenet", image_size=32, data=str(image_folder), device="cuda", deterministic=True)
+    config = replace(base, **how)
+    for out in ("once", "again"):
+        run(replace(config, out=tmp_path / out))
+    assert_identical(outcome(tmp_path / "once"), outcome(tmp_path / "again"))
+    if config.compile:
+        return
+
+    killed = replace(config, out=tmp_path / "killed", checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        die_at(patch, 5)
+        with pytest.raises(Killed):
+            run(killed)
+    run(killed)
+    assert_identical(outcome(tmp_path / "once"), outcome(tmp_path / "killed"))

@@ -68,7 +68,6 @@ def test_tensors_are_offered_huge_pages():
     assert done.stdout.split() == ["True"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_asked_for_and_missing_is_refused():
     with pytest.raises(UsageError, match="--device cuda"):
         runtime.start(Config(device="cuda"))

@@ -30,7 +30,8 @@ if INTERPRETING:
 no_triton = pytest.mark.skipif(
     not INTERPRETING and DEVICE == "cpu", reason="no GPU; test_augment_triton.py runs this on the CPU"
 )
-BACKENDS = ["reference", "native", pytest.param("triton", marks=no_triton)]
+TRITON = pytest.param("triton", marks=[no_triton] if INTERPRETING else [no_triton, pytest.mark.gpu])
+BACKENDS = ["reference", "native", TRITON]
 
 
 def random_images(count, height, width, channels, seed=0):

@@ -68,8 +68,6 @@ def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsy
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(space, tmp_path, capsys, extra, flags, message):
-    if "device" in extra and torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
     space.write_text(space.read_text() + extra)
     pytest.importorskip("ray", reason="Ray is an optional extra")
     assert main(["sweep", str(space), "--out", str(tmp_path / "out"), *flags]) == 2

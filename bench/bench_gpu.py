@@ -1,0 +1,237 @@
+"""On a GPU: update and augmentation beside torch's own ways and beside a copy, by CUDA events, contenders taking turns.
+
+Each is replayed from a CUDA graph, so that the host's time is nobody's, and the caches are emptied before each.
+`bench_step.py` has the whole step.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seal_fast import runtime
+from seal_fast.config import Config
+from seal_fast.cuda_graph import Recorder
+from seal_fast.kernels import augment
+from seal_fast.models import build
+from seal_fast.optim import AnnealedSGD
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+ROUNDS, WARM_UP = 60, 5
+LR, MOMENTUM, WEIGHT_DECAY, DECAY = 0.1, 0.9, 5e-4, 0.999
+COUNT, SIZE, PAD = 20_000, 64, 4
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    return runtime.start(Config(device="cuda")).device
+
+
+def replayed(contenders: dict[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Median microseconds of each contender's work on the device."""
+    recorder = Recorder(device)
+
+    def recorded(work: Callable[[], object]) -> Callable[[], None]:
+        for _ in range(3):
+            recorder.run(work)
+        return recorder.record(work)
+
+    graphs = {name: recorded(work) for name, work in contenders.items()}
+    larger_than_caches = torch.empty(256 << 20, dtype=torch.uint8, device=device)
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in graphs}
+    for _ in range(WARM_UP + ROUNDS):
+        for name, replay in graphs.items():
+            larger_than_caches.zero_()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            replay()
+            end.record()
+            events[name].append((begin, end))
+    torch.cuda.synchronize(device)
+    return {
+        name: 1e3 * statistics.median(begin.elapsed_time(end) for begin, end in pairs[WARM_UP:])
+        for name, pairs in events.items()
+    }
+
+
+def record(benchmark, times: dict[str, float], moved: int) -> None:
+    """Note the times, and what the first contender reaches beside the others; a copy moves `moved` bytes, too."""
+    ours, *_ = times
+    info = benchmark.extra_info
+    for name, microseconds in times.items():
+        info[f"{name}, us"] = microseconds
+        if name != ours:
+            info[f"{name} / {ours}"] = microseconds / times[ours]
+    info[f"{ours}, GB/s"] = moved / times[ours] / 1e3
+    info["n"] = f"{ROUNDS} rounds"
+
+
+def copy_of(moved: int, device: torch.device) -> Callable[[], object]:
+    source, target = (torch.ones(moved // 2, dtype=torch.uint8, device=device) for _ in range(2))
+    return lambda: target.copy_(source)
+
+
+def parameters(name: str, device: torch.device) -> list[nn.Parameter]:
+    """The network's parameters with a gradient each, in memory kept as in training."""
+    model = build(name, 1000).to(device).to(memory_format=torch.channels_last)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) * 1e-3
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_plain_update(benchmark, model, device):
+    lr = torch.tensor(LR)
+    ours = AnnealedSGD(parameters(model, device), lr, MOMENTUM, WEIGHT_DECAY, backend="triton")
+    reference = AnnealedSGD(parameters(model, device), lr, MOMENTUM, WEIGHT_DECAY, backend="reference")
+    fused, foreach = (
+        torch.optim.SGD(parameters(model, device), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **{kind: True})
+        for kind in ("fused", "foreach")
+    )
+    moved = 20 * ours._momentum.numel()  # weights and momentum both ways, gradients once
+    contenders = {
+        "ours": ours.step,
+        "torch.optim.SGD(fused=True)": fused.step,
+        "torch.optim.SGD(foreach=True)": foreach.step,
+        "our reference in torch ops": reference.step,
+        "copy of as many bytes": copy_of(moved, device),
+    }
+    record(benchmark, replayed(contenders, device), moved)
+    benchmark.pedantic(ours.step, rounds=30, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_update_with_everything(benchmark, model, device):
+    """Unscaling, squared norms, weight average and bfloat16 copy too, beside the same in torch's multi-tensor ops."""
+    ours = AnnealedSGD(
+        parameters(model, device), torch.tensor(LR), MOMENTUM, WEIGHT_DECAY,
+        backend="triton", ema_decay=DECAY, bf16_copy=True, norms=True,
+    )  # fmt: skip
+    weights = parameters(model, device)
+    grads = [p.grad for p in weights]
+    peer = torch.optim.SGD(weights, LR, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+    average, half = [p.detach().clone() for p in weights], [p.detach().bfloat16() for p in weights]
+    for optimizer in (ours, peer):  # what GradScaler sets around a step; 1, because the peer writes its gradients back
+        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def torch_ops():
+        peer.step()
+        momentum = [peer.state[p]["momentum_buffer"] for p in weights]
+        for tensors, factor in ((grads, 1.0), (momentum, LR)):
+            torch.stack(torch._foreach_norm(tensors)).mul_(factor).square_().sum()
+        torch._foreach_lerp_(average, weights, 1 - DECAY)
+        torch._foreach_copy_(half, weights)
+
+    moved = 30 * ours._momentum.numel()
+    contenders = {
+        "ours": ours.step,
+        "the same in torch ops": torch_ops,
+        "copy of as many bytes": copy_of(moved, device),
+    }
+    record(benchmark, replayed(contenders, device), moved)
+    benchmark.pedantic(ours.step, rounds=30, warmup_rounds=3)
+
+
+BATCHES = pytest.mark.parametrize("batch", [128, 1024])
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+
+
+def augmentation(batch: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], Tensor], Tensor, Tensor]:
+    """Ours, into one buffer; the images it takes from, more than the caches hold; and which."""
+    images = torch.randint(0, 256, (COUNT, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+    index = torch.randperm(COUNT, device=device)[:batch]
+    out = torch.empty(batch, 3, SIZE, SIZE, dtype=dtype, device=device, memory_format=torch.channels_last)
+    fixed = {"size": SIZE, "mean": MEAN, "std": STD, "dtype": dtype, "pad": PAD, "flip": True, "train": True}
+    return lambda: augment(images, index, out=out, backend="triton", **fixed), images, index
+
+
+@BATCHES
+@DTYPES
+def test_augment(benchmark, batch, dtype, device):
+    ours, images, index = augmentation(batch, dtype, device)
+    moved = batch * 3 * SIZE * SIZE * (1 + dtype.itemsize)
+    contenders = {
+        "ours": ours,
+        "batched torch ops": torch_batched(images, index, dtype),
+        "copy of as many bytes": copy_of(moved, device),
+    }
+    record(benchmark, replayed(contenders, device), moved)
+    benchmark.pedantic(ours, rounds=30, warmup_rounds=3)
+
+
+@BATCHES
+def test_augment_beside_dali(benchmark, batch, device):
+    """DALI finds its batch gathered and padded on the device. From a clock, calls in a row: it has no graph."""
+    ours, images, index = augmentation(batch, torch.float32, device)
+    times = {"ours, from Python": in_a_row(ours), "DALI crop_mirror_normalize": in_a_row(dali(images[index]))}
+    record(benchmark, times, batch * 3 * SIZE * SIZE * 5)
+    benchmark.pedantic(ours, rounds=30, warmup_rounds=3)
+
+
+def in_a_row(call: Callable[[], object]) -> float:
+    """Microseconds of one of many calls, the last one's work included."""
+    for _ in range(WARM_UP):
+        call()
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(ROUNDS):
+        call()
+    torch.cuda.synchronize()
+    return 1e6 * (time.perf_counter() - begin) / ROUNDS
+
+
+def torch_batched(images: Tensor, index: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """One gather of whole pixels by their number, as in `bench_augment.py`."""
+    device, batch = images.device, len(index)
+    steps, side = torch.arange(SIZE, device=device), SIZE + 2 * PAD
+    rows_before = torch.arange(batch, device=device)[:, None] * side
+    scale = torch.tensor([1 / (255 * s) for s in STD], device=device)
+    bias = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device)
+
+    def run() -> Tensor:
+        padded = F.pad(images[index], (0, 0, PAD, PAD, PAD, PAD))
+        top, left = torch.randint(0, 2 * PAD + 1, (2, batch, 1), device=device)
+        columns = left + torch.where(torch.rand(batch, 1, device=device) < 0.5, SIZE - 1 - steps, steps)
+        number = (rows_before + top + steps)[:, :, None] * side + columns[:, None, :]
+        pixels = padded.view(-1, 3).index_select(0, number.flatten()).view(batch, SIZE, SIZE, 3)
+        return pixels.float().mul_(scale).add_(bias).to(dtype).permute(0, 3, 1, 2)
+
+    return run
+
+
+def dali(batch: Tensor) -> Callable[[], object]:
+    """crop_mirror_normalize alone, in a pipeline that runs ahead."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    padded = F.pad(batch, (0, 0, PAD, PAD, PAD, PAD))
+
+    @pipeline_def(batch_size=len(batch), num_threads=4, device_id=torch.cuda.current_device(), seed=0)
+    def pipeline():
+        decoded = fn.external_source(lambda: padded, batch=True, device="gpu", no_copy=True, layout="HWC")
+        return fn.crop_mirror_normalize(
+            decoded,
+            dtype=types.DALIDataType.FLOAT,
+            output_layout="HWC",
+            crop=(SIZE, SIZE),
+            crop_pos_x=fn.random.uniform(range=(0.0, 1.0)),
+            crop_pos_y=fn.random.uniform(range=(0.0, 1.0)),
+            mirror=fn.random.coin_flip(),
+            mean=[255 * m for m in MEAN],
+            std=[255 * s for s in STD],
+        )
+
+    built = pipeline()
+    built.build()
+    return built.run
