@@ -91,7 +91,7 @@ def test_plain_update(benchmark, model, move):
     ours, alone = (
         AnnealedSGD(parameters(model), torch.tensor(LR), MOMENTUM, WEIGHT_DECAY, backend="native") for _ in range(2)
     )
-    grads = [p.grad for group in alone.param_groups for p in group["params"]]
+    _, addresses = alone._flat.addressed_gradients()
     fused, foreach = (
         torch.optim.SGD(parameters(model), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **{kind: True})
         for kind in ("fused", "foreach")
@@ -104,7 +104,7 @@ def test_plain_update(benchmark, model, move):
             "torch.optim.SGD(fused=True)": fused.step,
             "torch.optim.SGD(foreach=True)": foreach.step,
             "copy loop": lambda: move(source, target, third),
-            "the kernel alone": lambda: alone._native(grads, None, None),
+            "the kernel alone": lambda: alone._native(addresses, None, None),
             "copy": lambda: target.copy_(source),
         }
     )

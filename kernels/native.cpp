@@ -1,4 +1,4 @@
-// The Python module of the native CPU kernels. Each op's native.cpp defines its own bind function; this file lists
+// The Python module of the native CPU kernels. Each op's files define their own bind functions; this file lists
 // them.
 #include "native.h"
 
@@ -8,6 +8,7 @@ NB_MODULE(SEAL_FAST_MODULE, m) {
   m.doc() = "seal_fast's native CPU kernels; called with raw addresses by the Python wrappers, which check everything.";
   seal_fast::bind_annealed_sgd(m);
   seal_fast::bind_augment(m);
+  seal_fast::bind_gradients(m);
   seal_fast::bind_gram_schmidt(m);
   seal_fast::bind_max_pool(m);
   seal_fast::bind_nearest(m);

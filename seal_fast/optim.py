@@ -102,6 +102,7 @@ class AnnealedSGD(Optimizer):
         if bf16_copy:
             self._bf16 = self._flat.zeros(torch.bfloat16).copy_(weights)
             self._bf16_weights = [nn.Parameter(view) for view in self._flat.views(self._bf16)]
+            self._flat.copied(self._bf16_weights)
         if norms:
             self.norms = torch.zeros(len(self.param_groups), 2, dtype=torch.float64, device=weights.device)
         self._watched = self._flat.params + self._bf16_weights
@@ -138,14 +139,16 @@ class AnnealedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._flat.check_in_place()
         self._check_numbers_in_place()
-        grads = self._flat.gradients(self._bf16_weights)
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            grads, addresses = self._flat.gradients(), None
+        else:
+            grads, addresses = self._flat.addressed_gradients()
         # The kernel writes through the flat buffers, but autograd watches the parameters.
         torch.autograd.graph.increment_version(self._watched)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if self._native and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
-            self._native(grads, grad_scale, found_inf)
+        if self._native and addresses:
+            self._native(addresses, grad_scale, found_inf)
             return loss
         with torch.no_grad():
             annealed_sgd_(

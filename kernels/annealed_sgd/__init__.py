@@ -109,7 +109,7 @@ def native_update(
     ema_decay: Tensor | None = None,
     bf16: Tensor | None = None,
     norms: Tensor | None = None,
-) -> Callable[[Sequence[Tensor | None], Tensor | None, Tensor | None], None]:
+) -> Callable[[list[int], Tensor | None, Tensor | None], None]:
     """`annealed_sgd_` by the native kernel on buffers that stay where they are, without torch's dispatcher.
 
     After a backward pass nothing of an optimiser is in the processor's caches any more: what the host did besides a
@@ -118,8 +118,8 @@ def native_update(
     Args: as for `annealed_sgd_`.
 
     Returns:
-        What updates, given gradients, grad_scale and found_inf. It checks none of them: gradients must be of their
-        parameters' sizes and memory order, and of their type or bfloat16.
+        What updates, given the gradients' addresses (`FlatParameters.addressed_gradients`, which has looked at them),
+        grad_scale and found_inf.
 
     Raises:
         ValueError: the tensors do not fit together.

@@ -36,10 +36,10 @@ class Update:
         self._tables = parts, segments.data_ptr(), segments.shape[0], hyper.data_ptr()
         self._ema_decay, self._norms = _address(ema_decay), _address(norms)
 
-    def __call__(self, grads: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Update the parameters that have a gradient."""
+    def __call__(self, addresses: list[int], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Update the parameters that have a gradient; theirs are `tagged_addresses`."""
         scalars = _address(grad_scale), _address(found_inf), self._ema_decay, self._norms
-        self._run(*self._buffers, tagged_addresses(grads), *self._tables, *scalars)
+        self._run(*self._buffers, addresses, *self._tables, *scalars)
 
 
 def annealed_sgd_(
@@ -58,7 +58,7 @@ def annealed_sgd_(
 ) -> None:
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
     update = Update(param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms, parts)
-    update(grads, grad_scale, found_inf)
+    update(tagged_addresses(grads), grad_scale, found_inf)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from seal_fast.analysis.episodes import Episodes
 
-CHUNK_BYTES = 2**24
-"""Gram matrices of this size are trained together: what a processor's last cache level can hold."""
+CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**30}
+"""Gram matrices of this size are trained together: what a processor's last cache level can hold; on a GPU a step costs
+its launches, whatever its size, so there it is what memory has to spare."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def linear(features: Tensor, episodes: Episodes, settings: HeadSettings | None =
     labels = torch.from_numpy(episodes.support_labels).to(device)
     asked = torch.from_numpy(episodes.query_labels).to(device)
     size, dimension = episodes.support.shape[1], features.shape[1]
-    threads = torch.get_num_threads()
-    in_cache = max(1, CHUNK_BYTES // (size * (size + episodes.ways) * features.element_size()))
-    chunks = np.array_split(np.arange(count), max(-(-count // in_cache), min(threads, count)))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    together = max(1, CHUNK_BYTES[device.type] // (size * (size + episodes.ways) * features.element_size()))
+    chunks = np.array_split(np.arange(count), max(-(-count // together), min(threads, count)))
 
     def accuracy(chunk: np.ndarray) -> Tensor:
         first, last = int(chunk[0]), int(chunk[-1]) + 1
@@ -67,6 +68,8 @@ def linear(features: Tensor, episodes: Episodes, settings: HeadSettings | None =
         logits = torch.baddbmm(heads[:, None, :, -1], queries, heads[..., :-1].mT)
         return (logits.argmax(2) == asked).double().mean(1)
 
+    if threads == 1:
+        return torch.cat([accuracy(chunk) for chunk in chunks])
     # A step is too small to be shared between threads: each thread trains chunks of its own.
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         accuracies = list(pool.map(accuracy, chunks))

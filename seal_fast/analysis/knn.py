@@ -22,8 +22,13 @@ _PRODUCTS = 1 << 24  # entries of the block of products at most: 64 MiB
 _TOGETHER, _TOGETHER_BYTES = 1 << 23, 1 << 23
 _COUNTED = 1 << 22  # entries of the votes' counts: 16 MiB
 
-# What a product of float32 matrices may lose of its operands, by torch's setting of it.
-_OPERAND_ROUNDING = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}
+# What a product of float32 matrices may lose of its operands, by torch's setting of it: the bits that TF32 and bfloat16
+# lack may be cut off instead of rounded.
+_OPERAND_ROUNDING = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
+
+# What summing one more term may lose of a dot product in float32. A tensor core cuts off where a CPU rounds, each of up
+# to 16 products a step and then their sum (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021).
+_SUMMING = {"cpu": 2.0**-24, "cuda": 17 / 16 * 2.0**-23}
 
 
 class Search:
@@ -94,10 +99,10 @@ class Search:
         small, norms, lost = nearest.prepare(block, self._centre, self._scale, self._filter)
         if not torch.isfinite(norms.sum()):
             raise RunError("the features hold NaN or infinite values, so they have no neighbours")
-        products = self._small @ small.T
+        products = _product(self._small, small)
         lost_too = 0.0 if self._filter != torch.float32 else _OPERAND_ROUNDING[torch.get_float32_matmul_precision()]
         lost, own = lost + lost_too, self._lost + lost_too
-        summing = (self._dimensions + 1) * 2.0**-24  # of a dot product in float32, in any order
+        summing = (self._dimensions + 1) * _SUMMING[block.device.type]  # of a whole dot product, in any order
         error = lost + own + lost * own + (1 + lost) * (1 + own) * summing / (1 - summing)
         nearest.update_(
             self._distances,
@@ -152,6 +157,17 @@ def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 # Rounding of the shift (2^-24 of an entry), of norms and of what is computed with the bounds, several times over.
 _SLACK = 2.0**-19
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b.T, summed in float32: of long bfloat16 products cuBLAS may sum the parts in bfloat16, unless told not to."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction
+    settings.allow_bf16_reduced_precision_reduction = False
+    try:
+        return a @ b.T
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
 
 
 def _filter_dtype(dimensions: int, device: torch.device) -> torch.dtype:

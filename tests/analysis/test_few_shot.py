@@ -89,7 +89,7 @@ def test_chunks_and_threads_change_nothing(monkeypatch):
     shown = draw(labels, list("abcdef"), ways=3, shots=5, queries=5, episodes=11)
     whole = linear(features, shown, HeadSettings(epochs=3))
     threads = torch.get_num_threads()
-    monkeypatch.setattr(few_shot, "CHUNK_BYTES", 3 * 15 * 18 * 8)
+    monkeypatch.setitem(few_shot.CHUNK_BYTES, "cpu", 3 * 15 * 18 * 8)
     torch.set_num_threads(3)
     try:
         parts = linear(features, shown, HeadSettings(epochs=3))
