@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,9 +62,12 @@ class FlatParameters:
         self._reader = self._make_reader()
 
     def _make_reader(self) -> Any:
-        table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-        module = native.module()
-        return module.GradientReader(table, self.params, self._copies) if module and table else None
+        """The native look at all gradients; None where there is no native module, or torch has another table."""
+        table, module = getattr(Tensor, "__dlpack_c_exchange_api__", None), native.module()
+        if not (table and module):
+            return None
+        with contextlib.suppress(ValueError):
+            return module.GradientReader(table, self.params, self._copies)
 
     def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
         """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""

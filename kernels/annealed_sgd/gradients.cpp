@@ -2,7 +2,7 @@
 // objects is in the processor's caches, so they are passed over once, and no Python is run for each.
 #include <nanobind/nanobind.h>
 
-#include <algorithm>
+#include <stdexcept>
 #include <vector>
 
 #include "../native.h"

@@ -160,7 +160,7 @@ _SLACK = 2.0**-19
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b.T, summed in float32: of long bfloat16 products cuBLAS may sum the parts in bfloat16, unless told not to."""
+    """The product a @ b.T summed in float32; cuBLAS may sum parts of long ones in bfloat16, unless told not to."""
     settings = torch.backends.cuda.matmul
     before = settings.allow_bf16_reduced_precision_reduction
     settings.allow_bf16_reduced_precision_reduction = False
