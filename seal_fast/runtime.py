@@ -111,7 +111,8 @@ def repeat_bits(wanted: bool) -> None:
     if not wanted:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nobody here reads what was not written
+    # Nobody here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
