@@ -54,20 +54,19 @@ class FlatParameters:
             view.copy_(p.detach())
             p.data = view
         self._places = [p.data_ptr() for p in self.params]
-        self._reader = self._make_reader()
+        self._quick = self._look_through()
 
     def copied(self, copies: Sequence[Tensor]) -> None:
         """Parameters have copies of them, in order, whose gradients count where a parameter itself has none."""
         self._copies = list(copies)
-        self._reader = self._make_reader()
 
-    def _make_reader(self) -> Any:
-        """The native look at all gradients; None where there is no native module, or torch has another table."""
+    def _look_through(self) -> Any:
+        """What the native look at all gradients needs; None without a native module, or where torch has no such table."""
         table, module = getattr(Tensor, "__dlpack_c_exchange_api__", None), native.module()
         if not (table and module):
             return None
         with contextlib.suppress(ValueError):
-            return module.GradientReader(table, self.params, self._copies)
+            return module.gradient_places(table, self.params)
 
     def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
         """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""
@@ -143,7 +142,7 @@ class FlatParameters:
 
         Where it is not, `gradients` looks closely. Not while torch traces or intercepts: no tensor has an address then.
         """
-        if self._reader and (found := self._reader.read()):
+        if self._quick and (found := native.require().read_gradients(self._quick, self.params, self._copies)):
             return found
         grads = self.gradients()
         return grads, tagged_addresses(grads)
