@@ -61,7 +61,7 @@ class FlatParameters:
         self._copies = list(copies)
 
     def _look_through(self) -> Any:
-        """What the native look at all gradients needs; None without a native module, or where torch has no such table."""
+        """What the native look at all gradients needs; None without a native module, or where torch has no table."""
         table, module = getattr(Tensor, "__dlpack_c_exchange_api__", None), native.module()
         if not (table and module):
             return None

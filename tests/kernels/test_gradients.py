@@ -1,5 +1,10 @@
 """The quick look at an optimiser's gradients says what the close one says, or leaves it to that."""
 
+import gc
+import subprocess
+import sys
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +116,23 @@ def test_a_buffer_moved_by_its_owner_is_the_new_place():
     made = flat()
     made.move(made.buffer.clone())
     assert_read(made)
+
+
+def test_parameters_that_refer_to_what_holds_them_are_let_go():
+    made = flat()
+    made.params[0].owner = made
+    ended = weakref.ref(made)
+    del made
+    gc.collect()
+    assert ended() is None
+
+
+def test_a_program_ends_in_silence_with_its_optimiser_alive():
+    code = (
+        "import sys, torch; from seal_fast.optim import AnnealedSGD\n"
+        "p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)\n"
+        "optimizer = AnnealedSGD([p], torch.tensor(0.1)); optimizer.step(); sys.modules['kept'] = [optimizer, p]\n"
+        "torch.kept = optimizer; sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
