@@ -64,6 +64,6 @@ CARDS = {
 # Inductor's launcher report 6.8 us without and 9.1 us with 19 arguments (meta-pytorch/tritonbench, pull request 1017).
 LAUNCH_SECONDS = 7e-6
 # Assumed for an A100: the same for one kernel within a CUDA graph's replay, where the host launches once and the GPU
-# moves from node to node. CUDA.jl's manual (CUDA graphs) reports 70 us for a chain of 80 small kernels; on an H200 0.3 to
-# 0.6 us lay between the kernels of a recorded step (docs/gpu.md).
+# moves from node to node. CUDA.jl's manual (CUDA graphs) reports 70 us for a chain of 80 small kernels; on an H200 0.3
+# to 0.6 us lay between the kernels of a recorded step (docs/gpu.md).
 GRAPH_NODE_SECONDS = 1e-6
