@@ -109,7 +109,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[
         session.quiet = display.stop
         stopped = None
         try:
-            tune.run(job, trials, ledger, display.tick, search=search)
+            tune.run(job, trials, ledger, display.tick, search=search, confirm=session.confirm)
         except tune.Stopped as stop:
             stopped = stop.number
         finally:

@@ -54,7 +54,7 @@ def main(folder, count, concurrent, rungs=None):
     with connection.connected(folder, None, concurrent) as session:
         start = time.time()
         try:
-            tune.run(job, trials, ledger, trainable=Stub)
+            tune.run(job, trials, ledger, trainable=Stub, confirm=session.confirm)
             session.exit_code = 0
         except tune.Stopped as stopped:
             session.exit_code = 128 + stopped.number

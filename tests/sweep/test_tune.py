@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="Ray is an optional extra")
 
 from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger
-from seal_fast.sweep.scheduling import connection
+from seal_fast.sweep.scheduling import connection, tune
 from seal_fast.sweep.scheduling.rungs import Rungs
 from stub_sweep import COUNT, DIES, POOR, UNLUCKY, top1
 
@@ -99,6 +99,24 @@ def test_a_sweep_whose_ray_is_killed_says_so_and_goes_on(tmp_path):
     assert sorted(event["trial"] for event in ended(tmp_path)) == [f"{i:04d}" for i in range(count)]
     steps = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "steps").iterdir()}
     assert steps == {f"{i:04d}": 3 for i in range(count) if i != UNLUCKY}
+
+
+def test_no_run_is_blamed_for_the_end_of_ray(tmp_path):
+    """Whoever asks whether Ray lives may end the sweep; nothing is written of a dead worker before the answer."""
+    ledger = Ledger.open(tmp_path / "ledger.jsonl", ["0"])
+    trial = SimpleNamespace(config={"trial": {"name": "0"}}, get_error=lambda: "ActorDiedError()")
+
+    def gone():
+        raise SystemExit
+
+    told = tune._Told(ledger, lambda: None, gone, None, 0.0)
+    for event in (told.on_trial_recover, told.on_trial_error):
+        with pytest.raises(SystemExit):
+            event(0, [], trial)
+    assert ledger.left() == ["0"] and ledger.entries["0"].failures == 0
+    told.confirm = lambda: None
+    told.on_trial_error(0, [], trial)
+    assert (ledger.entries["0"].state, ledger.entries["0"].failures) == ("failed", 1)
 
 
 def decisions(scheduler, results):

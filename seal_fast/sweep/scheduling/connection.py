@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,13 @@ class Session:
     Attributes:
         exit_code: what the process will end with.
         quiet: ends the live table, should Ray be lost.
+        confirm: to be asked when a worker has died: it returns where Ray lives, and ends the sweep where Ray does not,
+            so that no run is said to have failed for that.
     """
 
     exit_code: int = 1
     quiet: Callable[[], None] = lambda: None
+    confirm: Callable[[], None] = lambda: None
 
 
 @contextlib.contextmanager
@@ -86,7 +90,10 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         except Exception:
             return True  # the head does not say, and may be about to go
 
+    telling = threading.Lock()
+
     def lost(what: str) -> None:
+        telling.acquire()  # for good: whoever comes second waits for the end
         with contextlib.suppress(Exception):
             session.quiet()
         who, cure = "Ray", "continue"
@@ -100,6 +107,13 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         session.exit_code = RunError.exit_code
         _leave(session, place)
 
+    def confirm() -> None:
+        if dead := _dead():
+            lost(f"its process on this machine ({dead})")
+        while head.answers(found, head.PERIOD_SECONDS):
+            time.sleep(1)  # whoever watches the head ends the sweep if this lasts
+
+    session.confirm = confirm
     try:
         with head.watched(found, here, lost):
             yield session
@@ -112,6 +126,16 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         ray.shutdown()
         leave.cancel()
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _dead() -> str | None:
+    """A process that Ray here cannot do without, and that has ended; of those that `connected` has started."""
+    import ray._private.worker as worker
+
+    node: Any = worker._global_node
+    with contextlib.suppress(AttributeError):  # the names are Ray's own affair: without them the watch notices, later
+        ended = {name for name, _ in node.dead_processes()}
+        return next(iter(sorted(ended & {"raylet", "gcs_server"})), None)
 
 
 def _answers(address: str) -> None:

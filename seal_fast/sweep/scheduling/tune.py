@@ -61,8 +61,10 @@ class Job:
 class _Told(tune.Callback):
     """Writes what Ray reports into the ledger, and lets the display follow."""
 
-    def __init__(self, ledger: Ledger, tick: Callable[[], None], pipe: news.Pipe, idle: float) -> None:
-        self.ledger, self.tick = ledger, tick
+    def __init__(
+        self, ledger: Ledger, tick: Callable[[], None], confirm: Callable[[], None], pipe: news.Pipe, idle: float
+    ) -> None:
+        self.ledger, self.tick, self.confirm = ledger, tick, confirm
         self._pipe, self._idle = pipe, idle
         self._latest = time.monotonic()
 
@@ -86,9 +88,11 @@ class _Told(tune.Callback):
             self._record(trial, "running", generation=result["generation"], value=result[METRIC])
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.confirm()
         self._failed(trial, "running", _reason(str(trial.get_error())))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.confirm()
         self._failed(trial, "failed", _reason(str(trial.get_error())))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -133,8 +137,11 @@ def run(
     tick: Callable[[], None] = lambda: None,
     trainable: type[Attempts] = Training,
     search: Search | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> None:
     """Run what the ledger has left over and what a search proposes, while connected; the ledger holds the outcome.
+
+    Before a run is said to have failed with its worker, `confirm` is asked (`connection.Session`).
 
     Raises:
         Stopped: a signal came; the trials in hand are left to be continued.
@@ -163,7 +170,12 @@ def run(
     told = job.folder.absolute() / ".ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the ledger
     try:
-        with _signals(), news.listening(Path(space["news"])) as pipe:
+        with _signals() as came, news.listening(Path(space["news"])) as pipe:
+
+            def alive() -> None:
+                if not came:  # a signal may have come to Ray's processes too, and says more than their end
+                    confirm()
+
             tune.Tuner(
                 tune.with_resources(trainable, resources),
                 param_space=space,
@@ -180,7 +192,7 @@ def run(
                     name="ray",
                     storage_path=str(told),
                     verbose=0,
-                    callbacks=[_Told(ledger, tick, pipe, idle)],
+                    callbacks=[_Told(ledger, tick, alive, pipe, idle)],
                     failure_config=tune.FailureConfig(max_failures=job.retries),
                 ),
             ).fit()
@@ -192,7 +204,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def _signals() -> Iterator[list[int]]:
     came: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
@@ -201,7 +213,7 @@ def _signals() -> Iterator[None]:
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield came
     except Exception:
         # The signal came to Ray's processes too, or in the midst of Ray's own code, which then failed in its own words.
         if came:
