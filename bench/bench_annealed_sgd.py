@@ -57,13 +57,38 @@ def move(tmp_path_factory) -> Callable[[Tensor, Tensor, Tensor], None]:
     return lambda p, buf, g: function(p.data_ptr(), buf.data_ptr(), g.data_ptr(), p.numel())
 
 
-def parameters(name: str) -> list[nn.Parameter]:
+def parameters(name: str, classes: int = 200, device: str = "cpu") -> list[nn.Parameter]:
     """The network's parameters with a gradient each, in memory kept as in training."""
-    runtime.start(Config())
-    model = build(name, 200).to(memory_format=torch.channels_last)
+    runtime.start(Config(device=device))
+    model = build(name, classes).to(device).to(memory_format=torch.channels_last)
     for p in model.parameters():
         p.grad = torch.randn_like(p) * 1e-3
     return list(model.parameters())
+
+
+def scaled(optimizer: torch.optim.Optimizer) -> None:
+    """What GradScaler sets around a step; a scale of 1, because torch's SGD writes its gradients back."""
+    device = optimizer.param_groups[0]["params"][0].device
+    optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)  # type: ignore[attr-defined]
+
+
+def everything_in_torch_ops(weights: list[nn.Parameter]) -> Callable[[], None]:
+    """The update with all its extras: fused SGD and torch's multi-tensor operations."""
+    grads = [p.grad for p in weights]
+    peer = torch.optim.SGD(weights, LR, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+    average, half = [p.detach().clone() for p in weights], [p.detach().bfloat16() for p in weights]
+    scaled(peer)
+
+    @torch.no_grad()
+    def run() -> None:
+        peer.step()
+        momentum = [peer.state[p]["momentum_buffer"] for p in weights]
+        for tensors, factor in ((grads, 1.0), (momentum, LR)):
+            torch.stack(torch._foreach_norm(tensors)).mul_(factor).square_().sum()
+        torch._foreach_lerp_(average, weights, 1 - DECAY)
+        torch._foreach_copy_(half, weights)
+
+    return run
 
 
 def interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -141,23 +166,8 @@ def test_update_with_everything(benchmark, model):
         parameters(model), torch.tensor(LR), MOMENTUM, WEIGHT_DECAY,
         backend="native", ema_decay=DECAY, bf16_copy=True, norms=True,
     )  # fmt: skip
-    weights = parameters(model)
-    grads = [p.grad for p in weights]
-    peer = torch.optim.SGD(weights, LR, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    average, half = [p.detach().clone() for p in weights], [p.detach().bfloat16() for p in weights]
-    for optimizer in (ours, peer):  # what GradScaler sets around a step; 1, because the peer writes its gradients back
-        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.zeros(())
-
-    @torch.no_grad()
-    def torch_ops():
-        peer.step()
-        momentum = [peer.state[p]["momentum_buffer"] for p in weights]
-        for tensors, factor in ((grads, 1.0), (momentum, LR)):
-            torch.stack(torch._foreach_norm(tensors)).mul_(factor).square_().sum()
-        torch._foreach_lerp_(average, weights, 1 - DECAY)
-        torch._foreach_copy_(half, weights)
-
-    times = interleaved({"ours": ours.step, "torch ops": torch_ops})
+    scaled(ours)
+    times = interleaved({"ours": ours.step, "torch ops": everything_in_torch_ops(parameters(model))})
     report(benchmark, "the same in torch ops", times["torch ops"], times["ours"])
     benchmark.extra_info["GB/s"] = 30 * flat_buffers(ours) / statistics.median(times["ours"]) / 1e9
     benchmark.pedantic(ours.step, rounds=30, warmup_rounds=3)

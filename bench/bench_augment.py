@@ -65,18 +65,20 @@ def ratio(benchmark, name: str, peer: list[float], own: list[float], unit: float
     benchmark.extra_info[f"{name}, fastest rounds"] = unit * min(peer) / min(own)
 
 
-def torch_batched(images: Tensor, dtype: torch.dtype) -> Callable[[Tensor], object]:
+def torch_batched(images: Tensor, dtype: torch.dtype, batch: int = BATCH) -> Callable[[Tensor], object]:
     """The fastest of several ways to write it in batched ops: one gather of whole pixels by their number."""
-    steps, side = torch.arange(SIZE), SIZE + 2 * PAD
-    rows_before = torch.arange(BATCH)[:, None] * side
+    device = images.device
+    steps, side = torch.arange(SIZE, device=device), SIZE + 2 * PAD
+    rows_before = torch.arange(batch, device=device)[:, None] * side
+    scale, bias = SCALE.to(device), BIAS.to(device)
 
     def run(index: Tensor) -> Tensor:
         padded = F.pad(images[index], (0, 0, PAD, PAD, PAD, PAD))
-        top, left = torch.randint(0, 2 * PAD + 1, (2, BATCH, 1))
-        columns = left + torch.where(torch.rand(BATCH, 1) < 0.5, SIZE - 1 - steps, steps)
+        top, left = torch.randint(0, 2 * PAD + 1, (2, batch, 1), device=device)
+        columns = left + torch.where(torch.rand(batch, 1, device=device) < 0.5, SIZE - 1 - steps, steps)
         number = (rows_before + top + steps)[:, :, None] * side + columns[:, None, :]
-        pixels = padded.view(-1, 3).index_select(0, number.flatten()).view(BATCH, SIZE, SIZE, 3)
-        return pixels.float().mul_(SCALE).add_(BIAS).to(dtype).permute(0, 3, 1, 2)
+        pixels = padded.view(-1, 3).index_select(0, number.flatten()).view(batch, SIZE, SIZE, 3)
+        return pixels.float().mul_(scale).add_(bias).to(dtype).permute(0, 3, 1, 2)
 
     return run
 

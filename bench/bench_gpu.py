@@ -6,6 +6,7 @@ Each is replayed from a CUDA graph, so that the host's time is nobody's, and the
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -15,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench_annealed_sgd import DECAY, LR, MOMENTUM, WEIGHT_DECAY, everything_in_torch_ops, parameters, scaled
+from bench_augment import COUNT, MEAN, PAD, SIZE, STD, torch_batched
 from seal_fast import runtime
 from seal_fast.config import Config
 from seal_fast.cuda_graph import Recorder
 from seal_fast.kernels import augment
-from seal_fast.models import build
 from seal_fast.optim import AnnealedSGD
 
 pytestmark = [
@@ -28,9 +30,6 @@ pytestmark = [
 ]
 
 ROUNDS, WARM_UP = 60, 5
-LR, MOMENTUM, WEIGHT_DECAY, DECAY = 0.1, 0.9, 5e-4, 0.999
-COUNT, SIZE, PAD = 20_000, 64, 4
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
@@ -82,21 +81,17 @@ def copy_of(moved: int, device: torch.device) -> Callable[[], object]:
     return lambda: target.copy_(source)
 
 
-def parameters(name: str, device: torch.device) -> list[nn.Parameter]:
-    """The network's parameters with a gradient each, in memory kept as in training."""
-    model = build(name, 1000).to(device).to(memory_format=torch.channels_last)
-    for p in model.parameters():
-        p.grad = torch.randn_like(p) * 1e-3
-    return list(model.parameters())
+def weights(model: str) -> list[nn.Parameter]:
+    return parameters(model, 1000, "cuda")
 
 
 @pytest.mark.parametrize("model", ["resnet18", "resnet50"])
 def test_plain_update(benchmark, model, device):
     lr = torch.tensor(LR)
-    ours = AnnealedSGD(parameters(model, device), lr, MOMENTUM, WEIGHT_DECAY, backend="triton")
-    reference = AnnealedSGD(parameters(model, device), lr, MOMENTUM, WEIGHT_DECAY, backend="reference")
+    ours = AnnealedSGD(weights(model), lr, MOMENTUM, WEIGHT_DECAY, backend="triton")
+    reference = AnnealedSGD(weights(model), lr, MOMENTUM, WEIGHT_DECAY, backend="reference")
     fused, foreach = (
-        torch.optim.SGD(parameters(model, device), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **{kind: True})
+        torch.optim.SGD(weights(model), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **{kind: True})
         for kind in ("fused", "foreach")
     )
     moved = 20 * ours._momentum.numel()  # weights and momentum both ways, gradients once
@@ -115,29 +110,14 @@ def test_plain_update(benchmark, model, device):
 def test_update_with_everything(benchmark, model, device):
     """Unscaling, squared norms, weight average and bfloat16 copy too, beside the same in torch's multi-tensor ops."""
     ours = AnnealedSGD(
-        parameters(model, device), torch.tensor(LR), MOMENTUM, WEIGHT_DECAY,
+        weights(model), torch.tensor(LR), MOMENTUM, WEIGHT_DECAY,
         backend="triton", ema_decay=DECAY, bf16_copy=True, norms=True,
     )  # fmt: skip
-    weights = parameters(model, device)
-    grads = [p.grad for p in weights]
-    peer = torch.optim.SGD(weights, LR, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    average, half = [p.detach().clone() for p in weights], [p.detach().bfloat16() for p in weights]
-    for optimizer in (ours, peer):  # what GradScaler sets around a step; 1, because the peer writes its gradients back
-        optimizer.grad_scale, optimizer.found_inf = torch.ones((), device=device), torch.zeros((), device=device)
-
-    @torch.no_grad()
-    def torch_ops():
-        peer.step()
-        momentum = [peer.state[p]["momentum_buffer"] for p in weights]
-        for tensors, factor in ((grads, 1.0), (momentum, LR)):
-            torch.stack(torch._foreach_norm(tensors)).mul_(factor).square_().sum()
-        torch._foreach_lerp_(average, weights, 1 - DECAY)
-        torch._foreach_copy_(half, weights)
-
+    scaled(ours)
     moved = 30 * ours._momentum.numel()
     contenders = {
         "ours": ours.step,
-        "the same in torch ops": torch_ops,
+        "the same in torch ops": everything_in_torch_ops(weights(model)),
         "copy of as many bytes": copy_of(moved, device),
     }
     record(benchmark, replayed(contenders, device), moved)
@@ -164,7 +144,7 @@ def test_augment(benchmark, batch, dtype, device):
     moved = batch * 3 * SIZE * SIZE * (1 + dtype.itemsize)
     contenders = {
         "ours": ours,
-        "batched torch ops": torch_batched(images, index, dtype),
+        "batched torch ops": functools.partial(torch_batched(images, dtype, batch), index),
         "copy of as many bytes": copy_of(moved, device),
     }
     record(benchmark, replayed(contenders, device), moved)
@@ -190,25 +170,6 @@ def in_a_row(call: Callable[[], object]) -> float:
         call()
     torch.cuda.synchronize()
     return 1e6 * (time.perf_counter() - begin) / ROUNDS
-
-
-def torch_batched(images: Tensor, index: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """One gather of whole pixels by their number, as in `bench_augment.py`."""
-    device, batch = images.device, len(index)
-    steps, side = torch.arange(SIZE, device=device), SIZE + 2 * PAD
-    rows_before = torch.arange(batch, device=device)[:, None] * side
-    scale = torch.tensor([1 / (255 * s) for s in STD], device=device)
-    bias = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device)
-
-    def run() -> Tensor:
-        padded = F.pad(images[index], (0, 0, PAD, PAD, PAD, PAD))
-        top, left = torch.randint(0, 2 * PAD + 1, (2, batch, 1), device=device)
-        columns = left + torch.where(torch.rand(batch, 1, device=device) < 0.5, SIZE - 1 - steps, steps)
-        number = (rows_before + top + steps)[:, :, None] * side + columns[:, None, :]
-        pixels = padded.view(-1, 3).index_select(0, number.flatten()).view(batch, SIZE, SIZE, 3)
-        return pixels.float().mul_(scale).add_(bias).to(dtype).permute(0, 3, 1, 2)
-
-    return run
 
 
 def dali(batch: Tensor) -> Callable[[], object]:
