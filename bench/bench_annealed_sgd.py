@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from seal_fast import runtime
 from seal_fast.config import Config
 from seal_fast.kernels import native
+from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
 from seal_fast.models import build
 from seal_fast.optim import AnnealedSGD
 
@@ -116,7 +117,7 @@ def test_plain_update(benchmark, model, move):
     ours, alone = (
         AnnealedSGD(parameters(model), torch.tensor(LR), MOMENTUM, WEIGHT_DECAY, backend="native") for _ in range(2)
     )
-    _, addresses = alone._flat.addressed_gradients()
+    addresses = tagged_addresses(alone._flat.gradients())
     fused, foreach = (
         torch.optim.SGD(parameters(model), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, **{kind: True})
         for kind in ("fused", "foreach")
@@ -129,7 +130,7 @@ def test_plain_update(benchmark, model, move):
             "torch.optim.SGD(fused=True)": fused.step,
             "torch.optim.SGD(foreach=True)": foreach.step,
             "copy loop": lambda: move(source, target, third),
-            "the kernel alone": lambda: alone._native(addresses, None, None),
+            "the kernel alone": lambda: native.require().annealed_sgd(alone._native.plan, addresses, 1, 0, 0),
             "copy": lambda: target.copy_(source),
         }
     )

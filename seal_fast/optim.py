@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import profiler
+from torch.autograd.graph import increment_version
+from torch.compiler import is_dynamo_compiling
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from seal_fast.kernels.annealed_sgd import HYPER, FlatParameters, annealed_sgd_, native_update
 from seal_fast.kernels.backend import Backend, resolve
+from seal_fast.param_group import ParamGroup
 
 _GLOBAL_HOOKS = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
@@ -87,7 +90,7 @@ class AnnealedSGD(Optimizer):
         for i, (group, views) in enumerate(zip(self.param_groups, self._views, strict=True)):
             for name, view in views.items():
                 view.fill_(group[name])
-            group.update(views, name=group.get("name", f"group{i}"))
+            self.param_groups[i] = ParamGroup({**group, "name": group.get("name", f"group{i}")}, views)
         self._groups = {group["name"]: views for group, views in zip(self.param_groups, self._views, strict=True)}
         if len(self._groups) != len(self.param_groups):
             raise ValueError("groups must have different names")
@@ -102,14 +105,14 @@ class AnnealedSGD(Optimizer):
         if bf16_copy:
             self._bf16 = self._flat.zeros(torch.bfloat16).copy_(weights)
             self._bf16_weights = [nn.Parameter(view) for view in self._flat.views(self._bf16)]
-            self._flat.copied(self._bf16_weights)
+            self._flat.copies_read = self._bf16_weights
         if norms:
             self.norms = torch.zeros(len(self.param_groups), 2, dtype=torch.float64, device=weights.device)
         self._watched = self._flat.params + self._bf16_weights
         self._native = None  # the kernel on the whole buffers, which stay; where they do not, `annealed_sgd_` is called
         if self.backend == "native" and self.shards == 1:
             optional = dict(ema=self._ema, ema_decay=self._ema_decay, bf16=self._bf16, norms=self.norms)
-            self._native = native_update(weights, self._momentum, self._flat.segments, self.hyper, **optional)
+            self._native = native_update(self._flat, self._momentum, self.hyper, **optional)
         self._kept = {"momentum_buffer": self._momentum} | ({} if self._ema is None else {"ema": self._ema})
         if self.shards == 1:
             for key, buffer in self._kept.items():
@@ -122,7 +125,8 @@ class AnnealedSGD(Optimizer):
         """Update every parameter that has a gradient; one without is left alone, its momentum too.
 
         Raises:
-            RuntimeError: since construction a parameter was moved, or a number in `param_groups` replaced.
+            RuntimeError: a parameter was moved since construction, or it and its bfloat16 copy have a gradient each.
+            ValueError: a gradient is neither of its parameter's type nor bfloat16.
         """
         hooks = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS
         if profiler._is_profiler_enabled or any(hooks):
@@ -139,33 +143,30 @@ class AnnealedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_numbers_in_place()
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            grads, addresses = self._flat.gradients(), None
-        else:
-            grads, addresses = self._flat.addressed_gradients()
         # The kernel writes through the flat buffers, but autograd watches the parameters.
-        torch.autograd.graph.increment_version(self._watched)
+        increment_version(self._watched)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if self._native and addresses:
-            self._native(addresses, grad_scale, found_inf)
-            return loss
-        with torch.no_grad():
-            annealed_sgd_(
-                self._flat.buffer,
-                self._momentum,
-                grads,
-                self._flat.segments,
-                self.hyper,
-                grad_scale=grad_scale,
-                found_inf=found_inf,
-                ema=self._ema,
-                ema_decay=self._ema_decay,
-                bf16=self._bf16,
-                norms=self.norms,
-                backend=self.backend,
-            )
+        traced = is_dynamo_compiling() or is_in_torch_dispatch_mode()  # tensors without an address
+        if traced or not self._native or not self._native(grad_scale, found_inf):
+            self._dispatch(grad_scale, found_inf)
         return loss
+
+    @torch.no_grad()
+    def _dispatch(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        annealed_sgd_(
+            self._flat.buffer,
+            self._momentum,
+            self._flat.gradients(),
+            self._flat.segments,
+            self.hyper,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+            ema=self._ema,
+            ema_decay=self._ema_decay,
+            bf16=self._bf16,
+            norms=self.norms,
+            backend=self.backend,
+        )
 
     _step_on_record = Optimizer.profile_hook_step(_step)
 
@@ -246,7 +247,7 @@ class AnnealedSGD(Optimizer):
     def refresh_bf16(self) -> None:
         """Make the bfloat16 weights anew, after the weights were written by other means than a step."""
         _kept(self._bf16, "bf16_copy=True").copy_(self._flat.buffer)
-        torch.autograd.graph.increment_version(self._bf16_weights)
+        increment_version(self._bf16_weights)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -293,15 +294,6 @@ class AnnealedSGD(Optimizer):
         for name, value in numbers.items():
             _check_number(name, value)
         super().add_param_group(param_group)
-
-    def _check_numbers_in_place(self) -> None:
-        for group, views in zip(self.param_groups, self._views, strict=True):
-            for name, view in views.items():
-                if group[name] is not view:
-                    raise RuntimeError(
-                        f"{name} of param_groups' {group['name']!r} was replaced, which the kernel cannot see: "
-                        f"use set_hyper({group['name']!r}, {name}=...), or fill_ the tensor in place"
-                    )
 
 
 def _check_number(name: str, value: float | Tensor) -> None:

@@ -108,11 +108,23 @@ def test_a_moved_model_is_refused():
 
 
 def test_a_replaced_number_is_refused():
-    model = network()
-    optimizer = AnnealedSGD(named_groups(model), LR)
-    optimizer.param_groups[1]["lr"] = 0.5
-    with pytest.raises(RuntimeError, match="set_hyper\\('late', lr=...\\)"):
-        optimizer.step()
+    optimizer = AnnealedSGD(named_groups(network()), LR)
+    late = optimizer.param_groups[1]
+    before = dict(late)
+    for replace in (
+        lambda: late.__setitem__("lr", 0.5),
+        lambda: late.__setitem__("lr", torch.tensor(0.5)),
+        lambda: late.update(lr=0.5),
+        lambda: late.__ior__({"lr": 0.5}),
+        lambda: late.pop("lr"),
+        lambda: late.__delitem__("lr"),
+    ):
+        with pytest.raises(RuntimeError, match="set_hyper\\('late', lr=...\\)"):
+            replace()
+    assert all(late[name] is value for name, value in before.items())
+    late["lr"] = late["lr"]
+    late |= {"initial_lr": 0.1}
+    assert late.pop("initial_lr") == 0.1
 
 
 @pytest.mark.parametrize(

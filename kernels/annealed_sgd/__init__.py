@@ -15,6 +15,7 @@ simulated annealing (arXiv 2304.04858, section 3), where the sign flips after th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -100,35 +101,40 @@ def annealed_sgd_(
 
 
 def native_update(
-    param: Tensor,
+    flat: FlatParameters,
     momentum_buffer: Tensor,
-    segments: Tensor,
     hyper: Tensor,
     *,
     ema: Tensor | None = None,
     ema_decay: Tensor | None = None,
     bf16: Tensor | None = None,
     norms: Tensor | None = None,
-) -> Callable[[list[int], Tensor | None, Tensor | None], None]:
-    """`annealed_sgd_` by the native kernel on buffers that stay where they are, without torch's dispatcher.
+) -> Callable[[Tensor | None, Tensor | None], bool] | None:
+    """`annealed_sgd_` by the native kernel on buffers that stay where they are; it looks for the gradients itself.
 
-    After a backward pass nothing of an optimiser is in the processor's caches any more: what the host did besides a
-    ResNet's update then took a sixth of its time (docs/kernels.md). So the buffers are checked here, once.
+    After a backward pass nothing of an optimiser is in the processor's caches any more: what the host did before a
+    ResNet's update then took a sixth of its time (docs/kernels.md). So the buffers are checked here, once, and an
+    update is a single call, past torch's dispatcher.
 
-    Args: as for `annealed_sgd_`.
+    Args: as for `annealed_sgd_`; `flat` has the weights, the segments and the gradients.
 
     Returns:
-        What updates, given the gradients' addresses (`FlatParameters.addressed_gradients`, which has looked at them),
-        grad_scale and found_inf.
+        What updates, given grad_scale and found_inf. It returns False, with nothing done, where a parameter was moved
+        or a gradient is not as its parameter is: then `flat.gradients()` says what is wrong, or copies what can be
+        used. None where this torch cannot show its tensors to C++.
 
     Raises:
         ValueError: the tensors do not fit together.
     """
     from .native import Update
 
-    grads: list[Tensor | None] = [None] * segments.shape[0]
-    _check(param, momentum_buffer, grads, segments, hyper, None, None, ema, ema_decay, bf16, norms, 1)
-    return Update(param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms)
+    grads: list[Tensor | None] = [None] * len(flat.params)
+    optional = ema, ema_decay, bf16, norms
+    _check(flat.buffer, momentum_buffer, grads, flat.segments, hyper, None, None, *optional, 1)
+    table = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    with contextlib.suppress(ValueError):
+        return table and Update(table, flat, momentum_buffer, hyper, *optional)
+    return None
 
 
 def _run(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import native
 from ..pages import flat_zeros
-from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table, tagged_addresses
+from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
 
 
 class FlatParameters:
@@ -30,6 +27,7 @@ class FlatParameters:
         buffer: the weights [n].
         segments: where each lies, for `annealed_sgd_`.
         regions: first and past-the-last element of each group's stretch, padding included.
+        copies_read: none, or a copy of each parameter, whose gradient counts where the parameter itself has none.
 
     Raises:
         ValueError: the parameters cannot share a buffer; the message says which and why.
@@ -44,7 +42,7 @@ class FlatParameters:
         starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
         self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
         self._buffers = 1
-        self._copies: list[Tensor] = []
+        self.copies_read: Sequence[Tensor] = ()
         self.move(flat_zeros(elements, first.dtype, first.device))
 
     def move(self, buffer: Tensor) -> None:
@@ -54,19 +52,6 @@ class FlatParameters:
             view.copy_(p.detach())
             p.data = view
         self._places = [p.data_ptr() for p in self.params]
-        self._quick = self._look_through()
-
-    def copied(self, copies: Sequence[Tensor]) -> None:
-        """Parameters have copies of them, in order, whose gradients count where a parameter itself has none."""
-        self._copies = list(copies)
-
-    def _look_through(self) -> Any:
-        """What the native look at all gradients needs; None without a native module, or where torch has no table."""
-        table, module = getattr(Tensor, "__dlpack_c_exchange_api__", None), native.module()
-        if not (table and module):
-            return None
-        with contextlib.suppress(ValueError):
-            return module.gradient_places(table, self.params)
 
     def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
         """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""
@@ -121,7 +106,7 @@ class FlatParameters:
         """
         self.check_in_place()
         grads = [p.grad for p in self.params]
-        for i, copy in enumerate(self._copies):
+        for i, copy in enumerate(self.copies_read):
             if copy.grad is not None:
                 if grads[i] is not None:
                     raise RuntimeError(
@@ -136,16 +121,6 @@ class FlatParameters:
             if not (g.stride() == p.stride() or (is_dense(g) and same_order(g, p))):
                 grads[i] = torch.empty_like(p).copy_(g.detach())
         return grads
-
-    def addressed_gradients(self) -> tuple[list[Tensor | None], list[int]]:
-        """The gradients and their `tagged_addresses`: as `gradients`, in a fraction of its time where all is as usual.
-
-        Where it is not, `gradients` looks closely. Not while torch traces or intercepts: no tensor has an address then.
-        """
-        if self._quick and (found := native.require().read_gradients(self._quick, self.params, self._copies)):
-            return found
-        grads = self.gradients()
-        return grads, tagged_addresses(grads)
 
     def _check(self) -> None:
         if not self.params:

@@ -5,9 +5,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <memory>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
+
+#include "gradients.h"
 
 namespace nb = nanobind;
 
@@ -99,14 +103,6 @@ struct Scalars {
   double inv_scale, ema_decay;
 };
 
-// A gradient's addresses; lowest bit set: bfloat16 (tagged_addresses in layout.py). With several parts it is their sum,
-// and each part has a list of `stride` addresses, one behind the other.
-struct Gradients {
-  const std::vector<uintptr_t>& addresses;
-  int64_t parts, stride;
-  uintptr_t at(int64_t index, int64_t part = 0) const { return addresses[part * stride + index]; }
-};
-
 // A stretch of one segment: what a thread takes at a time. Small enough that a thread held up by something else on the
 // machine does not hold up the others, large enough that taking one costs nothing.
 struct Piece {
@@ -144,28 +140,40 @@ void add_up(T* sum, const Gradients& grads, int64_t index, int64_t begin, int64_
   }
 }
 
-std::vector<Piece> cut(const Segment* segments, int64_t count, const Gradients& grads) {
+// The buffers that an update works on, and how it is dealt out. All addresses; null where something is not asked for.
+struct Plan {
+  bool is_double;
+  uintptr_t param, momentum, ema, half;
+  const Hyper* hyper;
+  const double* ema_decay;
+  double* norms;
   std::vector<Piece> pieces;
-  for (const Segment& s : std::span(segments, count)) {
-    if (grads.at(s.grad) == 0) continue;
+  int64_t elements;
+};
+
+std::vector<Piece> cut(std::span<const Segment> segments) {
+  std::vector<Piece> pieces;
+  for (const Segment& s : segments)
     for (int64_t from = 0; from < s.length; from += kPieceElements)
       pieces.push_back({s, from, std::min(from + kPieceElements, s.length)});
-  }
   return pieces;
 }
 
 template <typename T>
-void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Gradients& grads, const Scalars& scalars,
-                double* norms) {
+void update_all(const Plan& plan, const Gradients& grads, const Scalars& scalars) {
+  const Flat<T> flat{pointer<T>(plan.param), pointer<T>(plan.momentum), pointer<T>(plan.ema), pointer<bf16>(plan.half)};
+  double* norms = plan.norms;
   Update<T, T> full = choose<T, T>(flat.ema, flat.half, norms);
   Update<T, bf16> half = choose<T, bf16>(flat.ema, flat.half, norms);
-  int64_t total = 0, count = pieces.size();
-  for (const Piece& piece : pieces) total += piece.to - piece.from;
+  const int64_t count = plan.pieces.size();
   // Norms are summed up piece by piece and then in the order of the pieces: the same to the last bit every time.
   std::vector<double> sums(norms ? 2 * count : 0, 0.0);
-#pragma omp parallel for schedule(dynamic) if (total >= kSerialElements)
+
+#pragma omp parallel for schedule(dynamic) if (plan.elements >= kSerialElements)
   for (int64_t i = 0; i < count; ++i) {
-    const auto& [s, from, to] = pieces[i];
+    const auto& [s, from, to] = plan.pieces[i];
+    const uintptr_t grad = grads.at(s.grad);
+    if (grad == 0) continue;
     const Hyper& h = scalars.hyper[s.group];
     Coefficients<T> c{static_cast<T>(scalars.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
                       static_cast<T>(h.direction * h.scale * h.lr), static_cast<T>(1 - scalars.ema_decay)};
@@ -174,7 +182,6 @@ void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Gra
       f(flat.param + at, flat.momentum + at, gradient, flat.ema ? flat.ema + at : nullptr,
         flat.half ? flat.half + at : nullptr, n, c, norms ? &sums[2 * i] : nullptr);
     };
-    const uintptr_t grad = grads.at(s.grad);
     if (grads.parts > 1) {
       alignas(64) T sum[kSumElements];
       for (int64_t begin = from; begin < to; begin += kSumElements) {
@@ -188,30 +195,50 @@ void update_all(const Flat<T>& flat, const std::vector<Piece>& pieces, const Gra
       run(full, pointer<const T>(grad) + s.offset + from, from, to - from);
     }
   }
-  for (size_t i = 0; i < sums.size(); ++i) norms[2 * pieces[i / 2].segment.group + i % 2] += sums[i];
+  for (size_t i = 0; i < sums.size(); ++i) norms[2 * plan.pieces[i / 2].segment.group + i % 2] += sums[i];
 }
 
-void annealed_sgd(bool is_double, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
-                  const std::vector<uintptr_t>& addresses, int64_t parts, uintptr_t segments, int64_t segment_count,
-                  uintptr_t hyper, uintptr_t grad_scale, uintptr_t found_inf, uintptr_t ema_decay, uintptr_t norms) {
+nb::capsule annealed_sgd_plan(bool is_double, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
+                              uintptr_t segments, int64_t segment_count, uintptr_t hyper, uintptr_t ema_decay,
+                              uintptr_t norms) {
+  auto plan = std::make_unique<Plan>(Plan{is_double, param, momentum, ema, half, pointer<const Hyper>(hyper),
+                                          pointer<const double>(ema_decay), pointer<double>(norms),
+                                          cut({pointer<const Segment>(segments), size_t(segment_count)}), 0});
+  for (const Piece& piece : plan->pieces) plan->elements += piece.to - piece.from;
+  return nb::capsule(plan.release(), [](void* p) noexcept { delete static_cast<Plan*>(p); });
+}
+
+void run(nb::capsule plan, const Gradients& grads, uintptr_t grad_scale, uintptr_t found_inf) {
+  const Plan& known = *static_cast<const Plan*>(plan.data());
   nb::gil_scoped_release release;
   if (found_inf && *pointer<float>(found_inf) != 0) return;
-  Scalars scalars{pointer<const Hyper>(hyper), 1, 1};
+  Scalars scalars{known.hyper, 1, known.ema_decay ? *known.ema_decay : 1};
   if (grad_scale) scalars.inv_scale = 1 / static_cast<double>(*pointer<float>(grad_scale));
-  if (ema_decay) scalars.ema_decay = *pointer<double>(ema_decay);
-  const Gradients grads{addresses, parts, static_cast<int64_t>(addresses.size()) / parts};
-  std::vector<Piece> pieces = cut(pointer<const Segment>(segments), segment_count, grads);
-  if (is_double) {
-    Flat<double> flat{pointer<double>(param), pointer<double>(momentum), pointer<double>(ema), pointer<bf16>(half)};
-    update_all<double>(flat, pieces, grads, scalars, pointer<double>(norms));
-    return;
-  }
-  Flat<float> flat{pointer<float>(param), pointer<float>(momentum), pointer<float>(ema), pointer<bf16>(half)};
-  update_all<float>(flat, pieces, grads, scalars, pointer<double>(norms));
+  known.is_double ? update_all<double>(known, grads, scalars) : update_all<float>(known, grads, scalars);
+}
+
+void annealed_sgd(nb::capsule plan, std::vector<uintptr_t> addresses, int64_t parts, uintptr_t grad_scale,
+                  uintptr_t found_inf) {
+  run(plan, {std::move(addresses), parts}, grad_scale, found_inf);
+}
+
+// The same for gradients that are still to be looked at, in one call: what Python looks up after a backward pass is in
+// no cache. False, and nothing is done, where anything is out of the ordinary.
+bool annealed_sgd_at_sight(nb::capsule plan, nb::capsule places, nb::list params, nb::list copies, uintptr_t grad_scale,
+                           uintptr_t found_inf) {
+  std::vector<nb::object> held;  // the gradients must outlive the update
+  Gradients grads{{}, 1};
+  if (!static_cast<const Places*>(places.data())->look(params, copies, grads.addresses, held)) return false;
+  run(plan, grads, grad_scale, found_inf);
+  return true;
 }
 
 }  // namespace
 
-void bind_annealed_sgd(nb::module_& m) { m.def("annealed_sgd", &annealed_sgd); }
+void bind_annealed_sgd(nb::module_& m) {
+  m.def("annealed_sgd_plan", &annealed_sgd_plan);
+  m.def("annealed_sgd", &annealed_sgd);
+  m.def("annealed_sgd_at_sight", &annealed_sgd_at_sight);
+}
 
 }  // namespace seal_fast

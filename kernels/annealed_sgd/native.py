@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import native
+from .flat import FlatParameters
 from .layout import tagged_addresses
 
 
 class Update:
-    """The native kernel and the buffers it works on, whose addresses are looked up once.
+    """The native kernel on buffers that stay where they are. It finds the gradients itself.
 
-    Args: see `seal_fast.kernels.annealed_sgd`; they are as checked there.
+    Args:
+        table: torch's table of DLPack functions (kernels/tensors.h).
+        others: see `native_update` in `seal_fast.kernels.annealed_sgd`; they are as checked there.
+
+    Raises:
+        ValueError: the table is of another DLPack, or cannot describe a parameter.
     """
 
     def __init__(
         self,
-        param: Tensor,
+        table: Any,
+        flat: FlatParameters,
         momentum_buffer: Tensor,
-        segments: Tensor,
         hyper: Tensor,
         ema: Tensor | None,
         ema_decay: Tensor | None,
         bf16: Tensor | None,
         norms: Tensor | None,
-        parts: int = 1,
     ) -> None:
-        segments = segments.contiguous()
-        self._alive = (param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms)
-        self._run = native.require().annealed_sgd
-        self._buffers = param.dtype == torch.float64, *map(_address, (param, momentum_buffer, ema, bf16))
-        self._tables = parts, segments.data_ptr(), segments.shape[0], hyper.data_ptr()
-        self._ema_decay, self._norms = _address(ema_decay), _address(norms)
+        self._alive = (flat.buffer, momentum_buffer, flat.segments, hyper, ema, ema_decay, bf16, norms)
+        self.plan = _plan(flat.buffer, momentum_buffer, flat.segments, hyper, ema, ema_decay, bf16, norms)
+        places = native.require().gradient_places(table, flat.params)
+        run = native.require().annealed_sgd_at_sight
+        self._run = functools.partial(run, self.plan, places, flat.params, list(flat.copies_read))
 
-    def __call__(self, addresses: list[int], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Update the parameters that have a gradient; theirs are `tagged_addresses`."""
-        scalars = _address(grad_scale), _address(found_inf), self._ema_decay, self._norms
-        self._run(*self._buffers, addresses, *self._tables, *scalars)
+    def __call__(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
+        """Update the parameters that have a gradient.
+
+        Returns:
+            False, and nothing is done, where a parameter was moved, or a gradient is of another type or memory order.
+        """
+        return self._run(_address(grad_scale), _address(found_inf))
 
 
 def annealed_sgd_(
@@ -57,8 +66,30 @@ def annealed_sgd_(
     parts: int,
 ) -> None:
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
-    update = Update(param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms, parts)
-    update(tagged_addresses(grads), grad_scale, found_inf)
+    plan = _plan(param, momentum_buffer, segments, hyper, ema, ema_decay, bf16, norms)
+    scalars = _address(grad_scale), _address(found_inf)
+    native.require().annealed_sgd(plan, tagged_addresses(grads), parts, *scalars)
+
+
+def _plan(
+    param: Tensor,
+    momentum_buffer: Tensor,
+    segments: Tensor,
+    hyper: Tensor,
+    ema: Tensor | None,
+    ema_decay: Tensor | None,
+    bf16: Tensor | None,
+    norms: Tensor | None,
+) -> Any:
+    """A capsule that holds addresses; the segments are read here, all others when it is run."""
+    segments = segments.contiguous()
+    return native.require().annealed_sgd_plan(
+        param.dtype == torch.float64,
+        *map(_address, (param, momentum_buffer, ema, bf16)),
+        segments.data_ptr(),
+        segments.shape[0],
+        *map(_address, (hyper, ema_decay, norms)),
+    )
 
 
 def _address(tensor: Tensor | None) -> int:

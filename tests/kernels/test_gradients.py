@@ -1,5 +1,6 @@
-"""The quick look at an optimiser's gradients says what the close one says, or leaves it to that."""
+"""The native update that looks for the gradients itself does what `annealed_sgd_` does, or nothing at all."""
 
+import copy
 import gc
 import subprocess
 import sys
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from seal_fast.kernels import native
-from seal_fast.kernels.annealed_sgd import FlatParameters
-from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
+from seal_fast.kernels.annealed_sgd import FlatParameters, annealed_sgd_, native_update
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="installed without native kernels")
+
+HYPER = torch.tensor([[0.1, 0.9, 0.01, 1.0, 1.0]], dtype=torch.float64)
 
 
 def flat(dtype=torch.float32, copies=False):
@@ -23,58 +25,62 @@ def flat(dtype=torch.float32, copies=False):
     params[0].data = params[0].data.to(memory_format=torch.channels_last)
     made = FlatParameters(params, [f"p{i}" for i in range(5)], [0] * 5)
     if copies:
-        made.copied([nn.Parameter(p.detach().bfloat16()) for p in params])
-    for leaf in made._copies or params:
+        made.copies_read = [nn.Parameter(p.detach().bfloat16()) for p in params]
+    for leaf in made.copies_read or params:
         leaf.grad = torch.randn_like(leaf)
     return made
 
 
-def read(made):
-    return native.require().read_gradients(made._quick, made.params, made._copies)
-
-
-def assert_read(made, quickly=True):
-    assert (read(made) is not None) == quickly
-    grads, addresses = made.addressed_gradients()
-    expected = made.gradients()
+def assert_updates(made, quickly=True, grad_scale=None, found_inf=None):
+    """One update by sight and one that is told the gradients, from the same weights."""
+    momentum = torch.randn_like(made.buffer)
+    weights, same = made.buffer.clone(), momentum.clone()
+    optional = dict(grad_scale=grad_scale, found_inf=found_inf)
+    annealed_sgd_(weights, same, made.gradients(), made.segments, HYPER, backend="native", **optional)
+    before = made.buffer.clone()
+    assert native_update(made, momentum, HYPER)(grad_scale, found_inf) == quickly
+    assert torch.equal(made.buffer, weights if quickly else before)
     if quickly:
-        assert all(a is b for a, b in zip(grads, expected, strict=True))
-        assert addresses == tagged_addresses(expected)
-    return grads, addresses
+        assert torch.equal(momentum, same) and torch.equal(weights, before) == (found_inf is not None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_usual_gradients(dtype):
-    grads, addresses = assert_read(flat(dtype))
-    assert [g.data_ptr() for g in grads] == addresses
+    assert_updates(flat(dtype))
+
+
+def test_scaled_gradients_and_those_with_an_infinity():
+    assert_updates(flat(), grad_scale=torch.tensor(8.0))
+    assert_updates(flat(), grad_scale=torch.tensor(8.0), found_inf=torch.ones(()))
 
 
 def test_some_have_none():
     made = flat()
     made.params[0].grad = made.params[3].grad = None
-    _, addresses = assert_read(made)
-    assert addresses[0] == addresses[3] == 0 != addresses[1]
+    before = copy.deepcopy([p.detach() for p in made.params])
+    assert_updates(made)
+    unchanged = [torch.equal(p, b) for p, b in zip(made.params, before, strict=True)]
+    assert unchanged == [True, False, False, True, False]
 
 
-def test_those_of_bfloat16_copies_are_tagged():
+def test_those_of_bfloat16_copies():
     made = flat(copies=True)
-    made.params[2].grad, made._copies[2].grad = torch.randn(7, 3), None
-    _, addresses = assert_read(made)
-    assert [a % 2 for a in addresses] == [1, 1, 0, 1, 1]
+    made.params[2].grad, made.copies_read[2].grad = torch.randn(7, 3), None
+    assert_updates(made)
 
 
 def test_strides_of_single_pixels_say_nothing():
     made = flat()
     made.params[1].grad = torch.randn(30).as_strided((5, 6, 1, 1), (6, 1, 6, 6))
     assert made.params[1].grad.stride() != made.params[1].stride()
-    assert_read(made)
+    assert_updates(made)
 
 
-def test_another_memory_order_is_copied_by_the_close_look():
+def test_another_memory_order_is_left_to_the_close_look():
     made = flat()
     made.params[0].grad = torch.arange(48.0).view(4, 3, 2, 2)
-    grads, _ = assert_read(made, quickly=False)
-    assert grads[0].stride() == made.params[0].stride() and torch.equal(grads[0], made.params[0].grad)
+    assert_updates(made, quickly=False)
+    assert made.gradients()[0].stride() == made.params[0].stride()
 
 
 def moved(made):
@@ -82,8 +88,8 @@ def moved(made):
 
 
 def twice(made):
-    made.copied([nn.Parameter(p.detach().bfloat16()) for p in made.params])
-    made._copies[4].grad = torch.zeros((), dtype=torch.bfloat16)
+    made.copies_read = [nn.Parameter(p.detach().bfloat16()) for p in made.params]
+    made.copies_read[4].grad = torch.zeros((), dtype=torch.bfloat16)
 
 
 def of_half_precision(made):
@@ -104,23 +110,31 @@ def sparse(made):
         (sparse, "(?i)sparse"),
     ],
 )
-def test_the_close_look_says_what_is_wrong(spoil, message):
+def test_nothing_is_done_and_the_close_look_says_what_is_wrong(spoil, message):
     made = flat()
+    update = native_update(made, torch.ones_like(made.buffer), HYPER)
+    assert update(None, None)
     spoil(made)
-    assert read(made) is None
+    if spoil is twice:
+        update = native_update(made, torch.ones_like(made.buffer), HYPER)
+    before = made.buffer.clone()
+    assert not update(None, None) and torch.equal(made.buffer, before)
     with pytest.raises((RuntimeError, ValueError), match=message):
-        made.addressed_gradients()
+        made.gradients()
 
 
-def test_a_buffer_moved_by_its_owner_is_the_new_place():
+def test_a_buffer_moved_by_its_owner_ends_what_was_made_for_the_old_one():
     made = flat()
+    update = native_update(made, torch.ones_like(made.buffer), HYPER)
     made.move(made.buffer.clone())
-    assert_read(made)
+    assert not update(None, None)
+    assert_updates(made)
 
 
 def test_parameters_that_refer_to_what_holds_them_are_let_go():
     made = flat()
-    made.params[0].owner = made
+    made.params[0].owner = native_update(made, torch.ones_like(made.buffer), HYPER)
+    made.params[0].flat = made
     ended = weakref.ref(made)
     del made
     gc.collect()
