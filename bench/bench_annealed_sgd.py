@@ -22,6 +22,7 @@ from seal_fast import runtime
 from seal_fast.config import Config
 from seal_fast.kernels import native
 from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
+from seal_fast.kernels.pages import gather_into_huge_pages
 from seal_fast.models import build
 from seal_fast.optim import AnnealedSGD
 
@@ -94,6 +95,7 @@ def everything_in_torch_ops(weights: list[nn.Parameter]) -> Callable[[], None]:
 
 def interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
     """Seconds a step of each contender, round by round."""
+    gather_into_huge_pages()  # as in training, and for all contenders
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(WARMUP + ROUNDS):
         for name, contender in contenders.items():

@@ -11,8 +11,10 @@ import functools
 import io
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,8 +40,8 @@ class PlainAutocast(Runtime):
     bf16_weights = False  # type: ignore[assignment]
 
 
-@pytest.fixture(scope="module")
-def engine_of(data, tmp_path_factory):
+@contextlib.contextmanager
+def engines(data: str) -> Iterator[Callable[..., Engine]]:
     """Builds engines over the same images."""
     images = open_images(data)
     with contextlib.ExitStack() as stack:
@@ -54,10 +56,16 @@ def engine_of(data, tmp_path_factory):
             if plain_autocast:
                 machine = PlainAutocast(**vars(machine))
             source = stack.enter_context(contextlib.closing(open_input(config, machine, images)))
-            folder = RunFolder(tmp_path_factory.mktemp("run"))
+            folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             with contextlib.redirect_stdout(io.StringIO()):
                 return stack.enter_context(assemble(config, machine, images, source, folder))
 
+        yield make
+
+
+@pytest.fixture(scope="module")
+def engine_of(data):
+    with engines(data) as make:
         yield make
 
 

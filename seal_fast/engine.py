@@ -30,7 +30,7 @@ from seal_fast.partition import Partition
 from seal_fast.profiling import profiler
 from seal_fast.pulse import SECONDS, Pulse
 from seal_fast.run_folder import RunFolder
-from seal_fast.runtime import Runtime, compile_seconds
+from seal_fast.runtime import LONG_RUN, Runtime, compile_seconds, gather_memory
 from seal_fast.schedule import Phase, Timeline
 from seal_fast.signals import Interrupted, stop_signals
 
@@ -77,7 +77,7 @@ class Engine:
         self.signal: int | None = None  # that came to this process
         self.stop: int | None = None  # the signal that all obey
         self.pulse = Pulse(self.world, min(SECONDS, self.config.checkpoint_seconds))
-        self.saved = time.monotonic()
+        self.began = self.saved = time.monotonic()
         self.best_weights: dict[str, Tensor] | None = None
         self.profile: Callable[[], None] = lambda: None  # told after every step
 
@@ -300,6 +300,8 @@ class Engine:
         self.state.position = Position(generation, epoch)
         if self.asked(now=True) or generation > at.generation:
             self.checkpoint()
+        if time.monotonic() - self.began > LONG_RUN:
+            gather_memory()
 
     def save(self, name: str, tensors: dict[str, Tensor] | None = None) -> None:
         """Write weights that need nothing but their file: its header says the network."""

@@ -16,7 +16,7 @@ import torch
 
 from seal_fast.config import Config
 from seal_fast.errors import UsageError
-from seal_fast.kernels.pages import offer_huge_pages
+from seal_fast.kernels.pages import gather_into_huge_pages, offer_huge_pages
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,11 @@ def keep_freed_memory() -> None:
     if block := libc.malloc(size):
         offer_huge_pages(block, size)
         libc.free(block)
+
+
+# Once a process, when everything that a step needs is there, and it has trained for so many seconds that it will pay.
+LONG_RUN = 20.0
+gather_memory = functools.cache(gather_into_huge_pages)
 
 
 def keep_traced_graphs() -> None:
