@@ -1,4 +1,4 @@
-"""Memory for flat buffers: zero, in huge pages where it is large, each at a place of its own; small pages put together."""
+"""Memory for flat buffers: zero, in huge pages where it is large, each at its own place; small pages put together."""
 
 import subprocess
 import sys
