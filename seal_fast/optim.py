@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -91,6 +92,7 @@ class AnnealedSGD(Optimizer):
             for name, view in views.items():
                 view.fill_(group[name])
             self.param_groups[i] = ParamGroup({**group, "name": group.get("name", f"group{i}")}, views)
+        self._own_groups = tuple(self.param_groups)
         self._groups = {group["name"]: views for group, views in zip(self.param_groups, self._views, strict=True)}
         if len(self._groups) != len(self.param_groups):
             raise ValueError("groups must have different names")
@@ -125,7 +127,8 @@ class AnnealedSGD(Optimizer):
         """Update every parameter that has a gradient; one without is left alone, its momentum too.
 
         Raises:
-            RuntimeError: a parameter was moved since construction, or it and its bfloat16 copy have a gradient each.
+            RuntimeError: since construction a parameter was moved or a group replaced, or a parameter and its bfloat16
+                copy have a gradient each.
             ValueError: a gradient is neither of its parameter's type nor bfloat16.
         """
         hooks = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS
@@ -143,6 +146,7 @@ class AnnealedSGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_groups()
         # The kernel writes through the flat buffers, but autograd watches the parameters.
         increment_version(self._watched)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -294,6 +298,13 @@ class AnnealedSGD(Optimizer):
         for name, value in numbers.items():
             _check_number(name, value)
         super().add_param_group(param_group)
+
+    def _check_groups(self) -> None:
+        if not all(map(operator.is_, self.param_groups, self._own_groups)):
+            raise RuntimeError(
+                "a group in param_groups was replaced, and the kernel reads the numbers of the old one: "
+                "use set_hyper, load_state_dict, or fill_ its tensors in place"
+            )
 
 
 def _check_number(name: str, value: float | Tensor) -> None:

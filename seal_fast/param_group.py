@@ -59,6 +59,18 @@ class ParamGroup(dict[str, Any]):
             raise self._refused(name)
         return super().pop(name, *default)
 
+    def popitem(self) -> tuple[str, Any]:
+        """Not offered: numbers stay.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise self._refused(next(reversed(self)))
+
+    def clear(self) -> None:
+        """Not offered, see `popitem`."""
+        self.popitem()
+
     def _refused(self, name: str) -> RuntimeError:
         group = self.get("name")
         return RuntimeError(

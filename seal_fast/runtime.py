@@ -136,9 +136,14 @@ def keep_freed_memory() -> None:
         libc.free(block)
 
 
-# Once a process, when everything that a step needs is there, and it has trained for so many seconds that it will pay.
+# Seconds after which what `gather_memory` costs will pay.
 LONG_RUN = 20.0
-gather_memory = functools.cache(gather_into_huge_pages)
+
+
+@functools.cache
+def gather_memory() -> None:
+    """Put the small pages of this process together, once, when everything that a step needs is there."""
+    gather_into_huge_pages()
 
 
 def keep_traced_graphs() -> None:

@@ -81,11 +81,12 @@ class ShardedSGD(AnnealedSGD):
         """Update this process's slices and gather everyone's.
 
         Raises:
-            RuntimeError: a parameter has no gradient or was moved.
+            RuntimeError: a parameter has no gradient or was moved, or a group was replaced.
         """
         if closure is not None:
             raise RuntimeError("ShardedSGD takes no closure: call backward() before step()")
         self._flat.check_in_place()
+        self._check_groups()
         if missing := [i for bucket in self._buckets for i in bucket.missing if bucket.received is None]:
             raise RuntimeError(f"{self._flat.names[min(missing)]} has no gradient: every parameter must take part")
         weights = self._flat.buffer

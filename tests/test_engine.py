@@ -1,4 +1,3 @@
-import functools
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 from oracle import Recipe, train
-from seal_fast import checkpoint, engine
+from seal_fast import checkpoint, engine, runtime
 from seal_fast import train as program
 from seal_fast.config import Config
 from seal_fast.forgetting import reinitialise
 from seal_fast.forward import hits
-from seal_fast.kernels import pages
 from seal_fast.methods import METHODS
 from seal_fast.run_folder import RunFolder
 from seal_fast.train import run
@@ -94,15 +92,11 @@ def test_a_long_run_gathers_its_memory_once_and_trains_on(
     seconds, gathered, monkeypatch, image_folder, tmp_path, small_network
 ):
     calls = []
-
-    def gather():
-        calls.append(1)
-        pages.gather_into_huge_pages()
-
+    gather = runtime.gather_into_huge_pages
     monkeypatch.setattr(engine, "LONG_RUN", seconds)
-    monkeypatch.setattr(engine, "gather_memory", functools.cache(gather))
-    config = replace(EXACT, data=str(image_folder))
-    assert_equals_oracle(config, image_folder, tmp_path / "run")
+    monkeypatch.setattr(runtime, "gather_into_huge_pages", lambda: (calls.append(1), gather()))
+    runtime.gather_memory.cache_clear()
+    assert_equals_oracle(EXACT, image_folder, tmp_path / "run")
     assert len(calls) == gathered
 
 

@@ -43,28 +43,24 @@ def test_freed_memory_stays():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * 4096
 
 
+HERE = Path(__file__).parent  # of smaps.py
+
 # In a process of its own, because a long-lived one has freed blocks that lie below the part of the heap in question.
 HUGE = """
+import smaps
 import torch
 from seal_fast import runtime
 from seal_fast.config import Config
 runtime.start(Config())
 middle = torch.empty(1 << 26, dtype=torch.uint8).data_ptr() + (1 << 25)
-inside = False
-for line in open("/proc/self/smaps"):
-    key, *rest = line.split()
-    if "-" in key:
-        begin, end = (int(side, 16) for side in key.split("-"))
-        inside = begin <= middle < end
-    elif key == "VmFlags:" and inside:
-        print("hg" in rest)
+print("hg" in smaps.about(middle)["VmFlags"])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has other habits")
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages on request")
 def test_tensors_are_offered_huge_pages():
-    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", HUGE], cwd=HERE, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"]
 
 

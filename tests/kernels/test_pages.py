@@ -1,9 +1,11 @@
 """Memory for flat buffers: zero, in huge pages where it is large, each at its own place; small pages put together."""
 
-import subprocess
+import ctypes
+import mmap
 import sys
 
 import pytest
+import smaps
 import torch
 
 from seal_fast.kernels.pages import flat_zeros, gather_into_huge_pages
@@ -20,41 +22,32 @@ def test_flat_memory_is_zero_and_large_one_starts_at_its_place_in_a_huge_page(dt
         assert buffer.data_ptr() % 2**21 == place * 1088
 
 
-# A mapping of small pages, as Python's allocator and the C library make them: how much of it lies in huge pages before
-# and after, and whether its bytes are the same.
-GATHER = """
-import mmap
-from seal_fast.kernels.pages import gather_into_huge_pages
+class SmallPages:
+    """16 MiB as Python's allocator and the C library map them, each page with its number in it."""
 
-def huge(address):
-    inside = False
-    for line in open("/proc/self/smaps"):
-        key, *rest = line.split()
-        if "-" in key:
-            begin, end = (int(side, 16) for side in key.split("-"))
-            inside = begin <= address < end
-        elif key == "AnonHugePages:" and inside:
-            return int(rest[0])
+    def __init__(self):
+        self.memory = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.pages = torch.frombuffer(self.memory, dtype=torch.int64).view(-1, 512)
+        self.pages[:, 0] = torch.arange(4096)
 
-import ctypes
-memory = mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for page in range(0, 16 << 20, 4096):
-    memory[page : page + 4] = page.to_bytes(4, "little")
-address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (8 << 20)
-before = huge(address)
-gather_into_huge_pages()
-print(before, huge(address), all(memory[p : p + 4] == p.to_bytes(4, "little") for p in range(0, 16 << 20, 4096)))
-"""
+    def huge(self):
+        """KiB in huge pages."""
+        return int(smaps.about(self.pages.data_ptr() + (8 << 20))["AnonHugePages"][0])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux has them")
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has huge pages")
 def test_small_pages_are_put_together_with_what_lies_in_them():
-    done = subprocess.run([sys.executable, "-c", GATHER], capture_output=True, text=True, check=True)
-    before, after, same = done.stdout.split()
-    assert same == "True"
-    if before == after:
-        pytest.skip("this Linux grants none, or has granted all before it was asked")
-    assert int(after) >= 14 * 1024  # KiB; all but the ends
+    probe = SmallPages()
+    begin = -(-probe.pages.data_ptr() // 2**21) * 2**21
+    madv_collapse = 25
+    if ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(2**21), madv_collapse):
+        pytest.skip("this Linux puts no pages together on request")
+    small = SmallPages()
+    before = small.huge()
+    gather_into_huge_pages()
+    # All but the ends; it is one mapping with its neighbours, which Linux joins.
+    assert small.huge() >= before and small.huge() >= 14 * 1024
+    assert torch.equal(small.pages[:, 0], torch.arange(4096))
 
 
 def test_where_there_is_nothing_to_read_nothing_is_done(monkeypatch):
