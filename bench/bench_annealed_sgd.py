@@ -7,6 +7,7 @@ far more than any cache holds. A whole `step()` is timed, the optimisers' own wo
 from __future__ import annotations
 
 import ctypes
+import random
 import shutil
 import statistics
 import subprocess
@@ -94,13 +95,18 @@ def everything_in_torch_ops(weights: list[nn.Parameter]) -> Callable[[], None]:
 
 
 def interleaved(contenders: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds a step of each contender, round by round."""
+    """Seconds a step of each contender, round by round, each round in another order.
+
+    What a contender has written lies in the caches when the next one begins, which waits for it to be written back.
+    """
     gather_into_huge_pages()  # as in training, and for all contenders
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    order, deal = list(contenders), random.Random(0)
     for _ in range(WARMUP + ROUNDS):
-        for name, contender in contenders.items():
+        deal.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            contender()
+            contenders[name]()
             times[name].append(time.perf_counter() - start)
     return {name: t[WARMUP:] for name, t in times.items()}
 
@@ -125,13 +131,13 @@ def test_plain_update(benchmark, model, move):
         for kind in ("fused", "foreach")
     )
     n = flat_buffers(ours)
-    source, target, third = torch.randn(n), torch.randn(n), torch.randn(n)
+    p, buf, g, source, target = (torch.randn(n) for _ in range(5))
     times = interleaved(
         {
             "ours": ours.step,
             "torch.optim.SGD(fused=True)": fused.step,
             "torch.optim.SGD(foreach=True)": foreach.step,
-            "copy loop": lambda: move(source, target, third),
+            "copy loop": lambda: move(p, buf, g),
             "the kernel alone": lambda: native.require().annealed_sgd(alone._native.plan, addresses, 1, 0, 0),
             "copy": lambda: target.copy_(source),
         }

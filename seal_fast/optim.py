@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,14 +12,13 @@ from torch.autograd import profiler
 from torch.autograd.graph import increment_version
 from torch.compiler import is_dynamo_compiling
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import _global_optimizer_post_hooks as _POST_HOOKS
+from torch.optim.optimizer import _global_optimizer_pre_hooks as _PRE_HOOKS
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from seal_fast.kernels.annealed_sgd import HYPER, FlatParameters, annealed_sgd_, native_update
 from seal_fast.kernels.backend import Backend, resolve
 from seal_fast.param_group import ParamGroup
-
-_GLOBAL_HOOKS = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
 
 class AnnealedSGD(Optimizer):
@@ -92,7 +90,8 @@ class AnnealedSGD(Optimizer):
             for name, view in views.items():
                 view.fill_(group[name])
             self.param_groups[i] = ParamGroup({**group, "name": group.get("name", f"group{i}")}, views)
-        self._own_groups = tuple(self.param_groups)
+        self._own_groups = tuple(self.param_groups)  # kept, so that no other object can have one of these numbers
+        self._group_ids = [*map(id, self._own_groups)]
         self._groups = {group["name"]: views for group, views in zip(self.param_groups, self._views, strict=True)}
         if len(self._groups) != len(self.param_groups):
             raise ValueError("groups must have different names")
@@ -131,8 +130,12 @@ class AnnealedSGD(Optimizer):
                 copy have a gradient each.
             ValueError: a gradient is neither of its parameter's type nor bfloat16.
         """
-        hooks = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks, *_GLOBAL_HOOKS
-        if profiler._is_profiler_enabled or any(hooks):
+        if is_dynamo_compiling():
+            # A function that steps may be compiled; the step within it is one kernel already, and works on addresses.
+            return torch.compiler.disable(self.step)(closure)  # type: ignore[arg-type]
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _PRE_HOOKS or _POST_HOOKS:
+            return self._step_on_record(closure)
+        if profiler._is_profiler_enabled:
             return self._step_on_record(closure)
         return self._step(closure)
 
@@ -147,11 +150,9 @@ class AnnealedSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_groups()
-        # The kernel writes through the flat buffers, but autograd watches the parameters.
-        increment_version(self._watched)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        traced = is_dynamo_compiling() or is_in_torch_dispatch_mode()  # tensors without an address
-        if traced or not self._native or not self._native(grad_scale, found_inf):
+        # In such a mode tensors may have no address.
+        if is_in_torch_dispatch_mode() or not self._native or not self._native(grad_scale, found_inf):
             self._dispatch(grad_scale, found_inf)
         return loss
 
@@ -171,6 +172,7 @@ class AnnealedSGD(Optimizer):
             norms=self.norms,
             backend=self.backend,
         )
+        increment_version(self._watched)
 
     _step_on_record = Optimizer.profile_hook_step(_step)
 
@@ -300,9 +302,9 @@ class AnnealedSGD(Optimizer):
         super().add_param_group(param_group)
 
     def _check_groups(self) -> None:
-        if not all(map(operator.is_, self.param_groups, self._own_groups)):
+        if [*map(id, self.param_groups)] != self._group_ids:
             raise RuntimeError(
-                "a group in param_groups was replaced, and the kernel reads the numbers of the old one: "
+                "the groups in param_groups were replaced, and the kernel reads the numbers of the old ones: "
                 "use set_hyper, load_state_dict, or fill_ its tensors in place"
             )
 

@@ -107,10 +107,19 @@ def test_a_moved_model_is_refused():
         optimizer.step()
 
 
-def test_a_replaced_group_is_refused():
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda groups: groups.__setitem__(1, dict(groups[1])),
+        lambda groups: groups.append(dict(groups[1])),
+        lambda groups: groups.pop(),
+        lambda groups: groups.reverse(),
+    ],
+)
+def test_a_replaced_group_is_refused(replace):
     optimizer = AnnealedSGD(named_groups(network()), LR)
-    optimizer.param_groups[1] = dict(optimizer.param_groups[1])
-    with pytest.raises(RuntimeError, match="a group in param_groups was replaced"):
+    replace(optimizer.param_groups)
+    with pytest.raises(RuntimeError, match="the groups in param_groups were replaced"):
         optimizer.step()
 
 

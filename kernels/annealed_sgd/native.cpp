@@ -40,7 +40,7 @@ struct Coefficients {
 
 // Elements between two requests for what lies ahead, and how far ahead. The processor's own prefetching stops at the
 // end of a page, and there are several streams to follow.
-constexpr int64_t kStride = 128, kAhead = 512;
+constexpr int64_t kStride = 64, kAhead = 640;
 
 template <typename T>
 inline void fetch(const T* at) {
@@ -223,12 +223,14 @@ void annealed_sgd(nb::capsule plan, std::vector<uintptr_t> addresses, int64_t pa
 }
 
 // The same for gradients that are still to be looked at, in one call: what Python looks up after a backward pass is in
-// no cache. False, and nothing is done, where anything is out of the ordinary.
-bool annealed_sgd_at_sight(nb::capsule plan, nb::capsule places, nb::list params, nb::list copies, uintptr_t grad_scale,
-                           uintptr_t found_inf) {
+// no cache. False, and nothing is done, where anything is out of the ordinary. announce: called before anything is
+// written.
+bool annealed_sgd_at_sight(nb::capsule plan, nb::capsule places, nb::list params, nb::list copies,
+                           nb::callable announce, uintptr_t grad_scale, uintptr_t found_inf) {
   std::vector<nb::object> held;  // the gradients must outlive the update
   Gradients grads{{}, 1};
   if (!static_cast<const Places*>(places.data())->look(params, copies, grads.addresses, held)) return false;
+  announce();
   run(plan, grads, grad_scale, found_inf);
   return true;
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import native
 from .flat import FlatParameters
@@ -39,8 +40,10 @@ class Update:
         self._alive = (flat.buffer, momentum_buffer, flat.segments, hyper, ema, ema_decay, bf16, norms)
         self.plan = _plan(flat.buffer, momentum_buffer, flat.segments, hyper, ema, ema_decay, bf16, norms)
         places = native.require().gradient_places(table, flat.params)
+        # The kernel writes through the flat buffers, but autograd watches the parameters.
+        announce = functools.partial(increment_version, [*flat.params, *flat.copies_read])
         run = native.require().annealed_sgd_at_sight
-        self._run = functools.partial(run, self.plan, places, flat.params, list(flat.copies_read))
+        self._run = functools.partial(run, self.plan, places, flat.params, list(flat.copies_read), announce)
 
     def __call__(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:
         """Update the parameters that have a gradient.

@@ -123,6 +123,18 @@ def test_nothing_is_done_and_the_close_look_says_what_is_wrong(spoil, message):
         made.gradients()
 
 
+@pytest.mark.parametrize("copies", [False, True])
+def test_autograd_learns_of_what_is_written_and_of_nothing_else(copies):
+    made = flat(copies=copies)
+    leaves = [*made.params, *made.copies_read]
+    update = native_update(made, torch.zeros_like(made.buffer), HYPER)
+    versions = [leaf._version for leaf in leaves]
+    assert update(None, None) and [leaf._version for leaf in leaves] == [v + 1 for v in versions]
+    moved(made)
+    versions = [leaf._version for leaf in leaves]
+    assert not update(None, None) and [leaf._version for leaf in leaves] == versions
+
+
 def test_a_buffer_moved_by_its_owner_ends_what_was_made_for_the_old_one():
     made = flat()
     update = native_update(made, torch.ones_like(made.buffer), HYPER)
