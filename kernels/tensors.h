@@ -10,6 +10,9 @@
 
 namespace seal_fast {
 
+constexpr int32_t kCpu = 1;                 // DLPack's codes of devices
+constexpr uint8_t kFloat = 2, kBfloat = 4;  // and of types
+
 // Shape and strides belong to the tensor.
 struct TensorView {
   void* data;
@@ -35,6 +38,17 @@ class TensorTable {
     if (table_->view(tensor.ptr(), &out) == 0) return true;
     PyErr_Clear();
     return false;
+  }
+
+  // The address of one float32 number on the CPU, or 0 for None. False: it is something else.
+  bool number(nanobind::handle tensor, uintptr_t& address) const {
+    TensorView v;
+    if (tensor.is_none()) return true;
+    if (!view(tensor, v) || v.device_type != kCpu || v.type_code != kFloat || v.type_bits != 32) return false;
+    for (int32_t d = 0; d < v.dimensions; ++d)
+      if (v.shape[d] != 1) return false;
+    address = v.address();
+    return true;
   }
 
  private:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from seal_fast.kernels.annealed_sgd import HYPER, FlatParameters, annealed_sgd_, native_update
 from seal_fast.kernels.backend import Backend, resolve
-from seal_fast.param_group import ParamGroup
+from seal_fast.param_group import ParamGroup, ParamGroups
 
 
 class AnnealedSGD(Optimizer):
@@ -86,12 +86,12 @@ class AnnealedSGD(Optimizer):
 
         self.hyper = torch.empty(len(self.param_groups), len(HYPER), dtype=torch.float64, device=weights.device)
         self._views = [dict(zip(HYPER, row.unbind(), strict=True)) for row in self.hyper]
+        groups = []
         for i, (group, views) in enumerate(zip(self.param_groups, self._views, strict=True)):
             for name, view in views.items():
                 view.fill_(group[name])
-            self.param_groups[i] = ParamGroup({**group, "name": group.get("name", f"group{i}")}, views)
-        self._own_groups = tuple(self.param_groups)  # kept, so that no other object can have one of these numbers
-        self._group_ids = [*map(id, self._own_groups)]
+            groups.append(ParamGroup({**group, "name": group.get("name", f"group{i}")}, views))
+        self.param_groups = self._own_groups = ParamGroups(groups)
         self._groups = {group["name"]: views for group, views in zip(self.param_groups, self._views, strict=True)}
         if len(self._groups) != len(self.param_groups):
             raise ValueError("groups must have different names")
@@ -126,8 +126,8 @@ class AnnealedSGD(Optimizer):
         """Update every parameter that has a gradient; one without is left alone, its momentum too.
 
         Raises:
-            RuntimeError: since construction a parameter was moved or a group replaced, or a parameter and its bfloat16
-                copy have a gradient each.
+            RuntimeError: since construction a parameter was moved or `param_groups` replaced, or a parameter and its
+                bfloat16 copy have a gradient each.
             ValueError: a gradient is neither of its parameter's type nor bfloat16.
         """
         if is_dynamo_compiling():
@@ -302,9 +302,9 @@ class AnnealedSGD(Optimizer):
         super().add_param_group(param_group)
 
     def _check_groups(self) -> None:
-        if [*map(id, self.param_groups)] != self._group_ids:
+        if self.param_groups is not self._own_groups:
             raise RuntimeError(
-                "the groups in param_groups were replaced, and the kernel reads the numbers of the old ones: "
+                "param_groups was replaced, and the kernel reads the numbers of the old ones: "
                 "use set_hyper, load_state_dict, or fill_ its tensors in place"
             )
 

@@ -1,4 +1,4 @@
-"""One of an optimiser's `param_groups`, whose numbers are places on the device: written to, never replaced."""
+"""An optimiser's `param_groups`, whose numbers are places on the device: written to, never replaced."""
 
 from __future__ import annotations
 
@@ -77,3 +77,22 @@ class ParamGroup(dict[str, Any]):
             f"{name} of param_groups' {group!r} cannot be replaced, because the kernel reads it where it is: "
             f"use set_hyper({group!r}, {name}=...), or fill_ the tensor in place"
         )
+
+
+class ParamGroups(list[dict[str, Any]]):
+    """A list as torch's optimisers have it, of groups that a kernel knows: none is added, replaced or taken away.
+
+    What would do so raises RuntimeError.
+    """
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "the groups in param_groups cannot be replaced, because the kernel reads their numbers where they are: "
+            "use set_hyper, load_state_dict, or fill_ the tensors in place"
+        )
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what is unpickled otherwise is an empty list that is then appended to
+        return ParamGroups, (list(self),)

@@ -81,7 +81,7 @@ class ShardedSGD(AnnealedSGD):
         """Update this process's slices and gather everyone's.
 
         Raises:
-            RuntimeError: a parameter has no gradient or was moved, or a group was replaced.
+            RuntimeError: a parameter has no gradient or was moved, or `param_groups` was replaced.
         """
         if closure is not None:
             raise RuntimeError("ShardedSGD takes no closure: call backward() before step()")

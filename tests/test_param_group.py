@@ -1,4 +1,4 @@
-"""A group's numbers are written to where they are; everything else is as in a dict."""
+"""A group's numbers are written to where they are, and groups stay; everything else is as in a dict or list."""
 
 import copy
 import pickle
@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from seal_fast.param_group import ParamGroup
+from seal_fast.param_group import ParamGroup, ParamGroups
 
 
 def late():
@@ -60,3 +60,36 @@ def test_a_copy_guards_numbers_of_its_own(duplicate):
     assert other["lr"].item() == group["lr"].item() and other["lr"] is other.numbers["lr"] is not group["lr"]
     with pytest.raises(RuntimeError, match="set_hyper"):
         other["lr"] = 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda groups: groups.__setitem__(0, groups[1]),
+        lambda groups: groups.__setitem__(slice(0, 1), []),
+        lambda groups: groups.__delitem__(0),
+        lambda groups: groups.__iadd__([late()]),
+        lambda groups: groups.__imul__(2),
+        lambda groups: groups.append(late()),
+        lambda groups: groups.extend([late()]),
+        lambda groups: groups.insert(0, late()),
+        lambda groups: groups.remove(groups[0]),
+        lambda groups: groups.sort(key=id),
+        ParamGroups.pop,
+        ParamGroups.clear,
+        ParamGroups.reverse,
+    ],
+)
+def test_groups_are_neither_added_nor_replaced_nor_taken_away(change):
+    before = [late(), late()]
+    groups = ParamGroups(before)
+    with pytest.raises(RuntimeError, match="groups in param_groups cannot be replaced"):
+        change(groups)
+    assert len(groups) == 2 and all(group is kept for group, kept in zip(groups, before, strict=True))
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda groups: pickle.loads(pickle.dumps(groups))])
+def test_copied_groups_stay_too(duplicate):
+    groups = duplicate(ParamGroups([late(), late()]))
+    assert type(groups) is ParamGroups and [group["name"] for group in groups] == ["late", "late"]
+    assert all(type(group) is ParamGroup for group in groups)

@@ -10,8 +10,6 @@ namespace nb = nanobind;
 
 namespace seal_fast {
 
-constexpr uint8_t kFloat = 2, kBfloat = 4;  // DLPack's codes of types
-
 bool Place::like(const TensorView& v) const {
   const bool own = v.type_code == kFloat && v.type_bits == bits, half = v.type_code == kBfloat && v.type_bits == 16;
   if (!(own || half) || v.dimensions != static_cast<int32_t>(shape.size())) return false;

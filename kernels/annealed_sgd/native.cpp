@@ -224,14 +224,17 @@ void annealed_sgd(nb::capsule plan, std::vector<uintptr_t> addresses, int64_t pa
 
 // The same for gradients that are still to be looked at, in one call: what Python looks up after a backward pass is in
 // no cache. False, and nothing is done, where anything is out of the ordinary. announce: called before anything is
-// written.
+// written; grad_scale, found_inf: tensors or None.
 bool annealed_sgd_at_sight(nb::capsule plan, nb::capsule places, nb::list params, nb::list copies,
-                           nb::callable announce, uintptr_t grad_scale, uintptr_t found_inf) {
+                           nb::callable announce, nb::handle grad_scale, nb::handle found_inf) {
+  const Places& known = *static_cast<const Places*>(places.data());
   std::vector<nb::object> held;  // the gradients must outlive the update
   Gradients grads{{}, 1};
-  if (!static_cast<const Places*>(places.data())->look(params, copies, grads.addresses, held)) return false;
+  uintptr_t scale = 0, infinite = 0;
+  if (!known.table.number(grad_scale, scale) || !known.table.number(found_inf, infinite)) return false;
+  if (!known.look(params, copies, grads.addresses, held)) return false;
   announce();
-  run(plan, grads, grad_scale, found_inf);
+  run(plan, grads, scale, infinite);
   return true;
 }
 
@@ -240,7 +243,8 @@ bool annealed_sgd_at_sight(nb::capsule plan, nb::capsule places, nb::list params
 void bind_annealed_sgd(nb::module_& m) {
   m.def("annealed_sgd_plan", &annealed_sgd_plan);
   m.def("annealed_sgd", &annealed_sgd);
-  m.def("annealed_sgd_at_sight", &annealed_sgd_at_sight);
+  m.def("annealed_sgd_at_sight", &annealed_sgd_at_sight, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg().none(), nb::arg().none());
 }
 
 }  // namespace seal_fast

@@ -49,9 +49,10 @@ class Update:
         """Update the parameters that have a gradient.
 
         Returns:
-            False, and nothing is done, where a parameter was moved, or a gradient is of another type or memory order.
+            False, and nothing is done, where a parameter was moved, a gradient is of another type or memory order, or
+            an argument is no float32 number.
         """
-        return self._run(_address(grad_scale), _address(found_inf))
+        return self._run(grad_scale, found_inf)
 
 
 def annealed_sgd_(

@@ -54,6 +54,21 @@ def test_scaled_gradients_and_those_with_an_infinity():
     assert_updates(flat(), grad_scale=torch.tensor(8.0), found_inf=torch.ones(()))
 
 
+@pytest.mark.parametrize("wrong", [torch.tensor(8.0, dtype=torch.float64), torch.ones(2), torch.tensor(8)])
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+def test_what_is_no_float32_number_is_left_to_the_close_look(name, wrong):
+    made, momentum = flat(), torch.ones(flat().buffer.shape)
+    arguments = dict.fromkeys(("grad_scale", "found_inf"), None) | {name: wrong}
+    before = made.buffer.clone()
+    assert not native_update(made, momentum, HYPER)(*arguments.values()) and torch.equal(made.buffer, before)
+    with pytest.raises(ValueError, match=f"{name} must be one torch.float32 number"):
+        annealed_sgd_(made.buffer, momentum, made.gradients(), made.segments, HYPER, backend="native", **arguments)
+
+
+def test_a_scale_in_a_row_of_one():
+    assert_updates(flat(), grad_scale=torch.full((1,), 4.0))
+
+
 def test_some_have_none():
     made = flat()
     made.params[0].grad = made.params[3].grad = None
