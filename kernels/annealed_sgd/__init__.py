@@ -119,9 +119,10 @@ def native_update(
     Args: as for `annealed_sgd_`; `flat` has the weights, the segments and the gradients.
 
     Returns:
-        What updates, given grad_scale and found_inf. It returns False, with nothing done, where a parameter was moved
-        or a gradient is not as its parameter is: then `flat.gradients()` says what is wrong, or copies what can be
-        used. None where this torch cannot show its tensors to C++.
+        What updates, given grad_scale and found_inf, and tells autograd so. It returns False, with nothing done, where
+        a parameter was moved, a gradient is not as its parameter is, or an argument is no float32 number: then
+        `flat.gradients()` and `annealed_sgd_` say what is wrong, or use a copy. None where this torch cannot show its
+        tensors to C++.
 
     Raises:
         ValueError: the tensors do not fit together.
