@@ -21,7 +21,6 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
 	$(VENV)/bin/codespell seal_fast kernels tests bench docs README.md CHANGELOG.md
-	rm -rf build/typing && mkdir -p build/typing && cp -r seal_fast build/typing && cp -r kernels build/typing/seal_fast
 	$(VENV)/bin/pyright
 
 bench: $(VENV)/.dev

@@ -23,11 +23,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seal_fast import runtime
-from seal_fast.analysis.depth import Prober
-from seal_fast.analysis.knn import Search, neighbours, vote
+from seal_fast.analysis.common.knn import Search, neighbours, vote
+from seal_fast.analysis.depth.compute import Prober
 from seal_fast.data import open_images
 from seal_fast.models import build
+from seal_fast.training import runtime
 
 BANK, QUERIES, SIZE, K = 10_000, 2_000, 512, 30
 LONG = "SEAL_FAST_BENCH_LONG" in os.environ
@@ -63,7 +63,7 @@ def ratios(benchmark, seconds: dict[str, list[float]]) -> None:
 
 
 def same_sets(found: torch.Tensor, theirs: np.ndarray) -> float:
-    """Share of queries whose k neighbours are the same; equal distances may be resolved either way."""
+    """Shard of queries whose k neighbours are the same; equal distances may be resolved either way."""
     return float((found.sort(1).values.numpy() == np.sort(theirs, 1)).all(1).mean())
 
 

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seal_fast import runtime
 from seal_fast.config import Config
 from seal_fast.kernels import native
 from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
 from seal_fast.kernels.pages import gather_into_huge_pages
 from seal_fast.models import build
-from seal_fast.optim import AnnealedSGD
+from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.training import runtime
 
 ROUNDS, WARMUP = 40, 5
 LR, MOMENTUM, WEIGHT_DECAY, DECAY = 0.1, 0.9, 5e-4, 0.999

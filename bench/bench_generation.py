@@ -16,19 +16,19 @@ import sys
 import time
 
 import pytest
+import textbook
 import torch
 from PIL import Image
 
-import textbook
-from seal_fast import runtime
-from seal_fast.checkpoint import Position
 from seal_fast.config import Config
 from seal_fast.data import open_images
-from seal_fast.engine import Engine
 from seal_fast.methods import METHODS
 from seal_fast.models import build
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
+from seal_fast.training import runtime
+from seal_fast.training.checkpoint import Position
+from seal_fast.training.trainer import Trainer
 
 LONG = "SEAL_FAST_BENCH_LONG" in os.environ
 ON_GPU = torch.cuda.is_available()
@@ -68,9 +68,9 @@ def inputs(images):
 def engines(images, inputs, tmp_path_factory):
     """Engines by configuration; everything stays built between benchmarks."""
     with contextlib.ExitStack() as stack:
-        made: dict[Config, Engine] = {}
+        made: dict[Config, Trainer] = {}
 
-        def make(**changes) -> Engine:
+        def make(**changes) -> Trainer:
             settings = {
                 "data": images.source,
                 "image_size": SIZE,
@@ -95,7 +95,7 @@ def engines(images, inputs, tmp_path_factory):
         yield make
 
 
-def epoch(engine: Engine, generation: int = 0, epoch: int = 0) -> tuple[float, float]:
+def epoch(engine: Trainer, generation: int = 0, epoch: int = 0) -> tuple[float, float]:
     """One epoch of the engine's real steps, input and counters included: images per second, share waiting for input."""
     state = engine.state
     state.position = Position(generation, epoch)
@@ -232,8 +232,8 @@ def test_logging(benchmark, engines):
     phase, _ = engine.timeline.phase(0, 0)
     names = "train_loss train_top1 val_loss val_top1 val_top5 images_per_s seconds input_wait_seconds compile_seconds"
     row = {"generation": 0, "epoch": 0, "phase": phase.name} | dict.fromkeys(names.split(), 1.0) | {"images": 100_000}
-    for group, (rate, direction) in engine.rates(phase).items():
-        row |= {f"lr_{group}": rate, f"direction_{group}": direction}
+    for group, (rate, sign) in engine.rates(phase).items():
+        row |= {f"lr_{group}": rate, f"direction_{group}": sign}
 
     def log_one_epoch():
         with contextlib.redirect_stdout(io.StringIO()):

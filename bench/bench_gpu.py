@@ -14,15 +14,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from bench_annealed_sgd import DECAY, LR, MOMENTUM, WEIGHT_DECAY, everything_in_torch_ops, parameters, scaled
 from bench_augment import COUNT, MEAN, PAD, SIZE, STD, torch_batched
-from seal_fast import runtime
+from torch import Tensor, nn
+
 from seal_fast.config import Config
-from seal_fast.cuda_graph import Recorder
 from seal_fast.kernels import augment
-from seal_fast.optim import AnnealedSGD
+from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.training import runtime
+from seal_fast.training.cuda_graph import Recorder
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from seal_fast import runtime
 from seal_fast.config import Config
 from seal_fast.kernels import native, norm_act
+from seal_fast.training import runtime
 
 BATCH, ROUNDS, WARMUP = 128, 30, 3
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from seal_fast.analysis.episodes import draw
-from seal_fast.analysis.few_shot import HeadSettings, linear
-from seal_fast.analysis.linear_probe import fit_path
-from seal_fast.analysis.transfer import L2, scaled
+from seal_fast.analysis.fewshot.compute import HeadSettings, linear
+from seal_fast.analysis.fewshot.episodes import draw
+from seal_fast.analysis.transfer.compute import L2, scaled
+from seal_fast.analysis.transfer.linear_probe import fit_path
 from seal_fast.data import make_input, open_images
 from seal_fast.models import build, load_weights
 

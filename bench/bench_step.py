@@ -19,15 +19,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from seal_fast import cuda_graph, kernels, runtime
-from seal_fast.checkpoint import Position
+from seal_fast import kernels
 from seal_fast.config import Config
 from seal_fast.data import inputs, open_images
-from seal_fast.engine import Engine
 from seal_fast.models import resnet
-from seal_fast.run_folder import RunFolder
-from seal_fast.runtime import Runtime
+from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
+from seal_fast.training import cuda_graph, runtime
+from seal_fast.training.checkpoint import Position
+from seal_fast.training.runtime import Runtime
+from seal_fast.training.trainer import Trainer
 
 LONG = "SEAL_FAST_BENCH_LONG" in os.environ
 SIZE, ROUNDS = 64, 12 if LONG else 5
@@ -41,12 +42,12 @@ class PlainAutocast(Runtime):
 
 
 @contextlib.contextmanager
-def engines(data: str) -> Iterator[Callable[..., Engine]]:
+def engines(data: str) -> Iterator[Callable[..., Trainer]]:
     """Builds engines over the same images."""
     images = open_images(data)
     with contextlib.ExitStack() as stack:
 
-        def make(batch: int, plain_autocast: bool = False, **changes) -> Engine:
+        def make(batch: int, plain_autocast: bool = False, **changes) -> Trainer:
             settings = dict(
                 data=images.source, image_size=SIZE, batch_size=batch, limit_train=IMAGES, amp=True,
                 generations=1, epochs=1, ascent_epochs=0, warmup_epochs=0, lr=0.01, checkpoint_seconds=1e9,
@@ -69,7 +70,7 @@ def engine_of(data):
         yield make
 
 
-def steps(engine: Engine) -> float:
+def steps(engine: Trainer) -> float:
     """Seconds a step over one short epoch."""
     engine.state.position = Position()
     engine.state.counters.zero_()
@@ -105,7 +106,7 @@ def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
     """All operations in plain torch (or, in the long version, some of them), the same engine otherwise."""
     ours, reference_update = engine_of(128), engine_of(128, kernels="reference")
 
-    def turn(engine: Engine, *plain: str) -> Callable[[], float]:
+    def turn(engine: Trainer, *plain: str) -> Callable[[], float]:
         def run() -> float:
             with monkeypatch.context() as patch:
                 for name in plain:

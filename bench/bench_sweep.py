@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from seal_fast.config import Config, dumps, load
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.process import environment
 
 LONG = bool(os.environ.get("SEAL_FAST_BENCH_LONG"))
@@ -189,6 +189,7 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
     sys.path[:0] = [str(TESTS), str(TESTS / "report")]
     import browser
     from pretend import pretend_rows
+
     from seal_fast.report.content import content
     from seal_fast.report.page import page
     from seal_fast.report.runs import Run
@@ -219,13 +220,13 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
 FIRST_STEP = """
 import os, sys
 from seal_fast import train
-from seal_fast.engine import Engine
-step = Engine.step
+from seal_fast.engine import Trainer
+step = Trainer.step
 def first(self, *batch):
     step(self, *batch)
     self.read_counters()
     os._exit(3)
-Engine.step = first
+Trainer.step = first
 train.main(sys.argv[1:])
 """
 

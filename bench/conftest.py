@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seal_fast import runtime
 from seal_fast.config import Config
+from seal_fast.training import runtime
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,7 +25,7 @@ def pytest_configure(config):
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["seal_fast"] = runtime.name_plate(runtime.start(Config()))
+    machine_info["seal_fast"] = runtime.environment(runtime.start(Config()))
     machine_info["data"] = os.environ.get("SEAL_FAST_BENCH_DATA", "digits scaled to 64")
 
 
@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter, config):
     ]
     if not rows:
         return
-    plate = runtime.name_plate(runtime.start(Config()))
+    plate = runtime.environment(runtime.start(Config()))
     terminalreporter.section("figures")
     terminalreporter.line(
         f"{plate['gpu'] or plate['cpu']}, {plate['threads']} threads, torch {plate['torch']}, "

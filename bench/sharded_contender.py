@@ -21,21 +21,23 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from seal_fast import collectives, distributed, mapped, runtime
-from seal_fast.checkpoint import Position
 from seal_fast.config import Config
 from seal_fast.data import open_images
-from seal_fast.distributed import World
-from seal_fast.engine import Engine
+from seal_fast.distributed import world as distributed
+from seal_fast.distributed.world import World
 from seal_fast.models import build
-from seal_fast.run_folder import RunFolder
+from seal_fast.optim import collectives, mapped
+from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
+from seal_fast.training import runtime
+from seal_fast.training.checkpoint import Position
+from seal_fast.training.trainer import Trainer
 
 BATCH, IMAGES = 128, 1024
 
 
 @contextlib.contextmanager
-def engine(world: World, data: str, threads: int, **changes) -> Iterator[Engine]:
+def engine(world: World, data: str, threads: int, **changes) -> Iterator[Trainer]:
     images = open_images(data)
     config = Config(
         data=images.source, image_size=64, batch_size=BATCH, limit_train=IMAGES, amp=True, threads=threads,
@@ -52,7 +54,7 @@ def engine(world: World, data: str, threads: int, **changes) -> Iterator[Engine]
         yield built
 
 
-def engine_turn(built: Engine) -> Callable[[], dict[str, Any]]:
+def engine_turn(built: Trainer) -> Callable[[], dict[str, Any]]:
     optimizer: Any = built.state.optimizer
 
     def turn() -> dict[str, Any]:
@@ -109,7 +111,7 @@ def by_the_model(optimizer: Any) -> float:
     return sum(2 * (hop + of_one * (b.everyones.stop - b.everyones.start)) for b in optimizer._buckets)
 
 
-def zero_turn(built: Engine) -> Callable[[], dict[str, Any]]:
+def zero_turn(built: Trainer) -> Callable[[], dict[str, Any]]:
     """The same network and input under DistributedDataParallel and ZeroRedundancyOptimizer around torch's fused SGD."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from torch.nn.parallel import DistributedDataParallel
@@ -141,9 +143,9 @@ def main(kind: str, address: str, data: str, threads: int) -> None:
     with distributed.joined(False, 300) as world, engine(world, data, threads) as built:
         turn = (zero_turn if kind == "zero" else engine_turn)(built)
         steps = built.input.steps_per_epoch
-        with Client(address) if world.writes else contextlib.nullcontext() as ask:
+        with Client(address) if world.is_main else contextlib.nullcontext() as ask:
             while True:
-                if world.firsts(ask.recv() if ask else None) == "end":
+                if world.broadcast_object(ask.recv() if ask else None) == "end":
                     return
                 begin = time.perf_counter()
                 said = turn()

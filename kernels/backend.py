@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from . import native
+from seal_fast.kernels import native
 
 Backend = Literal["auto", "reference", "native", "triton"]
 
@@ -79,11 +79,3 @@ def _interpreting() -> bool:
     from triton import knobs
 
     return knobs.runtime.interpret
-
-
-def transforming() -> bool:
-    """Whether `torch.func` (grad, jvp, vmap) is at work, which cannot use an operator's own backward formula."""
-    return torch._C._are_functorch_transforms_active()
-
-
-transforming._dynamo_marked_constant = True  # type: ignore[attr-defined]  # no compiled graph is traced within torch.func

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 
-from seal_fast.errors import RunError, UsageError
+from seal_fast.utils.errors import RunError, UsageError
 
 
 def train(argv: Sequence[str]) -> int:
@@ -45,42 +45,42 @@ def prepare(argv: Sequence[str]) -> int:
 
 def kernels(argv: Sequence[str]) -> int:
     """Judge the GPU kernels, or the whole compiled step, on a machine that need not have a GPU."""
-    from seal_fast.gpu_report.command import main
+    from bench.gpu_report.command import main
 
     return main(argv)
 
 
 def scaling(argv: Sequence[str]) -> int:
     """Predict the step and its network on 1 to 64 GPUs."""
-    from seal_fast.gpu_report.scaling import main
+    from bench.gpu_report.scaling import main
 
     return main(argv)
 
 
 def depth(argv: Sequence[str]) -> int:
     """Prediction depth of trained networks, compared."""
-    from seal_fast.analysis.depth_command import main
+    from seal_fast.analysis.depth.command import main
 
     return main(argv)
 
 
 def transfer(argv: Sequence[str]) -> int:
     """Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning."""
-    from seal_fast.analysis.transfer_command import main
+    from seal_fast.analysis.transfer.command import main
 
     return main(argv)
 
 
 def fewshot(argv: Sequence[str]) -> int:
     """Ask trained networks few-shot episodes from other images."""
-    from seal_fast.analysis.fewshot_command import main
+    from seal_fast.analysis.fewshot.command import main
 
     return main(argv)
 
 
 def compare(argv: Sequence[str]) -> int:
     """Several runs side by side, with what the analyses have found: one page, CSV and JSON."""
-    from seal_fast.analysis.compare_command import main
+    from seal_fast.report.compare_command import main
 
     return main(argv)
 
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[argv[0]](argv[1:])
     except (UsageError, RunError) as error:
-        from seal_fast import last_words
+        from seal_fast.distributed import errors as last_words
 
         last_words.tell(error)
         return error.exit_code

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 from seal_fast.config import Config, check, difference, load, override
-from seal_fast.errors import UsageError
 from seal_fast.presets import PRESETS
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
+from seal_fast.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

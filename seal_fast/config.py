@@ -9,8 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from seal_fast.errors import UsageError
-from seal_fast.schedule import Distribution
+from seal_fast.methods.schedule import Distribution
+from seal_fast.utils.errors import UsageError
 
 Method = Literal[
     "seal", "llf", "seal+llf", "restart", "long", "reverse", "reverse-keep-fc", "freeze-late", "ascend-all"

@@ -15,22 +15,26 @@ from typing import Any
 
 import torch
 
-from seal_fast import arguments, checkpoint, curves, distributed, last_words, methods, runtime
-from seal_fast.checkpoint import TrainState
+from seal_fast import arguments, methods
 from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
-from seal_fast.data import ImageSet, Input, Share, fits, make_input, open_images
-from seal_fast.distributed import ALONE, World
-from seal_fast.engine import Engine
-from seal_fast.errors import RunError, UsageError
-from seal_fast.files import write_json, write_text
-from seal_fast.log import Log, Silence, to_terminal
+from seal_fast.data import ImageSet, Input, Shard, fits, make_input, open_images
+from seal_fast.distributed import errors as last_words
+from seal_fast.distributed import world as distributed
+from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.methods.partition import Partition, split
 from seal_fast.models import build, load_weights, synchronise_
-from seal_fast.optim import AnnealedSGD
-from seal_fast.partition import Partition, split
-from seal_fast.run_folder import RunFolder
-from seal_fast.sharded import ShardedSGD, SharedScaler
-from seal_fast.signals import Interrupted
-from seal_fast.summary import summarise
+from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
+from seal_fast.runs import plots as curves
+from seal_fast.runs.folder import RunFolder
+from seal_fast.runs.logger import Log, Silence, to_terminal
+from seal_fast.runs.summary import summarise
+from seal_fast.training import checkpoint, runtime
+from seal_fast.training.checkpoint import TrainState
+from seal_fast.training.signals import Interrupted
+from seal_fast.training.trainer import Trainer
+from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.files import write_json, write_text
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -47,11 +51,11 @@ def run(config: Config) -> dict[str, Any]:
 
 def _run(config: Config, world: World) -> dict[str, Any]:
     machine = runtime.start(config, world.local_size)
-    images = world.agreed(lambda: open_images(config.data, config.on_bad_image))
+    images = world.run_on_all(lambda: open_images(config.data, config.on_bad_image))
     folder = RunFolder(agree(config, images, world))
     with (
-        folder.locked() if world.writes else contextlib.nullcontext(),
-        contextlib.closing(world.agreed(lambda: open_input(config, machine, images, world))) as source,
+        folder.locked() if world.is_main else contextlib.nullcontext(),
+        contextlib.closing(world.run_on_all(lambda: open_input(config, machine, images, world))) as source,
         assemble(config, machine, images, source, folder, world) as engine,
     ):
         try:
@@ -61,7 +65,7 @@ def _run(config: Config, world: World) -> dict[str, Any]:
             with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
                 conclude(engine)
             raise
-        summary = world.firsts(conclude(engine))
+        summary = world.broadcast_object(conclude(engine))
         best, last = summary["best"], summary["last"]
         engine.log.say(
             f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
@@ -81,11 +85,11 @@ def agree(config: Config, images: ImageSet, world: World) -> Path:
         if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and world.size > 1:
             raise UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
         name = f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-        out = Path("runs") / world.firsts(name)
+        out = Path("runs") / world.broadcast_object(name)
     settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     path = RunFolder(out).checkpoint
     at = str(checkpoint.load(path).position) if world.size > 1 and path.exists() else "none"
-    world.check_alike(
+    world.assert_same_on_all_ranks(
         {"settings": settings, "images": images.fingerprint, "checkpoint": at},
         {
             "settings": "start all of them with the same flags",
@@ -96,7 +100,7 @@ def agree(config: Config, images: ImageSet, world: World) -> Path:
     return out
 
 
-def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = ALONE) -> Input:
+def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = SINGLE_PROCESS) -> Input:
     """The batches of a configuration, or one process's share of them."""
     kind = config.input
     if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
@@ -118,7 +122,7 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
         backend=config.kernels,
-        share=Share(world.rank, world.size, config.accumulate),
+        share=Shard(world.rank, world.size, config.accumulate),
     )
 
 
@@ -129,8 +133,8 @@ def assemble(
     images: ImageSet,
     source: Input,
     folder: RunFolder,
-    world: World = ALONE,
-) -> Iterator[Engine]:
+    world: World = SINGLE_PROCESS,
+) -> Iterator[Trainer]:
     """An engine ready to run, at the start of its timeline or at the checkpoint that the folder holds.
 
     Raises:
@@ -151,7 +155,7 @@ def assemble(
     if resuming:
         resume(config, folder, state, identity, world)
     at = state.position
-    if world.writes:
+    if world.is_main:
         if not resuming:
             write_text(folder.config, dumps(config))
         folder.truncate(at.generation, at.epoch)
@@ -161,15 +165,15 @@ def assemble(
         "num_classes": str(source.num_classes),
         "image_size": str(source.image_size),
     }
-    log = (Log if world.writes else Silence)(
+    log = (Log if world.is_main else Silence)(
         folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch)
     )
     try:
-        engine = Engine(
+        engine = Trainer(
             config, timeline, partition, machine, source, state, folder, log, identity, metadata, world, link
         )
         if config.hessian_every:
-            from seal_fast.analysis.hessian.training import Curvature
+            from seal_fast.curvature.monitor import Curvature
 
             own = replace(images, train=images.train.spread(config.limit_train))
             engine.curvature = Curvature(config, own, source.image_size, machine.device, world)
@@ -187,7 +191,7 @@ def make_state(
     machine: runtime.Runtime,
     model: torch.nn.Module,
     partition: Partition,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> TrainState:
     """A fresh training state: the optimiser's groups are the partition's, for life."""
     torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
@@ -209,7 +213,7 @@ def make_state(
 
 
 def resume(
-    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = ALONE
+    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = SINGLE_PROCESS
 ) -> None:
     """Read the checkpoint of the same training into `state`.
 
@@ -227,10 +231,10 @@ def resume(
     checkpoint.restore(saved, state, world)
 
 
-def introduction(engine: Engine, images: ImageSet) -> list[str]:
+def introduction(engine: Trainer, images: ImageSet) -> list[str]:
     """What a run says of itself before its first step."""
     config, timeline, source = engine.config, engine.timeline, engine.input
-    plate = runtime.name_plate(engine.runtime)
+    plate = runtime.environment(engine.runtime)
     world = engine.world
     among = (
         []
@@ -253,9 +257,9 @@ def introduction(engine: Engine, images: ImageSet) -> list[str]:
     ]
 
 
-def conclude(engine: Engine) -> dict[str, Any] | None:
+def conclude(engine: Trainer) -> dict[str, Any] | None:
     """Write summary.json and curves.png from the metrics so far, and return the summary; the first process does."""
-    if not engine.world.writes:
+    if not engine.world.is_main:
         return None
     rows = engine.folder.rows()
     summary = summarise(
@@ -265,7 +269,7 @@ def conclude(engine: Engine) -> dict[str, Any] | None:
         graphs=runtime.graphs(engine.runtime),
         peak_memory_bytes=engine.runtime.peak_memory(),
         skipped_images=engine.input.skipped,
-        name_plate=runtime.name_plate(engine.runtime),
+        environment=runtime.environment(engine.runtime),
     )
     write_json(engine.folder.summary, summary)
     if rows:

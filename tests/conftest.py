@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from pictures import write_images
+from image_folders import write_images
 
 
 @pytest.hookimpl(wrapper=True)
@@ -29,8 +28,9 @@ def image_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def small_network(monkeypatch):
     """Make `train.run` build a ResNet-18 of 8 channels instead of 64: the same names and code, faster."""
-    from seal_fast import train
     from small_resnet import build
+
+    from seal_fast import train
 
     monkeypatch.setattr(train, "build", build)
 

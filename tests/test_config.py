@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from seal_fast.arguments import parse
 from seal_fast.config import Config, check, difference, dumps, load, override
-from seal_fast.errors import UsageError
 from seal_fast.presets import PRESETS
+from seal_fast.utils.errors import UsageError
 
 
 def test_precedence_is_flag_then_file_then_preset_then_default(tmp_path):

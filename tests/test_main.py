@@ -36,7 +36,7 @@ def test_a_whole_run_from_the_command_line(image_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "early conv1 to layer2.1.bn2" in done.stdout and "best val top-1" in done.stdout
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["finished"] and summary["name_plate"]["compute"] == "bfloat16"
+    assert summary["finished"] and summary["environment"]["compute"] == "bfloat16"
     assert summary["generations"][0]["phases"][0]["images_per_s"] > 0
     # the configuration it wrote runs again as it is
     again = [

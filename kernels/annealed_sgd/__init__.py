@@ -1,10 +1,10 @@
 """`annealed_sgd_`: SGD with momentum whose sign and strength are numbers on the device, in one pass over a flat buffer.
 
-For every element of a parameter in group k, with `lr, momentum, weight_decay, direction, scale = hyper[k]`:
+For every element of a parameter in group k, with `lr, momentum, weight_decay, sign, lr_multiplier = hyper[k]`:
 
     g    = grad / grad_scale
     buf  = momentum * buf + (g + weight_decay * p)
-    p    = p - direction * scale * lr * buf                 (direction +1 descends, -1 ascends, scale 0 freezes)
+    p    = p - sign * lr_multiplier * lr * buf                 (sign +1 descends, -1 ascends, lr_multiplier 0 freezes)
     ema  = ema + (1 - ema_decay) * (p - ema)                (optional)
     bf16 = p, rounded to nearest even                       (optional)
     norms[k] += (sum of g^2, sum of (change of p)^2)        (optional)
@@ -21,16 +21,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..backend import resolve
-from . import plan
-from .flat import FlatParameters
-from .layout import is_dense, segment_table, shard_table
-from .reference import added_up
+from seal_fast.kernels.annealed_sgd import plan
+from seal_fast.kernels.annealed_sgd.flat import FlatParameters
+from seal_fast.kernels.annealed_sgd.layout import is_dense, segment_table, shard_table
+from seal_fast.kernels.annealed_sgd.reference import added_up
+from seal_fast.kernels.backend import resolve
 
-__all__ = ["HYPER", "FlatParameters", "annealed_sgd_", "native_update", "segment_table", "shard_table"]
+__all__ = ["HYPERPARAMETERS", "FlatParameters", "annealed_sgd_", "native_update", "segment_table", "shard_table"]
 
 # The columns of the `hyper` table.
-HYPER: tuple[str, ...] = ("lr", "momentum", "weight_decay", "direction", "scale")
+HYPERPARAMETERS: tuple[str, ...] = ("lr", "momentum", "weight_decay", "sign", "lr_multiplier")
 
 _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(
@@ -67,7 +67,7 @@ def annealed_sgd_(
             or bfloat16. Where one is None, its parameters and all that belongs to them stay untouched.
         segments: int64 [parameters, 5] on the CPU, from `segment_table` or `shard_table`. What lies between segments is
             never read or written.
-        hyper: float64 [groups, 5] on param's device, columns as in `HYPER`.
+        hyper: float64 [groups, 5] on param's device, columns as in `HYPERPARAMETERS`.
         grad_scale: float32 scalar; gradients are divided by it (a `GradScaler`'s scale).
         found_inf: float32 scalar; anything but 0 turns the call into no operation.
         ema: flat running average of the weights [n], of param's type. Needs `ema_decay`.
@@ -127,7 +127,7 @@ def native_update(
     Raises:
         ValueError: the tensors do not fit together.
     """
-    from .native import Update
+    from seal_fast.kernels.annealed_sgd.native import Update
 
     grads: list[Tensor | None] = [None] * len(flat.params)
     optional = ema, ema_decay, bf16, norms
@@ -158,15 +158,15 @@ def _run(
     _check(param, momentum_buffer, grads, segments, hyper, *optional, parts)
     chosen = resolve("annealed_sgd_", backend, param.device)
     if chosen == "native":
-        from .native import annealed_sgd_ as native
+        from seal_fast.kernels.annealed_sgd.native import annealed_sgd_ as native
 
         native(param, momentum_buffer, grads, segments, hyper, *optional, parts)
         return
     grads = added_up(grads, parts, param.dtype)
     if chosen == "triton":
-        from .triton import annealed_sgd_ as run
+        from seal_fast.kernels.annealed_sgd.triton import annealed_sgd_ as run
     else:
-        from .reference import annealed_sgd_ as run
+        from seal_fast.kernels.annealed_sgd.reference import annealed_sgd_ as run
     run(param, momentum_buffer, grads, segments, hyper, *optional)
 
 
@@ -204,7 +204,7 @@ def _check(
         ("momentum_buffer", momentum_buffer, (n,), dtype),
         ("ema", ema, (n,), dtype),
         ("bf16", bf16, (n,), torch.bfloat16),
-        ("hyper", hyper, (groups, len(HYPER)), torch.float64),
+        ("hyper", hyper, (groups, len(HYPERPARAMETERS)), torch.float64),
         ("norms", norms, (groups, 2), torch.float64),
     ):
         if tensor is None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..pages import flat_zeros
-from .layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
+from seal_fast.kernels.annealed_sgd.layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
+from seal_fast.kernels.pages import flat_zeros
 
 
 class FlatParameters:

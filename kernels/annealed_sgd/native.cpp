@@ -23,7 +23,7 @@ struct Segment {
   int64_t begin, length, group, grad, offset;
 };
 struct Hyper {
-  double lr, momentum, weight_decay, direction, scale;
+  double lr, momentum, weight_decay, sign, lr_multiplier;
 };
 
 // The flat buffers. Null: not asked for.
@@ -176,7 +176,7 @@ void update_all(const Plan& plan, const Gradients& grads, const Scalars& scalars
     if (grad == 0) continue;
     const Hyper& h = scalars.hyper[s.group];
     Coefficients<T> c{static_cast<T>(scalars.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
-                      static_cast<T>(h.direction * h.scale * h.lr), static_cast<T>(1 - scalars.ema_decay)};
+                      static_cast<T>(h.sign * h.lr_multiplier * h.lr), static_cast<T>(1 - scalars.ema_decay)};
     auto run = [&](auto f, auto* gradient, int64_t begin, int64_t n) {
       int64_t at = s.begin + begin;
       f(flat.param + at, flat.momentum + at, gradient, flat.ema ? flat.ema + at : nullptr,

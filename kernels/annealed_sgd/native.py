@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import native
-from .flat import FlatParameters
-from .layout import tagged_addresses
+from seal_fast.kernels import native
+from seal_fast.kernels.annealed_sgd.flat import FlatParameters
+from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
 
 
 class Update:

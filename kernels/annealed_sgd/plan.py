@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import BEGIN, GRAD, GROUP, LENGTH, OFFSET
+from seal_fast.kernels.annealed_sgd.layout import BEGIN, GRAD, GROUP, LENGTH, OFFSET
 
 
 def elements_needed(segments: Tensor, numel: int, groups: int, grads: int) -> tuple[int, ...]:

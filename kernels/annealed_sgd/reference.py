@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layout import memory_order
+from seal_fast.kernels.annealed_sgd.layout import memory_order
 
 
 def added_up(grads: Sequence[Tensor | None], parts: int, dtype: torch.dtype) -> list[Tensor | None]:
@@ -50,8 +50,8 @@ def annealed_sgd_(
         p, buf = param[here], momentum_buffer[here]
         g = memory_order(grad)[offset : offset + length].to(p.dtype)
         # Scalars stay 0-dimensional tensors: they neither promote p's type nor leave the device.
-        lr, momentum, weight_decay, direction, scale = hyper[group].unbind()
-        step = direction * scale * lr
+        lr, momentum, weight_decay, sign, lr_multiplier = hyper[group].unbind()
+        step = sign * lr_multiplier * lr
 
         if grad_scale is not None:
             g = g * grad_scale.reshape(()).double().reciprocal()

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import plan
-from .layout import tagged_addresses
+from seal_fast.kernels.annealed_sgd import plan
+from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
 
 # Elements a program handles: 8 a thread, the least with which even the bfloat16 copy is written 128 bits wide.
 BLOCK = 1024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..variant import Variant
+from seal_fast.kernels.variant import Variant
 
 _BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 # Parameters at 1000 classes.
@@ -28,7 +28,7 @@ def variants() -> Iterator[Variant]:
 def _variant(
     name: str, param: str, grads: tuple[str, ...], given: tuple[str, ...] = (), aligned: bool = True
 ) -> Variant:
-    from . import triton as launcher
+    from seal_fast.kernels.annealed_sgd import triton as launcher
 
     optional = {
         "grad_scale": "*fp32",

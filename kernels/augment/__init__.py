@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import native, philox
-from ..backend import resolve
-from .reference import augment as _reference
+from seal_fast.kernels import native, philox
+from seal_fast.kernels.augment.reference import augment as _reference
+from seal_fast.kernels.backend import resolve
 
 _DTYPES = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
@@ -184,7 +184,7 @@ def _run(
     if chosen == "native":
         _native(*arguments)
     elif chosen == "triton":
-        from .triton import augment as _triton
+        from seal_fast.kernels.augment.triton import augment as _triton
 
         _triton(*arguments)
     else:

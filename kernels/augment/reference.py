@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import philox
+from seal_fast.kernels import philox
 
 
 def choices(

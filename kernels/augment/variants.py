@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..variant import Variant
+from seal_fast.kernels.variant import Variant
 
 _BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 # Tiny-ImageNet's 64 x 64; the values of mean and std change no instruction.
@@ -32,7 +32,7 @@ def _variant(
     narrow: str = _BYTEWISE,
     store_bits: int = 128,
 ) -> Variant:
-    from . import triton as launcher
+    from seal_fast.kernels.augment import triton as launcher
 
     constants: dict[str, Any] = launcher.constants((1, _SIZE, _SIZE, channels), size, _SCALE, _BIAS, _PAD, True, train)
     stream = ("count", "seed", "generation", "epoch", "position")

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import transforming
-from . import products
-from .products import Shape
-from .reference import conv2d as _reference
+from seal_fast.kernels.conv2d import products
+from seal_fast.kernels.conv2d.products import Shape
+from seal_fast.kernels.conv2d.reference import conv2d as _reference
+from seal_fast.kernels.torch_private import constant, has_bf16_matmul, transforming
 
 _WAYS = "library", "whole", "columns"
 
@@ -131,12 +131,10 @@ def _shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> Shape:
     return Shape(x.shape[2], x.shape[3], weight.shape[2], stride, padding)
 
 
+@constant
 def _has_bfloat16() -> bool:
-    """Whether torch's matrix products have more than a loop for bfloat16 on this CPU."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return has_bf16_matmul()
 
-
-_has_bfloat16._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of the process, as in norm_act
 
 _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(

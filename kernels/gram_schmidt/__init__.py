@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
-from ..backend import resolve
-from . import reference
+from seal_fast.kernels import native
+from seal_fast.kernels.backend import resolve
+from seal_fast.kernels.gram_schmidt import reference
 
 _DTYPES = torch.float32, torch.float64
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
-from ..backend import resolve, transforming
-from .reference import at_taps
-from .reference import max_pool as _reference
+from seal_fast.kernels import native
+from seal_fast.kernels.backend import resolve
+from seal_fast.kernels.max_pool.reference import at_taps
+from seal_fast.kernels.max_pool.reference import max_pool as _reference
+from seal_fast.kernels.torch_private import constant, transforming
 
 
 def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, backend: str = "auto") -> Tensor:
@@ -49,11 +50,9 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, backend: str
     return _reference(x, kernel, stride, padding)
 
 
+@constant
 def _resolve(backend: str, device: str) -> str:
     return resolve("max_pool", backend, torch.device(device))
-
-
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of the process, as in norm_act
 
 
 def _fits(x: Tensor, kernel: int, stride: int, padding: int) -> bool:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
-from ..backend import resolve
-from . import reference
+from seal_fast.kernels import native
+from seal_fast.kernels.backend import resolve
+from seal_fast.kernels.nearest import reference
 
 _FILTERS = torch.bfloat16, torch.float32
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native
-from ..backend import resolve, transforming
-from .reference import norm_act as _reference
+from seal_fast.kernels import native
+from seal_fast.kernels.backend import resolve
+from seal_fast.kernels.norm_act.reference import norm_act as _reference
+from seal_fast.kernels.torch_private import constant, transforming
 
 _DTYPES = torch.bfloat16, torch.float32
 
@@ -78,13 +79,9 @@ def norm_act(
     return y
 
 
+@constant
 def _resolve(backend: str, device: str) -> str:
     return resolve("norm_act", backend, torch.device(device))
-
-
-# Asked once while tracing: the answer is a constant of the process. torch.compiler.assume_constant_result sets this
-# very mark, but only after importing all of dynamo and Inductor, which a run without --compile never needs.
-_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _fits(x: Tensor, residual: Tensor | None, vectors: tuple[Tensor, ...]) -> bool:

@@ -1,9 +1,9 @@
 """Images in: `open_images` says what there is, `make_input` feeds it in batches."""
 
-from .catalogue import ImageSet, open_images
-from .cuts import Cut, Share
-from .inputs import Batch, Input
-from .loader import fits, make_input
-from .split import Split
+from seal_fast.data.dataset import ImageSet, open_images
+from seal_fast.data.inputs import Batch, Input
+from seal_fast.data.loader import fits, make_input
+from seal_fast.data.micro_batch import MicroBatch, Shard
+from seal_fast.data.split import Split
 
-__all__ = ["Batch", "Cut", "ImageSet", "Input", "Share", "Split", "fits", "make_input", "open_images"]
+__all__ = ["Batch", "MicroBatch", "ImageSet", "Input", "Shard", "Split", "fits", "make_input", "open_images"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .windows import window
+from seal_fast.data.random_resized_crop import window
 
 _AHEAD = 3  # batches that DALI holds: one handed out, one decoded, one in work
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RunError, UsageError
-from ..kernels import philox
-from ..kernels.augment import augment
-from ..kernels.backend import Backend
-from .catalogue import ImageSet
-from .cuts import Cut, Share, cut_step
-from .split import Split
+from seal_fast.data.dataset import ImageSet
+from seal_fast.data.micro_batch import MicroBatch, Shard, shard_step
+from seal_fast.data.split import Split
+from seal_fast.kernels import philox
+from seal_fast.kernels.augment import augment
+from seal_fast.kernels.backend import Backend
+from seal_fast.utils.errors import RunError, UsageError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batch:
     images: Tensor
     labels: Tensor
     valid: Tensor | None = None
-    cut: Cut = Cut()
+    cut: MicroBatch = MicroBatch()
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
     threads: int
     on_bad_image: str
     backend: Backend
-    share: Share = Share()
+    share: Shard = Shard()
 
 
 class Input:
@@ -129,7 +129,7 @@ class Input:
         """Lets go of memory and threads; the input cannot be used again."""
         self._splits = {}
 
-    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, cuts: list[MicroBatch]) -> Iterator[Batch]:
         raise NotImplementedError
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
@@ -144,12 +144,12 @@ class Input:
                 return
             yield batch
 
-    def _cuts(self, first_step: int) -> list[Cut]:
+    def _cuts(self, first_step: int) -> list[MicroBatch]:
         size = self.batch_size
         return [
             cut
             for step in range(first_step, self.steps_per_epoch)
-            for cut in cut_step(step * size, min((step + 1) * size, self.train_size), self._settings.share)
+            for cut in shard_step(step * size, min((step + 1) * size, self.train_size), self._settings.share)
         ]
 
     def _order(self, generation: int, epoch: int, device: torch.device | str) -> Tensor:

@@ -6,14 +6,14 @@ import os
 
 import torch
 
-from ..errors import UsageError
-from ..kernels.backend import Backend
-from .catalogue import ImageSet
-from .cuts import Share
-from .inputs import Input, Settings
-from .memory import free_bytes
-from .resident import Resident
-from .stream import Stream
+from seal_fast.data.dataset import ImageSet
+from seal_fast.data.inputs import Input, Settings
+from seal_fast.data.memory import free_bytes
+from seal_fast.data.micro_batch import Shard
+from seal_fast.data.resident import Resident
+from seal_fast.data.stream import Stream
+from seal_fast.kernels.backend import Backend
+from seal_fast.utils.errors import UsageError
 
 _SIZE_OF_MIXED_SETS = 64
 _MOST_THREADS = 16
@@ -36,7 +36,7 @@ def make_input(
     threads: int | None = None,
     on_bad_image: str = "error",
     backend: Backend = "auto",
-    share: Share = Share(),  # noqa: B008 (frozen)
+    share: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> Input:
     """Builds the input of a run; the resident one is loaded on return.
 

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..errors import RunError, UsageError
-from .catalogue import open_images
+from seal_fast.data.dataset import open_images
+from seal_fast.utils.errors import RunError, UsageError
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RunError
-from . import shared
-from .catalogue import ImageSet
-from .cuts import Cut
-from .decode import Decoder, Request
-from .inputs import Batch, Input, Settings
-from .split import Split
+from seal_fast.data import shared
+from seal_fast.data.dataset import ImageSet
+from seal_fast.data.decode import Decoder, Request
+from seal_fast.data.inputs import Batch, Input, Settings
+from seal_fast.data.micro_batch import MicroBatch
+from seal_fast.data.split import Split
+from seal_fast.utils.errors import RunError
 
 _LOAD_BATCH = 32  # as fast as larger ones, and DALI keeps several times a batch in memory
 
@@ -99,7 +99,7 @@ class Resident(Input):
         said = f"1 {shape} {self._settings.device.type} {self._settings.on_bad_image} {version('nvidia-dali-cuda130')}"
         return hashlib.sha256(said.encode() + split.digest()).hexdigest()[:32]
 
-    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, cuts: list[MicroBatch]) -> Iterator[Batch]:
         pixels, labels = self._pixels["train"], self._labels["train"]
         order = self._order(generation, epoch, self._settings.device)
         pad = self._settings.pad

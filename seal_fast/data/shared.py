@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RunError
+from seal_fast.utils.errors import RunError
 
 Fill = Callable[[np.ndarray], np.ndarray]
 

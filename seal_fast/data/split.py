@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .container import Container
+from seal_fast.data.archive import Container
 
 Rows = Sequence[int] | np.ndarray
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import RunError
-from . import windows
-from .ahead import ahead
-from .catalogue import ImageSet
-from .cuts import Cut
-from .decode import Decoder, Request
-from .inputs import Batch, Input, Settings
-from .split import Split
+from seal_fast.data import random_resized_crop as windows
+from seal_fast.data.dataset import ImageSet
+from seal_fast.data.decode import Decoder, Request
+from seal_fast.data.inputs import Batch, Input, Settings
+from seal_fast.data.micro_batch import MicroBatch
+from seal_fast.data.prefetch import ahead
+from seal_fast.data.split import Split
+from seal_fast.utils.errors import RunError
 
 
 class _Ready(NamedTuple):
@@ -54,7 +54,7 @@ class Stream(Input):
             batches.close()  # type: ignore[attr-defined]
         super().close()
 
-    def _train(self, generation: int, epoch: int, cuts: list[Cut]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, cuts: list[MicroBatch]) -> Iterator[Batch]:
         split, settings = self._splits["train"], self._settings
         order = self._order(generation, epoch, "cpu").numpy()
         batches = [order[cut.start : cut.stop] for cut in cuts]

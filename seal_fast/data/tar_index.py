@@ -11,7 +11,7 @@ import os
 import posixpath
 from pathlib import Path
 
-from ..errors import RunError, UsageError
+from seal_fast.utils.errors import RunError, UsageError
 
 BLOCK = 512
 _NOTHING = bytes(BLOCK)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from seal_fast.config import Config
 from seal_fast.methods import llf, normal, seal
-from seal_fast.schedule import Timeline
+from seal_fast.methods.schedule import Timeline
+
+if TYPE_CHECKING:
+    from seal_fast.config import Config
 
 METHODS: dict[str, Callable[[Config], Timeline]] = {
     "seal": seal.seal,

@@ -8,10 +8,13 @@ initial weights; `--reinit` offers both.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from seal_fast.config import Config
 from seal_fast.methods.normal import plain
-from seal_fast.schedule import Forget, Timeline
+from seal_fast.methods.schedule import Forget, Timeline
+
+if TYPE_CHECKING:
+    from seal_fast.config import Config
 
 
 def llf(config: Config) -> Timeline:

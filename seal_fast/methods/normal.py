@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from seal_fast.config import Config
-from seal_fast.schedule import Phase, Rule, Timeline
+from typing import TYPE_CHECKING
+
+from seal_fast.methods.schedule import Phase, Rule, Timeline
+
+if TYPE_CHECKING:
+    from seal_fast.config import Config
 
 
 def plain(config: Config, epochs: int, *, fresh: bool, fc: Rule | None = None) -> Phase:
     """A phase of ordinary SGD; `fresh` clears the momentum first, as an optimiser built anew does."""
     rule = Rule(weight_decay=config.weight_decay)
-    return Phase("descent", epochs, early=rule, late=rule, fc=fc and rule, clear_momentum=fresh)
+    return Phase("descent", epochs, early=rule, late=rule, fc=fc and rule, reset_momentum=fresh)
 
 
 def restart(config: Config) -> Timeline:

@@ -7,10 +7,13 @@ factor on the learning rate; the gradient is not negated before the momentum. We
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from seal_fast.config import Config
 from seal_fast.methods.normal import plain
-from seal_fast.schedule import Forget, Phase, Rule, Timeline
+from seal_fast.methods.schedule import Forget, Phase, Rule, Timeline
+
+if TYPE_CHECKING:
+    from seal_fast.config import Config
 
 
 def descends(config: Config) -> Rule:
@@ -20,7 +23,7 @@ def descends(config: Config) -> Rule:
 
 def ascends(config: Config) -> Rule:
     """SGD uphill at `ascent_scale` times the learning rate."""
-    return Rule(direction=-1, scale=config.ascent_scale, weight_decay=config.ascent_weight_decay)
+    return Rule(sign=-1, lr_multiplier=config.ascent_scale, weight_decay=config.ascent_weight_decay)
 
 
 def annealed(
@@ -31,7 +34,7 @@ def annealed(
     The optimiser starts afresh at the start of every generation and again where ascent turns into descent.
     """
     up = config.ascent()
-    ascent = (Phase("ascent", up, early, late, fc, clear_momentum=True, forget=forget),) if up else ()
+    ascent = (Phase("ascent", up, early, late, fc, reset_momentum=True, forget=forget),) if up else ()
     down = plain(config, config.epochs - up, fresh=True, fc=fc)
     if not up:
         down = replace(down, forget=forget)
@@ -63,7 +66,7 @@ def reverse_keep_fc(config: Config) -> Timeline:
 
 def freeze_late(config: Config) -> Timeline:
     """The early layers ascend while the late ones stand still."""
-    return annealed(config, "freeze-late", early=ascends(config), late=Rule(scale=0.0))
+    return annealed(config, "freeze-late", early=ascends(config), late=Rule(lr_multiplier=0.0))
 
 
 def ascend_all(config: Config) -> Timeline:

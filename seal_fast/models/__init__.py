@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from seal_fast.errors import UsageError
 from seal_fast.models.init import bias_uniform_, fan_in, generator, he_normal_, initialise_
 from seal_fast.models.resnet import MODELS, ResNet, Stem, resnet18, resnet34, resnet50
 from seal_fast.models.sync_batchnorm import Link, synchronise_
 from seal_fast.models.weights import load_weights
+from seal_fast.utils.errors import UsageError
 
 __all__ = [
     "Link",

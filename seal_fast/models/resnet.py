@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from seal_fast.errors import UsageError
 from seal_fast.kernels import conv2d, max_pool, norm_act
+from seal_fast.kernels.torch_private import foreach_add_
 from seal_fast.models.sync_batchnorm import SyncBatchNorm2d, sync_norm_act
+from seal_fast.utils.errors import UsageError
 
 Stem = Literal["imagenet", "small"]
 
@@ -180,7 +180,7 @@ class ResNet(nn.Module):
         norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
         counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
         if counters:
-            torch._foreach_add_(counters, 1)  # pyright: ignore[reportPrivateImportUsage]
+            foreach_add_(counters, 1)
 
 
 def resnet18(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:

@@ -6,13 +6,13 @@ torch's SyncBatchNorm needs GPUs, and its graph breaks; this is plain arithmetic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce
+
+from seal_fast.kernels.torch_private import all_reduce_sum
 
 
 @dataclass
@@ -59,8 +59,7 @@ def statistics(x: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
     row = F.one_hot(torch.tensor(link.rank, device=x.device), link.processes).to(own.dtype)
-    group: Any = dist.group.WORLD
-    rows = all_reduce(row[:, None] * own, "sum", group)  # a gather that is its own transpose
+    rows = all_reduce_sum(row[:, None] * own)  # a gather that is its own transpose
     means, variances, counts = rows.split([len(mean), len(mean), 1], 1)
     share = counts / counts.sum()
     whole = (share * means).sum(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from seal_fast.errors import UsageError
+from seal_fast.utils.errors import UsageError
 
 
 @torch.no_grad()

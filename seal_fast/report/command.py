@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from seal_fast.files import write_text
 from seal_fast.report.content import content
 from seal_fast.report.page import page
 from seal_fast.report.runs import find
+from seal_fast.utils.files import write_text
 
 
 def main(argv: Sequence[str]) -> int:

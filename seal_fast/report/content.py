@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from seal_fast.analysis.stats import Interval, paired, student
-from seal_fast.curves import ascents
+from seal_fast.analysis.common.stats import Interval, paired, student
 from seal_fast.report.runs import Group, Run, groups, varied
-from seal_fast.summary import summarise, throughput
+from seal_fast.runs.plots import ascents
+from seal_fast.runs.summary import summarise, throughput
 
 _POINTS = 160  # of a learning curve: about two pixels each
 _PAIRS = 40

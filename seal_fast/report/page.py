@@ -7,7 +7,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from seal_fast.files import to_json
+from seal_fast.utils.files import to_json
 
 
 def page(content: dict[str, Any]) -> str:

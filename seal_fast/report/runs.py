@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.config import EXECUTION, Config, load
-from seal_fast.errors import UsageError
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.folder import SweepFolder
+from seal_fast.utils.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from seal_fast.errors import UsageError
+from seal_fast.utils.errors import UsageError
 
 
 def parser() -> argparse.ArgumentParser:

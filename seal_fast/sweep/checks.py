@@ -7,11 +7,11 @@ from typing import Any
 
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, open_images
-from seal_fast.errors import RunError, UsageError
 from seal_fast.methods import timeline
+from seal_fast.methods.partition import split
 from seal_fast.models import build
-from seal_fast.partition import split
 from seal_fast.sweep.plan import Trial
+from seal_fast.utils.errors import RunError, UsageError
 
 
 def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, ImageSet]:

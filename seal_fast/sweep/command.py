@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.errors import RunError, UsageError
 from seal_fast.sweep import arguments, suggest
 from seal_fast.sweep import plan as plans
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Plan, Trial
-from seal_fast.table import table
+from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.table import table
 
 _MOST_ON_A_CPU = 8
 _MOST_SHOWN = 40

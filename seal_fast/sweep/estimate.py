@@ -61,9 +61,9 @@ def estimate(trials: Iterable[Trial], images: dict[str, ImageSet], *, concurrent
 
 def images_per_second(config: Config, images: ImageSet, threads: int) -> float:
     """Training images per second of a configuration, uncompiled, after a warm-up of as many steps."""
-    from seal_fast import runtime
-    from seal_fast.run_folder import RunFolder
+    from seal_fast.runs.folder import RunFolder
     from seal_fast.train import assemble, open_input
+    from seal_fast.training import runtime
 
     short = replace(
         config,

@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from seal_fast.errors import UsageError
-from seal_fast.files import locked
 from seal_fast.methods import timeline
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep import plan
 from seal_fast.sweep.ledger import Entry, Ledger
 from seal_fast.sweep.plan import Plan, Trial
+from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import locked
 
 
 class SweepFolder:

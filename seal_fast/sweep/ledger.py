@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from seal_fast.errors import RunError
+from seal_fast.utils.errors import RunError
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED = frozenset({"finished", "stopped", "failed"})

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.config import EXECUTION, Config, check, flag, override, to_dict
-from seal_fast.errors import UsageError
-from seal_fast.files import write_json
 from seal_fast.methods import timeline
 from seal_fast.sweep.space import Space
+from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import write_json
 
 FORMAT = "seal_fast sweep 1"
 # The timeline says all that these do, so that two configurations of equal timelines need not agree in them.

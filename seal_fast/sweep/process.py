@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from seal_fast.config import Config, dumps
-from seal_fast.errors import RunError
-from seal_fast.files import write_text
 from seal_fast.methods import timeline
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
+from seal_fast.utils.errors import RunError
+from seal_fast.utils.files import write_text
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 2.0  # between two looks at a trial's metrics; its end is seen at once

@@ -6,11 +6,11 @@ import csv
 import io
 from typing import Any
 
-from seal_fast.files import write_json, write_text
-from seal_fast.summary import summarise
+from seal_fast.runs.summary import summarise
 from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Trial
+from seal_fast.utils.files import write_json, write_text
 
 
 def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:

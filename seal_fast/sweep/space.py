@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from seal_fast.config import Config, load, override
-from seal_fast.errors import UsageError
 from seal_fast.presets import PRESETS
+from seal_fast.utils.errors import UsageError
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
 _OURS = {"out": "the sweep names the run folders", "resume": "the sweep resumes by itself"}

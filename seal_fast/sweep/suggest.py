@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from seal_fast.errors import RunError, UsageError
 from seal_fast.sweep import plan
 from seal_fast.sweep.ledger import ENDED, Entry, Ledger
 from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.space import Axis, Space
+from seal_fast.utils.errors import RunError, UsageError
 
 _ATTEMPTS = 100
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from seal_fast.log import clock
+from seal_fast.runs.logger import clock
 from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import ENDED, Ledger
 from seal_fast.sweep.plan import Trial

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from test_few_shot import pool
-from test_knn import features, literal
+from literal import features, literal, pool
 
-from seal_fast.analysis.episodes import draw
-from seal_fast.analysis.few_shot import HeadSettings, centroid, linear
-from seal_fast.analysis.knn import neighbours
+from seal_fast.analysis.common.knn import neighbours
+from seal_fast.analysis.fewshot.compute import HeadSettings, centroid, linear
+from seal_fast.analysis.fewshot.episodes import draw
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-
 from image_files import image_folder_files, tiny_imagenet_files, write
 
 

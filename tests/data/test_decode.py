@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
+from image_files import encoded, picture
 from PIL import Image
 
-from image_files import encoded, picture
 from seal_fast.data.decode import Decoder, Request, image_sizes
-from seal_fast.data.windows import draws, window
+from seal_fast.data.random_resized_crop import draws, window
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,11 @@ import gzip
 
 import numpy as np
 import pytest
+from image_files import idx, idx_files, tar_of, write
 from sklearn.datasets import load_digits
 
-from image_files import idx, idx_files, tar_of, write
 from seal_fast.data import open_images
-from seal_fast.errors import RunError
+from seal_fast.utils.errors import RunError
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from image_files import encoded, idx_files, image_folder_files, picture, tar_of, write
 from PIL import Image
 
-from image_files import encoded, idx_files, image_folder_files, picture, tar_of, write
 from seal_fast.data import loader, make_input, open_images
-from seal_fast.errors import RunError, UsageError
 from seal_fast.kernels import philox
 from seal_fast.kernels.augment import augment
+from seal_fast.utils.errors import RunError, UsageError
 
 KINDS = ["resident", "stream"]
 

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-
 from image_files import encoded, image_folder_files, picture, tar_of, tiny_imagenet_files, write
+
 from seal_fast.data import open_images
-from seal_fast.errors import RunError, UsageError
+from seal_fast.utils.errors import RunError, UsageError
 
 
 def same(a, b):

@@ -8,11 +8,11 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-
 from image_files import tiny_imagenet_files
+
 from seal_fast.data import open_images
 from seal_fast.data.prepare import ARCHIVES, Archive, main, prepare
-from seal_fast.errors import RunError, UsageError
+from seal_fast.utils.errors import RunError, UsageError
 
 
 def zipped(files, folder="tiny-imagenet-200"):

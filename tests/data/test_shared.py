@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from image_files import image_folder_files, write
+
 from seal_fast.data import make_input, open_images, shared
 from seal_fast.data.decode import Decoder
-from seal_fast.errors import RunError
+from seal_fast.utils.errors import RunError
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu_report import pretend, step_report
 from seal_fast.__main__ import main
-from seal_fast.gpu_report import pretend, step_report
 
-# python -m seal_fast kernels --step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
+# python -m bench.gpu_report --step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
 RECORD = Path(__file__).parent / "resnet18_bf16_nhwc.json"
 supported = pytest.mark.skipif(pretend.unsupported() is not None, reason=str(pretend.unsupported()))
 

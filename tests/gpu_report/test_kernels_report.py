@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from bench.gpu_report import kernels_report
+from bench.gpu_report.datasheet import CARDS
+from bench.gpu_report.target import compile_variant, read_cubin
 from seal_fast.__main__ import main
-from seal_fast.errors import RunError
-from seal_fast.gpu_report import kernels_report
-from seal_fast.gpu_report.datasheet import CARDS
-from seal_fast.gpu_report.target import compile_variant, read_cubin
+from seal_fast.utils.errors import RunError
 
 pytest.importorskip("triton", reason="Triton is not installed")
 VARIANTS = {f"{v.op}-{v.name}": v for v in kernels_report.variants()}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seal_fast.gpu_report import measure
+from bench.gpu_report import measure
 
 
 def test_every_way_to_update_is_called_and_set_against_the_copy():

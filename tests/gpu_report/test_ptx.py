@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from seal_fast.gpu_report import ptx
+from bench.gpu_report import ptx
 
 KERNEL = """
 .visible .entry kernel(.param .u64 data, .param .u64 table)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-
 from processes import together
-from seal_fast.gpu_report import scaling
-from seal_fast.gpu_report.datasheet import CARDS
-from seal_fast.gpu_report.scaling import Work, exchange_seconds, least_batch, network_seconds, speed_up, wire_bytes
+
+from bench.gpu_report import scaling
+from bench.gpu_report.datasheet import CARDS
+from bench.gpu_report.scaling import Work, exchange_seconds, least_batch, network_seconds, speed_up, wire_bytes
 
 A100 = CARDS[80]
 WORK = Work("a network", 10_000_000, 0.9, 0.5, 8e6, 1e9, 200)

@@ -48,10 +48,10 @@ def double(tensor):
 
 def oracle(p, buf, grad, numbers, scale=1.0):
     """The rule for one parameter in float64: new p, new buffer, the unscaled gradient and the change of p."""
-    lr, momentum, weight_decay, direction, strength = numbers
+    lr, momentum, weight_decay, sign, strength = numbers
     g = grad / scale
     buf = momentum * buf + (g + weight_decay * p)
-    change = np.zeros_like(p) if strength == 0 else direction * strength * lr * buf
+    change = np.zeros_like(p) if strength == 0 else sign * strength * lr * buf
     return p - change, buf, g, change
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from literal import literal_philox
 from scipy import stats
-from test_philox import literal_philox
 from torch._dynamo.testing import CompileCounter
 
 from seal_fast.kernels import augment, native

@@ -15,7 +15,7 @@ from seal_fast.kernels.annealed_sgd import FlatParameters, annealed_sgd_, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="installed without native kernels")
 
-HYPER = torch.tensor([[0.1, 0.9, 0.01, 1.0, 1.0]], dtype=torch.float64)
+HYPERPARAMETERS = torch.tensor([[0.1, 0.9, 0.01, 1.0, 1.0]], dtype=torch.float64)
 
 
 def flat(dtype=torch.float32, copies=False):
@@ -36,9 +36,9 @@ def assert_updates(made, quickly=True, grad_scale=None, found_inf=None):
     momentum = torch.randn_like(made.buffer)
     weights, same = made.buffer.clone(), momentum.clone()
     optional = dict(grad_scale=grad_scale, found_inf=found_inf)
-    annealed_sgd_(weights, same, made.gradients(), made.segments, HYPER, backend="native", **optional)
+    annealed_sgd_(weights, same, made.gradients(), made.segments, HYPERPARAMETERS, backend="native", **optional)
     before = made.buffer.clone()
-    assert native_update(made, momentum, HYPER)(grad_scale, found_inf) == quickly
+    assert native_update(made, momentum, HYPERPARAMETERS)(grad_scale, found_inf) == quickly
     assert torch.equal(made.buffer, weights if quickly else before)
     if quickly:
         assert torch.equal(momentum, same) and torch.equal(weights, before) == (found_inf is not None)
@@ -60,9 +60,11 @@ def test_what_is_no_float32_number_is_left_to_the_close_look(name, wrong):
     made, momentum = flat(), torch.ones(flat().buffer.shape)
     arguments = dict.fromkeys(("grad_scale", "found_inf"), None) | {name: wrong}
     before = made.buffer.clone()
-    assert not native_update(made, momentum, HYPER)(*arguments.values()) and torch.equal(made.buffer, before)
+    assert not native_update(made, momentum, HYPERPARAMETERS)(*arguments.values()) and torch.equal(made.buffer, before)
     with pytest.raises(ValueError, match=f"{name} must be one torch.float32 number"):
-        annealed_sgd_(made.buffer, momentum, made.gradients(), made.segments, HYPER, backend="native", **arguments)
+        annealed_sgd_(
+            made.buffer, momentum, made.gradients(), made.segments, HYPERPARAMETERS, backend="native", **arguments
+        )
 
 
 def test_a_scale_in_a_row_of_one():
@@ -127,11 +129,11 @@ def sparse(made):
 )
 def test_nothing_is_done_and_the_close_look_says_what_is_wrong(spoil, message):
     made = flat()
-    update = native_update(made, torch.ones_like(made.buffer), HYPER)
+    update = native_update(made, torch.ones_like(made.buffer), HYPERPARAMETERS)
     assert update(None, None)
     spoil(made)
     if spoil is twice:
-        update = native_update(made, torch.ones_like(made.buffer), HYPER)
+        update = native_update(made, torch.ones_like(made.buffer), HYPERPARAMETERS)
     before = made.buffer.clone()
     assert not update(None, None) and torch.equal(made.buffer, before)
     with pytest.raises((RuntimeError, ValueError), match=message):
@@ -142,7 +144,7 @@ def test_nothing_is_done_and_the_close_look_says_what_is_wrong(spoil, message):
 def test_autograd_learns_of_what_is_written_and_of_nothing_else(copies):
     made = flat(copies=copies)
     leaves = [*made.params, *made.copies_read]
-    update = native_update(made, torch.zeros_like(made.buffer), HYPER)
+    update = native_update(made, torch.zeros_like(made.buffer), HYPERPARAMETERS)
     versions = [leaf._version for leaf in leaves]
     assert update(None, None) and [leaf._version for leaf in leaves] == [v + 1 for v in versions]
     moved(made)
@@ -152,7 +154,7 @@ def test_autograd_learns_of_what_is_written_and_of_nothing_else(copies):
 
 def test_a_buffer_moved_by_its_owner_ends_what_was_made_for_the_old_one():
     made = flat()
-    update = native_update(made, torch.ones_like(made.buffer), HYPER)
+    update = native_update(made, torch.ones_like(made.buffer), HYPERPARAMETERS)
     made.move(made.buffer.clone())
     assert not update(None, None)
     assert_updates(made)
@@ -160,7 +162,7 @@ def test_a_buffer_moved_by_its_owner_ends_what_was_made_for_the_old_one():
 
 def test_parameters_that_refer_to_what_holds_them_are_let_go():
     made = flat()
-    made.params[0].owner = native_update(made, torch.ones_like(made.buffer), HYPER)
+    made.params[0].owner = native_update(made, torch.ones_like(made.buffer), HYPERPARAMETERS)
     made.params[0].flat = made
     ended = weakref.ref(made)
     del made

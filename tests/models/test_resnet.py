@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from seal_fast import models
-from seal_fast.errors import UsageError
+from seal_fast.utils.errors import UsageError
 
 # (blocks a layer, convolutions a block, expansion, parameters at 1000 classes as torchvision documents them)
 FACTS = {

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from processes import together
 from torch import nn
 
-from processes import together
-from seal_fast.distributed import joined
+from seal_fast.distributed.world import joined
 from seal_fast.models import synchronise_
 from seal_fast.models.resnet import normalise
 

@@ -2,10 +2,10 @@ import math
 import re
 from dataclasses import replace
 
-import pytest
-
 import browser
+import pytest
 from pretend import pretend_rows, pretend_run
+
 from seal_fast.__main__ import main
 from seal_fast.config import Config
 from seal_fast.report.content import content

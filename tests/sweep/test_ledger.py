@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Entry, Ledger
+from seal_fast.utils.errors import RunError
 
 
 def test_the_last_word_counts_and_is_found_again(tmp_path):

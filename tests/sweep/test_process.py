@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from seal_fast import checkpoint
 from seal_fast.config import Config
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.process import Process, _Gate, last_words, wait_until_free
+from seal_fast.training import checkpoint
 
 SMALL = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "warmup_epochs": 0, "batch_size": 8, "stem": "small"}
 

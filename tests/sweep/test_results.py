@@ -5,8 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
-
 from pretend import pretend_run
+
 from seal_fast.config import Config
 from seal_fast.sweep import results
 from seal_fast.sweep.folder import SweepFolder

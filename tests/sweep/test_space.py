@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from seal_fast.config import Config
-from seal_fast.errors import UsageError
 from seal_fast.methods import METHODS
 from seal_fast.sweep import plan
 from seal_fast.sweep.space import read
+from seal_fast.utils.errors import UsageError
 
 
 @pytest.fixture

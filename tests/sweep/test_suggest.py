@@ -5,10 +5,10 @@ import statistics
 
 import pytest
 
-from seal_fast.errors import UsageError
 from seal_fast.sweep import suggest
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.space import read
+from seal_fast.utils.errors import UsageError
 
 pytest.importorskip("optuna", reason="Optuna is an optional extra")
 

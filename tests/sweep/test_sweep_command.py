@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from seal_fast.__main__ import main
 from seal_fast.config import Config, load
-from seal_fast.run_folder import RunFolder
+from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep import plan
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.folder import SweepFolder

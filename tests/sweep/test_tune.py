@@ -15,11 +15,12 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is an optional extra")
 
-from seal_fast.errors import RunError
+from stub_sweep import COUNT, DIES, POOR, UNLUCKY, top1
+
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.scheduling import connection, tune
 from seal_fast.sweep.scheduling.rungs import Rungs
-from stub_sweep import COUNT, DIES, POOR, UNLUCKY, top1
+from seal_fast.utils.errors import RunError
 
 STUB = Path(__file__).with_name("stub_sweep.py")
 

@@ -15,26 +15,26 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from seal_fast import runtime
-from seal_fast.analysis.flags import add_flags, check
-from seal_fast.analysis.flags import subjects as named_subjects
-from seal_fast.analysis.groups import by_seed
-from seal_fast.analysis.hessian import pictures
-from seal_fast.analysis.hessian.groups import group_names
-from seal_fast.analysis.hessian.measure import Found, Watcher, describe, measure
-from seal_fast.analysis.hessian.operator import HessianOperator
-from seal_fast.analysis.images import batches, choose, own_images, readable
-from seal_fast.analysis.processes import check_alike, joined, rows_of
-from seal_fast.analysis.results import identity, left_out, write_results
-from seal_fast.analysis.stage_pictures import several_stages
-from seal_fast.analysis.subject import Subject
+from seal_fast.analysis.common.flags import add_flags, check
+from seal_fast.analysis.common.flags import subjects as named_subjects
+from seal_fast.analysis.common.groups import by_seed
+from seal_fast.analysis.common.images import batches, choose, own_images, readable
+from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.processes import check_alike, joined, rows_of
+from seal_fast.analysis.common.results import identity, left_out, write_results
+from seal_fast.analysis.common.stage_plots import several_stages
+from seal_fast.analysis.hessian import plots as pictures
+from seal_fast.analysis.hessian.compute import Found, Watcher, describe, measure
 from seal_fast.config import Config
+from seal_fast.curvature.groups import group_names
+from seal_fast.curvature.operator import HessianOperator
 from seal_fast.data import ImageSet, Split
-from seal_fast.distributed import World
-from seal_fast.errors import UsageError
-from seal_fast.files import to_json
-from seal_fast.signals import stop_signals
-from seal_fast.table import table
+from seal_fast.distributed.world import World
+from seal_fast.training import runtime
+from seal_fast.training.signals import stop_signals
+from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import to_json
+from seal_fast.utils.table import table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,17 +52,17 @@ def main(argv: Sequence[str]) -> int:
         watcher.stop = number
 
     with joined(flags, config) as (world, machine), stop_signals(ask):
-        subjects = world.agreed(lambda: named_subjects(flags))
-        watcher.visible = world.writes
+        subjects = world.run_on_all(lambda: named_subjects(flags))
+        watcher.visible = world.is_main
         for subject in subjects:
             if watcher.stop is None:
                 result, found = _measure(subject, machine, flags, watcher, world)
                 results.append(result)
                 founds.append(found)
-    if world.writes:
+    if world.is_main:
         _give(results, founds, subjects, flags)
     for subject, found in zip(subjects, founds, strict=False):
-        if found.trouble and world.writes:
+        if found.trouble and world.is_main:
             print(f"error: {subject.name}: {found.trouble}", file=sys.stderr)
     if watcher.stop is not None:
         print("stopped: these are the figures so far", file=sys.stderr)
@@ -135,12 +135,12 @@ class _Images:
 
 
 def _measure(
-    subject: Subject, machine: runtime.Runtime, flags: argparse.Namespace, watcher: Watcher, world: World
+    subject: TrainedNetwork, machine: runtime.Runtime, flags: argparse.Namespace, watcher: Watcher, world: World
 ) -> tuple[dict[str, Any], Found]:
     if not subject.num_classes:
         raise UsageError(f"{subject.weights} has no fc, so it has no loss")
     began, config = time.perf_counter(), subject.config
-    images = world.agreed(lambda: own_images(subject, flags.data, flags.on_bad_image))
+    images = world.run_on_all(lambda: own_images(subject, flags.data, flags.on_bad_image))
     check_alike(world, subject, images)
     fingerprint = images.fingerprint  # of the whole, for runs on different parts of it may be compared
     images = replace(images, train=images.train.spread(config.limit_train if config else None))
@@ -205,7 +205,7 @@ def _measure(
 
 
 def _give(
-    results: list[dict[str, Any]], founds: list[Found], subjects: Sequence[Subject], flags: argparse.Namespace
+    results: list[dict[str, Any]], founds: list[Found], subjects: Sequence[TrainedNetwork], flags: argparse.Namespace
 ) -> None:
     if flags.out:
         write_results(flags.out, "hessian", results)
@@ -225,7 +225,7 @@ def _give(
 
 
 def _write_vectors(results: list[dict[str, Any]], founds: list[Found], out: Path) -> None:
-    from seal_fast.checkpoint import save_tensors
+    from seal_fast.training.checkpoint import save_tensors
 
     for result, found in zip(results, founds, strict=True):
         ends = {"top": found.spectrum.top.vectors, "bottom": found.spectrum.bottom.vectors}

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from ...errors import UsageError
-from ..container import Container
-from . import idx, image_folder, tiny_imagenet
+from seal_fast.data.archive import Container
+from seal_fast.data.layouts import idx, image_folder, tiny_imagenet
+from seal_fast.utils.errors import UsageError
 
 KNOWN: tuple[ModuleType, ...] = (tiny_imagenet, idx, image_folder)
 

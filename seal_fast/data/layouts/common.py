@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import RunError, UsageError
-from ..container import Container
-from ..split import Files, Split
+from seal_fast.data.archive import Container
+from seal_fast.data.split import Files, Split
+from seal_fast.utils.errors import RunError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..split import Pixels, Split
-from .common import Contents, grey_statistics
+from seal_fast.data.layouts.common import Contents, grey_statistics
+from seal_fast.data.split import Pixels, Split
 
 NAME = "digits"
 

@@ -13,10 +13,10 @@ import zlib
 
 import numpy as np
 
-from ...errors import RunError
-from ..container import Container
-from ..split import Pixels, Split
-from .common import Contents, Faults, grey_statistics
+from seal_fast.data.archive import Container
+from seal_fast.data.layouts.common import Contents, Faults, grey_statistics
+from seal_fast.data.split import Pixels, Split
+from seal_fast.utils.errors import RunError
 
 NAME = "idx"
 DESCRIPTION = "idx files ({train,t10k}-{images-idx3,labels-idx1}-ubyte, .gz too)"

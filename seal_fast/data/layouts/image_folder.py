@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ...errors import RunError
-from ..container import Container
-from ..split import Split
-from .common import Contents, Faults, class_folders, labelled_files
+from seal_fast.data.archive import Container
+from seal_fast.data.layouts.common import Contents, Faults, class_folders, labelled_files
+from seal_fast.data.split import Split
+from seal_fast.utils.errors import RunError
 
 NAME = "image-folder"
 DESCRIPTION = "an image folder (train/CLASS/*, with val/CLASS/* or test/CLASS/*)"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...errors import RunError
-from ..container import Container
-from .common import Contents, Faults, class_folders, is_image, labelled_files
+from seal_fast.data.archive import Container
+from seal_fast.data.layouts.common import Contents, Faults, class_folders, is_image, labelled_files
+from seal_fast.utils.errors import RunError
 
 NAME = "tiny-imagenet"
 DESCRIPTION = "Tiny-ImageNet (wnids.txt, train/WNID/images/*, val/images/*, val/val_annotations.txt)"

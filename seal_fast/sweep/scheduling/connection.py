@@ -18,8 +18,8 @@ from typing import Any
 
 import ray
 
-from seal_fast.errors import RunError
 from seal_fast.sweep.scheduling import head
+from seal_fast.utils.errors import RunError
 
 _SHUTDOWN_SECONDS = 8.0
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray

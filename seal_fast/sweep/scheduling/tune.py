@@ -22,7 +22,6 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from seal_fast.config import to_dict
-from seal_fast.errors import RunError
 from seal_fast.sweep.ledger import Ledger, State
 from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.scheduling import news
@@ -31,6 +30,7 @@ from seal_fast.sweep.scheduling.proposals import Proposals
 from seal_fast.sweep.scheduling.rungs import Rungs
 from seal_fast.sweep.scheduling.worker import METRIC, Attempts, Training
 from seal_fast.sweep.suggest import Search
+from seal_fast.utils.errors import RunError
 
 _BUSY_SECONDS = 1.0  # after news, while a trial may be about to start, Tune does not pause
 

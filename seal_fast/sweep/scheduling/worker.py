@@ -10,9 +10,9 @@ from typing import Any
 from ray import tune
 
 from seal_fast.config import Config, override
-from seal_fast.errors import RunError, UsageError
 from seal_fast.sweep.process import Process
 from seal_fast.sweep.scheduling import news
+from seal_fast.utils.errors import RunError, UsageError
 
 METRIC = "val_top1"
 _GRACE_SECONDS = 30.0

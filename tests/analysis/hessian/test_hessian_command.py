@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from seal_fast import models, train
 from seal_fast.__main__ import main
-from seal_fast.analysis import subject
-from seal_fast.analysis.hessian.measure import Watcher
+from seal_fast.analysis.common import network as subject
+from seal_fast.analysis.hessian.compute import Watcher
 from seal_fast.config import Config
 from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
@@ -184,7 +183,7 @@ def test_two_processes_share_the_images(folder, tmp_path):
         f"--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 2 --group layer4 --threads 1 --out {tmp_path}"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(
         [*torchrun, str(script), "hessian", str(folder), *flags.split()],
         check=True,

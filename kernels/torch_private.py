@@ -1,0 +1,71 @@
+"""Every private name of torch that this package uses: why, and the version that it was checked with (2.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T", bound=Callable)
+
+
+def has_bf16_matmul() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices on this CPU. torch has no public query for it."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_avx512_bf16() -> bool:
+    """Whether this CPU has bfloat16 dot products. torch.backends.cpu.get_cpu_capability() does not tell."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def constant(function: T) -> T:
+    """Mark a function whose value torch.compile takes as a constant of the process, without tracing into it.
+
+    torch.compiler.assume_constant_result sets the same mark, but only after importing all of dynamo and Inductor, which
+    a run without --compile never needs.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
+def transforming() -> bool:
+    """Whether torch.func (grad, jvp, vmap) is at work, which cannot use an operator's own backward formula.
+
+    torch has no public query for it. No compiled graph is traced within torch.func.
+    """
+    return torch._C._are_functorch_transforms_active()
+
+
+def foreach_add_(tensors: Sequence[Tensor], value: float) -> None:
+    """Add a number to each tensor in one launch. The public torch API has no multi-tensor operations."""
+    torch._foreach_add_(tensors, value)  # pyright: ignore
+
+
+def foreach_copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target in one launch. The public torch API has no multi-tensor operations."""
+    torch._foreach_copy_(targets, sources)  # pyright: ignore
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over the default process group; traceable and differentiable, unlike torch.distributed.all_reduce."""
+    from torch.distributed._functional_collectives import all_reduce
+
+    return all_reduce(tensor, "sum", torch.distributed.group.WORLD)  # pyright: ignore[reportArgumentType]
+
+
+def compiled_graphs() -> int:
+    """Graphs that torch.compile has made in this process. torch publishes no counter."""
+    import torch._dynamo.utils as dynamo
+
+    return dynamo.counters["stats"]["unique_graphs"]
+
+
+def compile_seconds() -> float:
+    """Seconds torch.compile has spent in this process, backward graphs included. torch publishes no clock."""
+    import torch._dynamo.utils as dynamo
+
+    return dynamo.calculate_time_spent().get("total_wall_time", 0.0)

@@ -1,0 +1,1 @@
+"""What the analyses share: trained networks, images, features, statistics, result files."""

@@ -1,0 +1,194 @@
+"""Pooled features of a network on a data set, extracted once and kept in a content-addressed cache.
+
+An entry's name is the sha256 of all that decides the features: the weights' tensors, every image's bytes and label, the
+size, the compute type and the version of this module. Nothing else is asked, so a changed file of either kind never
+meets an old entry, and moving or renaming files costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from seal_fast.analysis.common.images import batches
+from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.processes import gathered, rows_of
+from seal_fast.analysis.common.results import identity
+from seal_fast.data import ImageSet, Split
+from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.training.checkpoint import save_tensors
+from seal_fast.training.runtime import Runtime
+from seal_fast.utils.errors import RunError
+
+VERSION = "seal_fast features 1"
+"""To be raised whenever the same network would give other features for the same images."""
+
+_log = logging.getLogger("seal_fast")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen network makes of the images of a split, in their order.
+
+    Attributes:
+        values: float32 [n, D], the pooled activations that the last linear layer reads.
+        labels: int64 [n].
+    """
+
+    values: Tensor
+    labels: Tensor
+
+
+def cache_folder(flag: Path | None = None) -> Path:
+    """Where features are kept: the flag, $SEAL_FAST_CACHE, or seal_fast in $XDG_CACHE_HOME (~/.cache)."""
+    if flag is not None:
+        return flag
+    if said := os.environ.get("SEAL_FAST_CACHE"):
+        return Path(said)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_fast"
+
+
+class Extractor:
+    """Features of one network after the other; which of them came from the cache is counted.
+
+    Args:
+        machine: device, compute type and autocast of the forward pass.
+        cache: folder of the cache; None keeps nothing.
+        image_size: pixels a side of the input; None takes what each network was trained on.
+        batch_size: images a forward pass; changes speed and memory only.
+        world: processes that share the images; all of them must ask the same. The first one's cache counts.
+    """
+
+    def __init__(
+        self,
+        machine: Runtime,
+        cache: Path | None,
+        image_size: int | None = None,
+        batch_size: int = 256,
+        world: World = SINGLE_PROCESS,
+    ) -> None:
+        self.machine, self.cache, self.image_size, self.batch_size = machine, cache, image_size, batch_size
+        self.world = world
+        self.extracted = self.found = 0
+        self._contents: dict[tuple[str, str], str] = {}
+        self._network: tuple[TrainedNetwork, torch.nn.Module] | None = None
+
+    def __call__(self, subject: TrainedNetwork, images: ImageSet, part: Literal["train", "val"]) -> Features:
+        """The features of a split.
+
+        Raises:
+            UsageError: the weights file is damaged or of another architecture.
+            RunError: an image cannot be decoded, or the network gives NaN or infinite features.
+        """
+        split = getattr(images, part)
+        device = self.machine.device
+        labels = torch.from_numpy(split.labels).to(device)
+        path, name, key, values = None, "", {}, None
+        if self.cache and self.world.is_main:
+            key = self._key(subject, images, part)
+            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+            path = self.cache / "features" / name[:2] / f"{name}.safetensors"
+            values = _read(path, name, len(split))
+        if (width := self.world.broadcast_object(None if values is None else values.shape[1])) is not None:
+            self.found += 1
+            values = torch.empty(len(split), width) if values is None else values
+            self.world.broadcast_(values)
+            return Features(values.to(device), labels)
+        values = self._extract(subject, images, split)
+        self.extracted += 1
+        if path:
+            _write(path, name, values, key)
+        return Features(values, labels)
+
+    def _key(self, subject: TrainedNetwork, images: ImageSet, part: str) -> dict[str, Any]:
+        known = images.fingerprint, part
+        if known not in self._contents:
+            self._contents[known] = _content(getattr(images, part))
+        return {
+            "version": VERSION,
+            "weights": identity(subject)["weights_sha256"],
+            "network": [subject.model, subject.stem],
+            "images": [images.fingerprint, part, self._contents[known], *images.mean, *images.std],
+            "image_size": self.image_size or subject.image_size,
+            "compute": str(self.machine.compute),
+        }
+
+    @torch.inference_mode()
+    def _extract(self, subject: TrainedNetwork, images: ImageSet, split: Split) -> Tensor:
+        machine = self.machine
+        if self._network is None or self._network[0] != subject:
+            self._network = subject, subject.network(machine.device, machine.dtype)
+        network: Any = self._network[1]
+        mine = split.take(rows_of(len(split), self.batch_size, self.world.rank, self.world.size))
+
+        def embedded() -> Tensor:
+            shown = batches(
+                images,
+                mine,
+                image_size=self.image_size or subject.image_size,
+                batch_size=self.batch_size,
+                device=machine.device,
+                dtype=machine.compute,
+                threads=torch.get_num_threads(),
+            )
+            parts = [torch.empty(0, network.fc.in_features, device=machine.device)]
+            for pixels, _ in shown if len(mine) else ():
+                with machine.autocast():
+                    parts.append(network.embed(pixels).float())
+            return torch.cat(parts)
+
+        own = self.world.run_on_all(embedded)
+        values = gathered(own, len(split), self.batch_size, self.world).to(machine.device)
+        if not torch.isfinite(values).all():
+            raise RunError(f"{subject.weights} gives NaN or infinite features for {images.name}: its training diverged")
+        return values
+
+
+def _content(split: Split) -> str:
+    """sha256 over labels and the bytes of every image. The fingerprint alone knows sizes of files, not their bytes."""
+    total = hashlib.sha256(split.labels.astype("<i8").tobytes())
+    for row in range(len(split)):
+        data = split.source.read(row)
+        total.update(len(data).to_bytes(8, "little"))
+        total.update(data.tobytes())
+    return total.hexdigest()
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.numpy().data).hexdigest()
+
+
+def _read(path: Path, name: str, count: int) -> Tensor | None:
+    """An entry of the cache; None where there is none, or a damaged one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            values, said = file.get_tensor("values"), file.metadata() or {}
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        _log.warning("cache: %s is damaged (%s), so its features are extracted again", path, error)
+        return None
+    if said.get("name") == name and values.shape[0] == count and said.get("sha256") == _digest(values):
+        return values
+    _log.warning("cache: %s is damaged, so its features are extracted again", path)
+    return None
+
+
+def _write(path: Path, name: str, values: Tensor, key: dict[str, Any]) -> None:
+    values = values.cpu().contiguous()
+    try:
+        save_tensors(
+            path, {"values": values}, {"name": name, "sha256": _digest(values), "key": json.dumps(key, sort_keys=True)}
+        )
+    except RunError as error:  # a cache that cannot be written costs time, not the analysis
+        _log.warning("cache: %s", error)

@@ -1,0 +1,92 @@
+"""Curves over the stages of runs: how a figure moves from generation to generation and across an ascent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_fast.analysis.common.stats import Interval, student
+from seal_fast.runs.plots import EARLY
+from seal_fast.utils.files import write_atomically
+
+COLOURS = ("#003d5b", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8a8d91", "#2e933c", "#b5651d")
+
+Curves = Mapping[str, Mapping[str, Interval]]
+"""A figure by group and stage."""
+
+
+def by_stage(points: Iterable[tuple[str, str, float | Interval | None]]) -> Curves:
+    """(group, stage, value) of single networks as curves; of several networks Student's interval, of one its own."""
+    found: dict[str, dict[str, list[Interval]]] = {}
+    for group, stage, value in points:
+        if value is None:
+            continue
+        own = value if isinstance(value, Interval) else student([value])
+        if math.isfinite(own.mean):
+            found.setdefault(group, {}).setdefault(stage, []).append(own)
+    return {
+        group: {
+            stage: known[0] if len(known) == 1 else student([one.mean for one in known])
+            for stage, known in sorted(stages.items(), key=lambda item: stage_place(item[0]))
+        }
+        for group, stages in found.items()
+    }
+
+
+def draw_curves(axis: Any, curves: Curves, colours: Mapping[str, str]) -> None:
+    """One line a group with its interval shaded; ascents are marked."""
+    stages: dict[float, str] = {}
+    for group, points in curves.items():
+        places = [stage_place(stage) for stage in points]
+        stages |= dict(zip(places, points, strict=True))
+        means, low, high = ([getattr(point, end) for point in points.values()] for end in ("mean", "low", "high"))
+        axis.plot(places, means, color=colours[group], marker="o", markersize=3, linewidth=1.2, label=group)
+        axis.fill_between(places, low, high, color=colours[group], alpha=0.15, linewidth=0)
+    ordered = sorted(stages)
+    for place in ordered:
+        if stages[place].endswith("-ascent"):
+            axis.axvline(place, color=EARLY, alpha=0.2, linewidth=6)
+    names = [stages[place].removeprefix("generation-").replace("-ascent", "\nascent") for place in ordered]
+    axis.set_xticks(ordered, names, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> Path:
+    """Rows of panels (title, curves) as a PNG file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, panels))
+    figure = Figure(figsize=(max(5.0, 3.4 * columns), 2.6 * len(panels) + 0.3), layout="constrained")
+    axes = figure.subplots(len(panels), columns, squeeze=False)
+    groups = dict.fromkeys(group for row in panels for _, curves in row for group in curves)
+    colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
+    for row, shown in zip(axes, panels, strict=True):
+        for axis in row[len(shown) :]:
+            axis.set_visible(False)
+        for axis, (title, curves) in zip(row, shown, strict=False):
+            draw_curves(axis, curves, colours)
+            axis.set_title(title, fontsize=9)
+    for axis, _ in zip(axes[-1], panels[-1], strict=False):
+        axis.set_xlabel("generation (its end, or its ascent's)", fontsize=8)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+    return path
+
+
+def several_stages(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether results follow runs through their kept stages, so that there is a curve to draw."""
+    return len({result["stage"] for result in results if result["stage"].startswith("generation-")}) > 1
+
+
+def stage_place(stage: str) -> float:
+    """Where a stage stands on an axis of generations: an ascent half-way between two of their ends."""
+    number = stage.removeprefix("generation-").removesuffix("-ascent")
+    if not number.isdecimal():
+        return 0.0
+    return int(number) - 0.5 * stage.endswith("-ascent")

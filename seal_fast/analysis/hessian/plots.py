@@ -1,0 +1,77 @@
+"""Pictures of curvature: spectral densities on a logarithmic scale, and the spectrum's ends over generations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seal_fast.analysis.common import stage_plots as stage_pictures
+from seal_fast.analysis.common.stage_plots import COLOURS
+from seal_fast.curvature.estimates import Density
+from seal_fast.utils.files import write_atomically
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the densities among the results, with the eigenvalues found as ticks, into a PNG file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [result for result in results if result["density"]]
+    densities = [as_density(result) for result in shown]
+    low = min(float(d.nodes.min()) for d in densities)
+    high = max(float(d.nodes.max()) for d in densities)
+    sigma = 0.006 * (high - low or 1.0)
+    grid = torch.linspace(low - 6 * sigma, high + 6 * sigma, 2000, dtype=torch.float64)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
+    floor = min(1 / d.size for d in densities) / (high - low or 1.0) / 10
+    for i, (result, density) in enumerate(zip(shown, densities, strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        axis.semilogy(grid, density.curve(grid, sigma).clamp(min=floor / 10), color=colour, label=result["subject"])
+        for value in [*result["top"], *result["bottom"]]:
+            axis.axvline(value, 0, 0.04, color=colour, linewidth=1.2)
+    axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    axis.set_ylim(bottom=floor)
+    ticks = any([*result["top"], *result["bottom"]] for result in shown)
+    axis.set_xlabel("eigenvalue of the Hessian" + (" (ticks: largest and most negative)" if ticks else ""))
+    axis.set_ylabel("density")
+    axis.set_title(f"{shown[0]['loss']}; {shown[0]['group']} parameters, {shown[0]['images']} images", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def draw_generations(results: Sequence[dict[str, Any]], group_of: Mapping[int, str], path: Path) -> None:
+    """Draw the ends of the spectrum, and the trace, at every kept stage of the runs into a PNG file.
+
+    Args:
+        results: of all stages.
+        group_of: by place in `results`, the runs that differ by their seed alone.
+        path: of the file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+
+    def curves(value: Callable[[dict[str, Any]], float | None]) -> stage_pictures.Curves:
+        return stage_pictures.by_stage((group_of[i], r["stage"], value(r)) for i, r in enumerate(results))
+
+    panels = {
+        "largest eigenvalue": curves(lambda r: next(iter(r["top"]), None)),
+        "most negative eigenvalue": curves(lambda r: next(iter(r["bottom"]), None)),
+        "trace": curves(lambda r: r["trace"]),
+    }
+    stage_pictures.draw([[(title, found) for title, found in panels.items() if found]], path)
+
+
+def as_density(result: dict[str, Any]) -> Density:
+    """The density that a result holds."""
+    nodes = torch.tensor(result["density"]["nodes"], dtype=torch.float64)
+    weights = torch.tensor(result["density"]["weights"], dtype=torch.float64)
+    return Density(nodes, weights, result["parameters"], nodes.numel())

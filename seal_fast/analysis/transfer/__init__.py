@@ -1,0 +1,1 @@
+"""Transfer to other data sets: linear probe, k-NN, fine-tuning."""

@@ -1,0 +1,28 @@
+"""Which parameters a block of the Hessian is of."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from seal_fast.methods.partition import split
+from seal_fast.utils.errors import UsageError
+
+
+def group_names(model: nn.Module, group: str, threshold: str = "layer3") -> list[str]:
+    """Parameter names of a group: "all", "early", "late", or a layer such as layer4.1 or fc.
+
+    Raises:
+        UsageError: there is no such layer, or it has no parameters.
+    """
+    parameters = {name: p.numel() for name, p in model.named_parameters()}
+    if group == "all":
+        return list(parameters)
+    if group in ("early", "late"):
+        return list(split(parameters, threshold).groups[group])
+    names = [name for name in parameters if name == group or name.startswith(group + ".")]
+    if not names:
+        there = group in dict(model.named_modules())
+        why = "that layer has no parameters" if there else "the model has no such layer"
+        top = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+        raise UsageError(f"--group {group}: {why}; choose all, early, late, one of {top}, or a block of one")
+    return names

@@ -1,0 +1,213 @@
+"""The Hessian of a network's mean loss over fixed batches, as a linear operator."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seal_fast.curvature.double_backward import DoubleBackward
+from seal_fast.curvature.r_operator.products import ROperator
+from seal_fast.models import ResNet
+from seal_fast.utils.errors import RunError, UsageError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@contextlib.contextmanager
+def whole_float32() -> Iterator[None]:
+    """No TF32 inside float32 products: training allows it on a GPU, and it would drown the residuals."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+class HessianOperator:
+    """The Hessian of  (1 / N) sum over images of the loss  with respect to a model's parameters, or to some of them.
+
+    The batches are fixed: every product sees the same images, none of them augmented. In eval mode the value does not
+    depend on how they are split into batches. What a product reuses is kept from one to the next as far as
+    `cache_bytes` allows; the batches beyond are run anew for each, so memory does not grow with their number.
+
+    Args:
+        model: the network. Its parameters must not change while the operator is in use.
+        loss: (model(images), labels) to the mean loss of the batch, twice differentiable.
+        batches: (images, labels) pairs, to be read more than once: a list, a DataLoader without shuffling.
+        names: parameters of the Hessian's block, default all; rows and columns follow this order.
+        batchnorm: "eval" (running statistics; the default), or "train": each batch's own statistics. Then the value
+            depends on the batch split, and running statistics are left alone.
+        method: "r-operator" (seal_fast's ResNets in eval mode), "double-backward" (any model), or "auto".
+        cache_bytes: how much of what the products share is kept.
+        reduce: adds a tensor up over processes in place, where each has its share of the batches.
+
+    Attributes:
+        shape: (n, n), n the parameters in the block.
+        method: the name of the method in use.
+        images: N, of all processes.
+        loss_value: the mean loss at the point.
+        gradient: its gradient, float64 [n].
+        hvps: products computed so far.
+
+    Raises:
+        UsageError: there is no batch, or no such parameter.
+        RunError: the loss or its gradient is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        names: Sequence[str] | None = None,
+        *,
+        batchnorm: Literal["eval", "train"] = "eval",
+        method: Literal["auto", "r-operator", "double-backward"] = "auto",
+        cache_bytes: int = 2 << 30,
+        reduce: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        parameters = dict(model.named_parameters())
+        self.names = list(parameters) if names is None else list(names)
+        if unknown := [name for name in self.names if name not in parameters]:
+            raise UsageError(f"the model has no parameter called {unknown[0]}")
+        if not self.names:
+            raise UsageError("the Hessian of no parameters was asked for: name some")
+        if iter(batches) is batches:
+            raise UsageError("the batches are an iterator, which can be read only once: pass a list of them")
+        self.batches = batches
+        self.batchnorm = batchnorm
+        self._reduce = reduce or (lambda tensor: tensor)
+        self._shapes = [parameters[name].shape for name in self.names]
+        self.dtype, self.device = parameters[self.names[0]].dtype, parameters[self.names[0]].device
+        self._products = self._choose(model, loss, method)
+        self.method = self._products.name
+        self.hvps = 0
+        self._record(cache_bytes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, n)."""
+        n = sum(shape.numel() for shape in self._shapes)
+        return n, n
+
+    @property
+    def block(self) -> int:
+        """How many vectors a product should take at once: a GPU is not filled by one, a CPU is."""
+        return 1 if self.device.type == "cpu" else 8
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Products with [n] or with the columns of [n, m], in float64; the m columns go through the network at once."""
+        if vectors.shape[0] != self.shape[0] or vectors.dim() not in (1, 2):
+            raise ValueError(f"a vector of {self.shape[0]} entries, or columns of as many, not {tuple(vectors.shape)}")
+        if vectors.dim() == 1:
+            return self.multiply(vectors[None])[0]
+        return self.multiply(vectors.T).T
+
+    @torch.no_grad()
+    @whole_float32()
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Products with the rows of [m, n], float64 [m, n]: one pass over the batches.
+
+        Raises:
+            RunError: a product is not finite.
+        """
+        tangents = self._products.start(self.by_name(rows.to(self.device)))
+        for tape in self._tapes():
+            self._products.multiply(tape, tangents)  # type: ignore[arg-type]
+        products = tangents.products()
+        flat = torch.empty(rows.shape, dtype=torch.float64, device=self.device)
+        for name, part in self.by_name(flat).items():
+            part.copy_(products[name])
+        self._reduce(flat)
+        self.hvps += len(rows)
+        if not torch.isfinite(flat.sum()):
+            raise RunError("a Hessian-vector product is NaN or infinite: the activations overflow; try --dtype float64")
+        return flat.div_(self.images)
+
+    @torch.no_grad()
+    @whole_float32()
+    def outlying(self, seed: int = 0) -> Tensor:
+        """A random vector, float64 [n], much of which lies in the span of the eigenvectors of large eigenvalues.
+
+        These come from the Gauss-Newton part, the sum of J^T A J, of the Hessian (Papyan, ICML 2019): this is the sum
+        of J^T A xi for a random xi, at the cost of one pass backward. Double backward, which has no J by itself, gives
+        the gradient: it lies there too, but may lack some of them.
+        """
+        if not isinstance(self._products, ROperator):
+            return self.gradient
+        parts = self._products.outlying(self._tapes(), torch.Generator().manual_seed(seed))
+        flat = torch.cat([parts[name].flatten() for name in self.names])
+        self._reduce(flat)
+        return flat / self.images
+
+    def by_name(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows [m, n] as parameter-shaped tensors [m, ...] by name."""
+        parts = rows.split([shape.numel() for shape in self._shapes], 1)
+        return {n: p.unflatten(1, s) for n, p, s in zip(self.names, parts, self._shapes, strict=True)}
+
+    def to_scipy(self) -> Any:
+        """The same as a scipy.sparse.linalg.LinearOperator of float64."""
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(x: Any) -> Any:
+            return (self @ torch.as_tensor(np.ascontiguousarray(x, dtype=np.float64))).cpu().numpy()
+
+        return LinearOperator(
+            self.shape,
+            matvec=lambda x: product(x.reshape(-1)),  # pyright: ignore[reportCallIssue]
+            matmat=product,  # pyright: ignore[reportCallIssue]
+            rmatvec=lambda x: product(x.reshape(-1)),  # pyright: ignore[reportCallIssue]
+            dtype=np.float64,  # pyright: ignore[reportCallIssue]
+        )
+
+    def _choose(self, model: nn.Module, loss: Loss, method: str) -> ROperator | DoubleBackward:
+        fits = type(model) is ResNet and self.batchnorm == "eval"
+        if method == "r-operator" and not fits:
+            raise UsageError("the R-operator is for seal_fast's ResNets in eval mode: choose double-backward")
+        if fits and method != "double-backward":
+            return ROperator(model, loss, self.names)  # type: ignore[arg-type]
+        return DoubleBackward(model, loss, self.names, self.batchnorm == "train")
+
+    @torch.no_grad()
+    @whole_float32()
+    def _record(self, cache_bytes: int) -> None:
+        """One pass over the batches: loss, gradient, and the tapes that fit into the cache."""
+        self._cache: list[Any] = []
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        room = cache_bytes
+        self._count = 0
+        for images, labels in self.batches:
+            self._count += 1
+            tape = self._products.record(images, labels)
+            sums += torch.tensor([tape.loss * tape.count, tape.count], dtype=torch.float64, device=self.device)
+            room -= tape.nbytes
+            if room >= 0:
+                self._cache.append(tape)
+        self._reduce(sums)
+        loss, count = sums.tolist()
+        self.images = int(count)
+        if not self.images:
+            raise UsageError("there are no images to compute the loss on: pass at least one batch")
+        gradient = self._products.gradient()
+        self.gradient = torch.cat([gradient[name].flatten() for name in self.names])
+        self._reduce(self.gradient)
+        self.gradient /= self.images
+        self.loss_value = loss / self.images
+        if not (abs(self.loss_value) < float("inf") and torch.isfinite(self.gradient).all()):
+            raise RunError("the loss or its gradient is NaN or infinite: these weights have diverged")
+
+    def _tapes(self) -> Iterable[Any]:
+        yield from self._cache
+        if len(self._cache) == self._count:
+            return
+        for i, (images, labels) in enumerate(self.batches):
+            if i >= len(self._cache):
+                yield self._products.record(images, labels, accumulate=False)

@@ -1,0 +1,1 @@
+"""Hessian-vector products of a ResNet by the R-operator (Pearlmutter, 1994)."""

@@ -1,0 +1,247 @@
+"""Hessian-vector products of the ResNets by the R-operator: one tangent pass forward, one backward.
+
+Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994): the derivative R{.} along a
+direction is carried through the forward and the backward pass of the network. Here BatchNorm (eval mode) is folded into
+the convolutions, what the passes at the point itself compute is kept for all products, and the activations' tangent
+and value lie side by side as channels, so that  R{W * x} = [W, R{W}] * [R{x}; x]  is one convolution; several
+directions are as many groups of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seal_fast.curvature.r_operator.folding import Folded, fold
+from seal_fast.curvature.r_operator.passes import (
+    Tape,
+    add_,
+    convolve,
+    gradient_of_bias,
+    gradient_of_input,
+    gradient_of_weight,
+    pick,
+    through_relu_,
+    unpool_max,
+    unpool_mean,
+)
+from seal_fast.curvature.r_operator.tangents import Tangents
+from seal_fast.models import ResNet
+from seal_fast.models.resnet import BasicBlock
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass
+class Block:
+    """A residual block: positions of its convolutions among the layers, and of that on its identity path."""
+
+    main: list[int]
+    shortcut: int | None
+
+
+class ROperator:
+    """Sums of Hessian-vector products over images, for a ResNet in eval mode and any loss of its logits.
+
+    Args:
+        model: the network; its parameters must not change while the operator is in use.
+        loss: (logits [N, K], labels [N]) to the batch's mean loss, twice differentiable.
+        names: the parameters of the Hessian's block; directions have these, and so have products.
+    """
+
+    name = "R-operator"
+
+    def __init__(self, model: ResNet, loss: Loss, names: Sequence[str]) -> None:
+        self.loss = loss
+        self.names = list(names)
+        modules = dict(model.named_modules())
+        self.layers: list[Folded] = []
+        self._typed_gradients: list[Tensor] = []  # of the folded weights, in the network's type
+
+        def add(conv: str, norm: str | None) -> int:
+            self.layers.append(fold(modules[conv], conv, norm and modules[norm], norm))  # type: ignore[arg-type]
+            return len(self.layers) - 1
+
+        add("conv1", "bn1")
+        self.pooled = model.maxpool is not None
+        self.blocks: list[Block] = []
+        for name, block in model.blocks():
+            count = 2 if isinstance(block, BasicBlock) else 3
+            main = [add(f"{name}.conv{i + 1}", f"{name}.bn{i + 1}") for i in range(count)]
+            down = getattr(block, "downsample", None) is not None
+            self.blocks.append(Block(main, add(f"{name}.downsample.0", f"{name}.downsample.1") if down else None))
+        add("fc", None)
+        self.active = [any(n in self.names for n in layer.names) for layer in self.layers]
+        parameters = dict(model.named_parameters())
+        self.shapes = {n: parameters[n].shape for layer in self.layers for n in layer.names}
+
+    # --- at the point itself -----------------------------------------------------------------------------------------
+
+    def record(self, images: Tensor, labels: Tensor, accumulate: bool = True) -> Tape:
+        """Run the network on a batch and keep what products need; `accumulate` adds its gradient to the sum."""
+        inputs: list[Tensor] = [images] * len(self.layers)
+        masks: list[Tensor] = []
+
+        def through(i: int, x: Tensor) -> Tensor:
+            inputs[i] = x
+            layer = self.layers[i]
+            return convolve(x, layer.weight, layer.bias, layer.conv)
+
+        with torch.no_grad():
+            x = through(0, images).relu_()
+            stem_shape, pool = x.shape, None
+            if self.pooled:
+                x, pool = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+            masks.append(x)
+            for block in self.blocks:
+                y = x
+                for i in block.main[:-1]:
+                    y = through(i, y).relu_()
+                y = through(block.main[-1], y)
+                x = y.add_(x if block.shortcut is None else through(block.shortcut, x)).relu_()
+                masks.append(x)
+            fc = self.layers[-1]
+            inputs[-1] = x.mean((2, 3))
+            logits = F.linear(inputs[-1], fc.weight, fc.bias)
+        logits.requires_grad_()
+        with torch.enable_grad():
+            loss = self.loss(logits, labels)
+            (logit_gradient,) = torch.autograd.grad(loss * len(labels), logits, create_graph=True)
+        tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels))
+        own = [(layer.gradient_weight, layer.gradient_bias) for layer in self.layers]
+        if accumulate:
+            self._typed_gradients = []
+        tape.deltas = self._backward(tape, logit_gradient.detach(), own if accumulate else None)
+        return tape
+
+    @torch.no_grad()
+    def _backward(self, tape: Tape, at_logits: Tensor, sums: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
+        """Carry a gradient [N, K] at the logits back: that at the output of each layer.
+
+        The gradients of folded weights and biases are added to `sums`, where given.
+        """
+        deltas: list[Tensor] = [at_logits] * len(self.layers)
+
+        def add(i: int, weight: Tensor, bias: Tensor) -> None:
+            assert sums is not None
+            sums[i][0].add_(weight)
+            sums[i][1].add_(bias)
+
+        def through(i: int, delta: Tensor) -> Tensor:
+            """The gradient at a convolution's output, to its input's."""
+            deltas[i] = delta
+            layer, x = self.layers[i], tape.inputs[i]
+            if sums is not None:
+                add(i, gradient_of_weight(delta, x, layer.weight, layer.conv), gradient_of_bias(delta))
+            return gradient_of_input(delta, layer.weight, x, layer.conv) if i > 0 else delta
+
+        if sums is not None:
+            add(-1, at_logits.T @ tape.inputs[-1], at_logits.sum(0))
+        delta = unpool_mean(at_logits @ self.layers[-1].weight, tape.masks[-1])
+        for block, mask in zip(reversed(self.blocks), reversed(tape.masks), strict=False):
+            at_output = delta = through_relu_(delta, mask)
+            for i in reversed(block.main):
+                delta = through(i, delta)
+                if i != block.main[0]:
+                    delta = through_relu_(delta, tape.inputs[i])
+            delta = delta.add_(at_output if block.shortcut is None else through(block.shortcut, at_output))
+        delta = through_relu_(delta, tape.masks[0])
+        if tape.pool is not None:
+            delta = unpool_max(delta, tape.pool, tape.stem_shape)
+        through(0, delta)
+        return deltas
+
+    def gradient(self) -> dict[str, Tensor]:
+        """The loss's gradient over all recorded batches, float64 by parameter name."""
+        return self._unfolded([(layer.gradient_weight, layer.gradient_bias) for layer in self.layers])
+
+    def outlying(self, tapes: Iterable[Tape], draw: torch.Generator) -> dict[str, Tensor]:
+        """Sum over images of J^T A xi, float64 by parameter name.
+
+        J is the logits' derivative by the parameters, A the loss's second derivative by the logits, and xi standard
+        normal, the same for all images: how they are split into batches or over processes does not matter.
+        """
+        sums = [(torch.zeros_like(w.gradient_weight), torch.zeros_like(w.gradient_bias)) for w in self.layers]
+        xi = torch.randn(len(self.layers[-1].bias), generator=draw, dtype=torch.float64)
+        for tape in tapes:
+            along = xi.to(tape.logits).expand_as(tape.logits)
+            (curved,) = torch.autograd.grad(tape.logit_gradient, tape.logits, along, retain_graph=True)
+            self._backward(tape, curved, sums)
+        return self._unfolded(sums)
+
+    def _unfolded(self, sums: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for layer, (weight, bias) in zip(self.layers, sums, strict=True):
+            found |= layer.pull_gradient(weight, bias)
+        return {name: found[name] for name in self.names}
+
+    # --- along directions --------------------------------------------------------------------------------------------
+
+    def start(self, direction: Mapping[str, Tensor]) -> Tangents:
+        """Fold directions [m, ...] by parameter name (any type); products are collected in what it returns."""
+        if not self._typed_gradients:
+            self._typed_gradients = [layer.gradient_weight.to(layer.module.weight) for layer in self.layers]
+        return Tangents(self.layers, self._typed_gradients, self.active, self.names, self.shapes, direction)
+
+    @torch.no_grad()
+    def multiply(self, tape: Tape, tangents: Tangents) -> None:
+        """Add a batch's part of the products."""
+        m, t = tangents.count, tape
+        moving: list[Tensor | None] = [None] * len(self.layers)  # R{x} of each layer's input
+
+        def forward(i: int, dot: Tensor | None) -> Tensor | None:
+            moving[i] = dot
+            return tangents.convolve(i, dot, t.inputs[i])
+
+        dot = forward(0, None)
+        if dot is not None:
+            dot = through_relu_(dot if t.pool is None else pick(dot, t.pool, m), t.masks[0], m)
+        for block, mask in zip(self.blocks, t.masks[1:], strict=True):
+            first = dot
+            for i in block.main:
+                dot = forward(i, dot)
+                if dot is not None and i != block.main[-1]:
+                    dot = through_relu_(dot, t.inputs[i + 1], m)
+            dot = add_(dot, first if block.shortcut is None else forward(block.shortcut, first))
+            dot = None if dot is None else through_relu_(dot, mask, m)
+        first_active = self.active.index(True)
+        features = None if dot is None else dot.mean((2, 3)).unflatten(1, (m, -1)).transpose(0, 1)
+        delta = tangents.head(features, t)  # [m, N, features], or None
+        if first_active == len(self.layers) - 1:
+            return
+        dot = unpool_mean(delta.transpose(0, 1).flatten(1), t.masks[-1])
+
+        def backward(i: int, dot: Tensor, wanted: bool) -> Tensor | None:
+            return tangents.backward(i, dot, moving[i], t.inputs[i], t.deltas[i], wanted)
+
+        for block, mask in zip(reversed(self.blocks), reversed(t.masks[1:]), strict=True):
+            assert dot is not None
+            layers = block.main if block.shortcut is None else [*block.main, block.shortcut]
+            if max(layers) < first_active:
+                return
+            earlier = min(layers) > first_active  # whether anything before this block is wanted
+            at_output = dot = through_relu_(dot, mask, m)
+            for i in reversed(block.main):
+                assert dot is not None
+                dot = backward(i, dot, i > first_active)
+                if dot is None:
+                    break
+                if i != block.main[0]:
+                    dot = through_relu_(dot, t.inputs[i], m)
+            if block.shortcut is not None:
+                other = backward(block.shortcut, at_output, earlier)
+            else:
+                other = at_output
+            if not earlier:
+                return
+            dot = add_(dot, other)
+        assert dot is not None
+        if self.active[0]:
+            dot = through_relu_(dot, t.masks[0], m)
+            if t.pool is not None:
+                dot = unpool_max(dot, t.pool, t.stem_shape, m)
+            backward(0, dot, False)

@@ -1,0 +1,159 @@
+"""From the value of --data to a frozen ImageSet: what images there are, with which labels, and nothing decoded yet."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from seal_fast.data.archive import Container
+from seal_fast.data.layouts import digits, layout_of
+from seal_fast.data.layouts.common import Contents, Faults
+from seal_fast.data.split import Split
+from seal_fast.utils.errors import RunError
+
+_log = logging.getLogger("seal_fast")
+_SAMPLED = 32
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A data set: frozen, and the same for a folder and for a .tar of it.
+
+    Attributes:
+        name: short, for the names of runs.
+        source: what `open_images` takes to open it again: "digits" or an absolute path.
+        layout: "tiny-imagenet", "image-folder", "idx" or "digits".
+        classes: names, in the order of the labels.
+        train: to learn from.
+        val: held out.
+        mirror: whether flipping an image left to right keeps its class.
+        mean: per channel, white being 1: ImageNet's for colour, the training images' own for idx and digits.
+        std: per channel, same unit.
+        notes: sentences about what was left out or assumed.
+        skipped: names of images left out because of `bad="skip"`.
+    """
+
+    name: str
+    source: str
+    layout: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    mirror: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over layout, classes, names, labels and sizes in bytes (all pixels where they are in memory)."""
+        total = hashlib.sha256("\0".join((self.layout, *self.classes)).encode(errors="surrogateescape"))
+        total.update(self.train.digest())
+        total.update(self.val.digest())
+        return total.hexdigest()
+
+    @cached_property
+    def sampled_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) in pixels of some images, evenly spaced over both splits; unreadable ones are left out."""
+        from seal_fast.data.decode import image_sizes
+
+        sources = [split.spread(_SAMPLED).source for split in (self.train, self.val)]
+        counts = [min(_SAMPLED, len(split)) for split in (self.train, self.val)]
+        images = [source.read(row) for source, count in zip(sources, counts, strict=True) for row in range(count)]
+        return tuple(image_sizes(images, encoded=self.train.source.encoded))
+
+    @cached_property
+    def native_size(self) -> int | None:
+        """Height and width in pixels if the sampled images are all square and alike, else None."""
+        sizes = {side for size in self.sampled_sizes for side in size}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def open_images(data: str | Path = "auto", bad: str = "error") -> ImageSet:
+    """Opens a data set by name or path.
+
+    Args:
+        data: "auto" (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else the digits, saying which), "digits", or the path
+            of a folder or an uncompressed .tar in one of the known layouts.
+        bad: "error" or "skip": what to do with images that are empty or have no label.
+
+    Raises:
+        UsageError: no such path, unreadable, not a tar, or no known layout.
+        RunError: the data are damaged: a truncated tar, a wrong label file, an empty class, no images.
+    """
+    faults = Faults(bad)
+    if str(data) == "auto":
+        data = _find_tiny_imagenet()
+    if str(data) == "digits":
+        return _frozen("digits", "digits", digits.NAME, digits.read(), faults, ())
+    container = Container(data)
+    layout = layout_of(container)
+    name = re.sub(r"[^\w.+-]+", "-", container.path.resolve().name.removesuffix(".tar")) or "data"
+    source = str(container.path.resolve())
+    return _frozen(name, source, layout.NAME, layout.read(container, faults), faults, container.notes)
+
+
+def _frozen(
+    name: str, source: str, layout: str, contents: Contents, faults: Faults, notes: tuple[str, ...]
+) -> ImageSet:
+    """The last checks, the same for every layout.
+
+    Raises:
+        RunError: a split without images, or classes that only one split has.
+    """
+    for part, split in (("training", contents.train), ("validation", contents.val)):
+        if not len(split):
+            raise RunError(f"{source}: no {part} images")
+        if split.labels.max() >= len(contents.classes):
+            raise RunError(f"{source}: {part} label {split.labels.max()} is no class of the training images")
+        absent = np.flatnonzero(np.bincount(split.labels, minlength=len(contents.classes)) == 0)
+        if len(absent):
+            names = ", ".join(contents.classes[label] for label in absent[:3])
+            raise RunError(
+                f"{source}: {len(absent)} of {len(contents.classes)} classes have no {part} image ({names} first): "
+                "accuracy would be measured on other classes than those learned"
+            )
+    if faults.skipped:
+        notes += (f"left out {len(faults.skipped)} bad images: " + "; ".join(list(faults.skipped.values())[:3]),)
+    if contents.mean[0] == contents.mean[1]:
+        notes += (
+            f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",
+        )
+    return ImageSet(name, source, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
+
+
+def _find_tiny_imagenet() -> str | Path:
+    """The first of the usual places that holds Tiny-ImageNet, or "digits"; says which in one line."""
+    places = [Path(place) for place in (os.environ.get("SEAL_FAST_DATA"), "data") if place]
+    for place in places:
+        for candidate in _candidates(place):
+            _log.info("data: found %s", candidate)
+            return candidate
+    looked = " or ".join(str(place) for place in places)
+    _log.info(
+        "data: no Tiny-ImageNet in %s, so scikit-learn's digits are used; get it with "
+        "`python -m seal_fast prepare tiny-imagenet`",
+        looked,
+    )
+    return "digits"
+
+
+def _candidates(place: Path) -> list[Path]:
+    """The place itself, or what in it is named like Tiny-ImageNet: folders first, then tars, by name."""
+    if (place / "wnids.txt").is_file() or place.suffix == ".tar" and place.is_file():
+        return [place]
+    try:
+        entries = sorted(place.iterdir())
+    except OSError:
+        return []
+    named = [entry for entry in entries if re.match(r"tiny[-_ ]?image[-_]?net", entry.name, re.IGNORECASE)]
+    folders = [entry for entry in named if (entry / "wnids.txt").is_file()]
+    return folders + [entry for entry in named if entry.suffix == ".tar" and entry.is_file()]

@@ -1,0 +1,264 @@
+"""The processes of a run: found in torchrun's environment, joined, compared, and missed when one is gone.
+
+One process needs none of this: its `World` answers at once and no process group is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seal_fast.distributed.rendezvous import meet
+from seal_fast.utils.errors import RunError, UsageError
+
+T = TypeVar("T")
+
+
+class LostContact(RunError):
+    """Another process ended or hangs."""
+
+
+class Unreachable(RunError):
+    """Process 0 cannot be reached, so it cannot speak."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is. size 1 is a run without others.
+
+    rank: 0 writes. local_rank, local_size: among the processes of this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, on the host; with one process the tensor itself."""
+        return tensor if self.size == 1 else self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def max(self, *numbers: float) -> list[float]:
+        """The largest of each number over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        return self._reduced(torch.tensor(numbers, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+
+    def broadcast_(self, *tensors: Tensor) -> None:
+        """Overwrite tensors with those of rank 0, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's value, plain JSON, on every process."""
+        return (
+            value
+            if self.size == 1
+            else json.loads(self.all_gather_object(json.dumps(value) if self.is_main else "")[0])
+        )
+
+    def all_gather_object(self, text: str) -> list[str]:
+        """Every process's text, by rank."""
+        parts = self.all_gather(torch.tensor([*text.encode()], dtype=torch.uint8)) if self.size > 1 else []
+        return [bytes(part.tolist()).decode() for part in parts] or [text]
+
+    def all_gather(self, part: Tensor) -> list[Tensor]:
+        """Every process's tensor, by rank, on the host; their first dimensions may differ."""
+        if self.size == 1:
+            return [part]
+        part = part.cpu()
+        lengths = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(part)]))
+        padded = part.new_zeros(max(int(length) for length in lengths), *part.shape[1:])
+        padded[: len(part)] = part
+        gathered = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(gathered, padded)
+        return [t[: int(n)] for t, n in zip(gathered, lengths, strict=True)]
+
+    def run_on_all(self, make: Callable[[], T]) -> T:
+        """What `make` returns on this process, if it fails on none.
+
+        Raises:
+            UsageError, RunError: on every process, the error of the first that had one, and which process that was.
+        """
+        if self.size == 1:
+            return make()
+        value, failure = None, ""
+        try:
+            value = make()
+        except (UsageError, RunError) as error:
+            failure = f"{error.exit_code}{error}"
+        failures = self.all_gather_object(failure)
+        for rank, text in enumerate(failures):
+            if text:
+                kind = UsageError if int(text[0]) == UsageError.exit_code else RunError
+                everywhere = all(other == text for other in failures)
+                raise kind(text[1:] if everywhere else f"process {rank}: {text[1:]}")
+        return value  # pyright: ignore[reportReturnType]
+
+    def assert_same_on_all_ranks(self, facts: Mapping[str, Any], cures: Mapping[str, str]) -> None:
+        """Make sure that all processes are about to do the same.
+
+        Args:
+            facts: by name, what must be equal; plain JSON values.
+            cures: by the same names, what to do where it is not.
+
+        Raises:
+            UsageError: on every process; it names the first process that differs, and in what.
+        """
+        own, *others = (json.loads(text) for text in self.all_gather_object(json.dumps(facts, sort_keys=True)))
+        for rank, other in enumerate(others, start=1):
+            for name, cure in cures.items():
+                if other[name] != own[name]:
+                    what = f"{name}{_difference(own[name], other[name])}"
+                    raise UsageError(f"process {rank} differs from process 0 in its {what}: {cure}")
+
+    @staticmethod
+    def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+        host = tensor.to("cpu", copy=True)  # by gloo, also beside NCCL: the host waits for the result anyway
+        dist.all_reduce(host, operation)
+        return host
+
+
+SINGLE_PROCESS = World()
+
+
+def environment(variables: Mapping[str, str] = os.environ) -> World:
+    """The world that torchrun's variables describe.
+
+    Raises:
+        UsageError: they are incomplete or no numbers.
+    """
+    if variables.get("WORLD_SIZE", "1") == "1":
+        return World()
+    numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    for name in (*numbers, "MASTER_ADDR", "MASTER_PORT"):
+        value = variables.get(name)
+        if value is None or (name in numbers and not value.isdecimal()):
+            raise UsageError(
+                f"WORLD_SIZE is {variables['WORLD_SIZE']} in the environment, and {name} is "
+                f"{'not set' if value is None else value}: start several processes with torchrun, or unset WORLD_SIZE"
+            )
+    return World(*(int(variables[name]) for name in numbers))
+
+
+@contextlib.contextmanager
+def joined(cuda: bool, timeout: float) -> Iterator[World]:
+    """This process among the others, for the length of a run; the connections stay for the next one, see `leave`.
+
+    Args:
+        cuda: whether tensors of this run live on GPUs; process `local_rank` takes that one.
+        timeout: seconds to wait for another process, now and in every exchange.
+
+    Raises:
+        UsageError: the environment is incomplete, or there are fewer GPUs than processes.
+        RunError: not all processes came.
+        LostContact: in the body, another process ended or hung.
+    """
+    world = environment()
+    if world.size == 1:
+        yield world
+        return
+    if cuda:
+        if world.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"{world.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: "
+                "start as many as it has with --nproc-per-node, or use --device cpu"
+            )
+        torch.cuda.set_device(world.local_rank)
+    if not dist.is_initialized():
+        _begin(world, cuda, timeout)
+    try:
+        yield world
+        dist.barrier()  # nobody ends while another one still reads from it
+    except RuntimeError as error:
+        if not _of_communication(error):
+            raise
+        raise LostContact(
+            f"another process ended, or did not answer within --dist-timeout {timeout:g} s; the last checkpoint of a "
+            "training run is intact: start the same command again, or let torchrun --max-restarts do it"
+        ) from None
+
+
+def leave() -> None:
+    """Give the connections back, at a program's end."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _begin(world: World, cuda: bool, timeout: float) -> None:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    patience, store = timedelta(seconds=timeout), None
+    try:
+        with _mute_stderr():  # of two screens of C++ frames for what is one sentence here
+            store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # pyright: ignore[reportPrivateImportUsage]
+            store = meet(store, rank, size, timeout)
+            kinds = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(kinds, store=store, rank=rank, world_size=size, timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        if world.rank and store is None and isinstance(error, dist.DistNetworkError):
+            raise Unreachable(
+                f"process {world.rank} of {world.size} did not reach {address} within --dist-timeout {timeout:g} s: "
+                "check that process 0 was started, and that MASTER_ADDR and MASTER_PORT are right"
+            ) from None
+        raise RunError(
+            f"process {world.rank} of {world.size} did not meet all others at {address} within --dist-timeout "
+            f"{timeout:g} s: check that all of them were started"
+        ) from None
+
+
+@contextlib.contextmanager
+def _mute_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _of_communication(error: RuntimeError) -> bool:
+    text = str(error)
+    signs = (
+        "gloo",
+        "NCCL",
+        "Connection closed",
+        "Connection reset",
+        "Timed out waiting",
+        "pair closure",  # gloo, after a timeout in another exchange
+        "Read error",
+        "Write error",
+        "Broken pipe",
+    )
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
+
+
+def _difference(own: Any, other: Any) -> str:
+    if isinstance(own, dict) and isinstance(other, dict):
+        changed = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+        return f" ({', '.join(f'{key} {other.get(key)} instead of {own.get(key)}' for key in changed)})"
+    return f" ({other} instead of {own})" if len(f"{own}{other}") < 120 else ""

@@ -1,0 +1,78 @@
+"""The folder of one run: its configuration, metrics, weights and checkpoint, and who may write to it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from seal_fast.utils.errors import RunError
+from seal_fast.utils.files import locked, to_json, write_text
+
+
+class RunFolder:
+    """Paths and rows of a run.
+
+    config.toml, metrics.jsonl (a row per epoch), summary.json, curves.png, tensorboard/, profile/,
+    weights/{last,best,generation-<g>,generation-<g>-ascent}.safetensors, checkpoint/state.safetensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.curves = path / "curves.png"
+        self.tensorboard = path / "tensorboard"
+        self.profile = path / "profile"
+        self.checkpoint = path / "checkpoint" / "state.safetensors"
+
+    def weights(self, name: str) -> Path:
+        """Where the weights called `name` are kept."""
+        return self.path / "weights" / f"{name}.safetensors"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Make sure that no other process trains into this folder meanwhile.
+
+        Raises:
+            UsageError: another one does, or the folder cannot be made.
+        """
+        return locked(self.path, "another process is training there; wait for it or choose another folder")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics so far, up to the first line that is no row: a crash may have cut it short."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not (isinstance(row, dict) and {"generation", "epoch"} <= row.keys()):
+                break
+            rows.append(row)
+        return rows
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl.
+
+        Raises:
+            RunError: the disk is full; earlier rows are intact.
+        """
+        try:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(to_json(row)) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.metrics} could not be written ({error.strerror}); earlier rows are intact. "
+                "Free space, then run the same command again to continue"
+            ) from None
+
+    def truncate(self, generation: int, epoch: int) -> None:
+        """Drop the rows of this epoch and later ones: training repeats them from the checkpoint."""
+        rows = self.rows()
+        kept = [row for row in rows if (row["generation"], row["epoch"]) < (generation, epoch)]
+        if len(kept) < len(rows) or self.metrics.exists():
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))

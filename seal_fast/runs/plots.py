@@ -1,0 +1,58 @@
+"""The picture of a run: accuracy, loss and learning rate over epochs, ascent phases shaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_fast.utils.files import write_atomically
+
+EARLY, LATE, VAL, TRAIN = "#d1495b", "#30638e", "#003d5b", "#8fb8de"
+
+
+def ascents(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Stretches of ascent as half-open ranges of the epoch's index over the run."""
+    stretches: list[tuple[int, int]] = []
+    for i, row in enumerate(rows):
+        if row["phase"] == "ascent":
+            joins = bool(stretches) and stretches[-1][1] == i
+            stretches = [*stretches[:-1], (stretches[-1][0], i + 1)] if joins else [*stretches, (i, i + 1)]
+    return stretches
+
+
+def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw metrics rows into a PNG file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    accuracy, loss, lr = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.5))
+    epochs = [i + 1 for i in range(len(rows))]
+    seen = [(i + 1, row) for i, row in enumerate(rows) if row["val_top1"] is not None]
+    evaluated = [i for i, _ in seen]
+
+    accuracy.plot(epochs, [row["train_top1"] for row in rows], color=TRAIN, label="train top-1")
+    accuracy.plot(evaluated, [row["val_top1"] for _, row in seen], color=VAL, label="val top-1")
+    accuracy.set_ylabel("accuracy (%)")
+    loss.plot(epochs, [row["train_loss"] for row in rows], color=TRAIN, label="train loss")
+    loss.plot(evaluated, [row["val_loss"] for _, row in seen], color=VAL, label="val loss")
+    loss.set_ylabel("loss")
+    for group, colour in (("early", EARLY), ("late", LATE)):
+        signed = [row[f"direction_{group}"] * row[f"lr_{group}"] for row in rows]
+        lr.step(epochs, signed, where="mid", color=colour, label=f"{group} layers")
+    lr.axhline(0, color="0.7", linewidth=0.8)
+    lr.set_ylabel("learning rate\n(< 0 ascends)")
+    lr.set_xlabel("epoch")
+
+    for axis in (accuracy, loss, lr):
+        for i, (start, end) in enumerate(ascents(rows)):
+            label = "ascent" if axis is accuracy and i == 0 else None
+            axis.axvspan(start + 0.5, end + 0.5, color=EARLY, alpha=0.15, linewidth=0, label=label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(loc="best", frameon=False, fontsize=8)
+    accuracy.set_title(title)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

@@ -1,0 +1,176 @@
+"""A moment of training, written and read: one safetensors file that holds TrainState and nothing else.
+
+Everything outside TrainState (data order, augmentation, learning rate, phase) follows from the position and the seed.
+safetensors cannot execute code when loaded, and the rest of the state is JSON in its header.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.files import write_atomically
+
+FORMAT = "seal_fast checkpoint 1"
+
+
+@dataclass
+class Position:
+    """The next step to take: a generation, an epoch of it, a step of that."""
+
+    generation: int = 0
+    epoch: int = 0
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"generation {self.generation}, epoch {self.epoch}, step {self.step}"
+
+
+@dataclass
+class Best:
+    """The best evaluation so far: top-1 in percent, and after which epoch."""
+
+    top1: float = -1.0
+    generation: int = 0
+    epoch: int = 0
+
+
+@dataclass
+class TrainState:
+    """All that changes while training.
+
+    counters: float64 [4] on the device: sums over this epoch's images of loss, top-1 hits, top-5 hits, and images.
+    seconds, wait_seconds: spent on this epoch's steps so far, and within that on waiting for input.
+    """
+
+    model: nn.Module
+    optimizer: AnnealedSGD
+    scaler: torch.amp.GradScaler
+    counters: Tensor
+    position: Position = field(default_factory=Position)
+    best: Best = field(default_factory=Best)
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+def dense(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Copies in host memory, in the logical (contiguous) layout: files do not depend on how memory is laid out."""
+    return {prefix + name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in tensors.items()}
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        RunError: it cannot be written; what `path` held before is intact.
+    """
+    from safetensors.torch import save_file
+
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def save(path: Path, state: TrainState, identity: dict[str, Any], world: World = SINGLE_PROCESS) -> None:
+    """Write a checkpoint atomically; `identity` says whose it is and is given back by `load`.
+
+    All processes of `world` take part, the first one writes: the file does not tell how many there were.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; the previous checkpoint is intact.
+    """
+    tensors = dense(state.model.state_dict(), "model.") if world.is_main else {}
+    momentum, counters = state.optimizer.momentum_state(), world.sum(state.counters)
+    if not world.is_main:
+        return
+    tensors |= dense(momentum, "momentum.")
+    tensors |= {"counters": counters.cpu(), "rng": torch.get_rng_state()}
+    if state.counters.is_cuda:
+        tensors["rng_cuda"] = torch.cuda.get_rng_state(state.counters.device)
+    plain = {
+        "position": asdict(state.position),
+        "best": asdict(state.best),
+        "scaler": state.scaler.state_dict(),
+        "seconds": state.seconds,
+        "wait_seconds": state.wait_seconds,
+        "identity": identity,
+    }
+    save_tensors(path, tensors, {"format": FORMAT, "state": json.dumps(plain)})
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint's content: tensors by name, and the plain values."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What `save` was told about the run."""
+        return self.plain["identity"]
+
+    @property
+    def position(self) -> Position:
+        """Where training goes on."""
+        return Position(**self.plain["position"])
+
+
+def load(path: Path) -> Saved:
+    """Read a checkpoint.
+
+    Raises:
+        RunError: the file is damaged or is no checkpoint of this program.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise RunError(
+                    f"{path} is not a checkpoint that this version reads ({FORMAT}); start with another --out"
+                )
+            return Saved({name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"]))  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it to start over, or choose another --out") from None
+
+
+def restore(saved: Saved, state: TrainState, world: World = SINGLE_PROCESS) -> None:
+    """Put a checkpoint's content into a freshly built state, in place.
+
+    Raises:
+        UsageError: the checkpoint belongs to another network.
+    """
+    model = _part(saved.tensors, "model.")
+    own = state.model.state_dict()
+    wrong = {n for n in own.keys() | model.keys() if n not in own or n not in model or own[n].shape != model[n].shape}
+    if wrong:
+        raise UsageError(f"the checkpoint is of another model: {len(wrong)} tensors differ, such as {min(wrong)}")
+    with torch.no_grad():
+        for name, tensor in own.items():  # copied in place: parameters stay views into the optimiser's buffer
+            tensor.copy_(model[name])
+    world.barrier()  # processes of one machine may share the weights
+    state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
+    state.counters.copy_(saved.tensors["counters"])
+    if not world.is_main:  # they are added up over the processes
+        state.counters.zero_()
+    torch.set_rng_state(saved.tensors["rng"])
+    if state.counters.is_cuda and "rng_cuda" in saved.tensors:
+        torch.cuda.set_rng_state(saved.tensors["rng_cuda"], state.counters.device)
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(saved.plain["scaler"])
+    state.position = saved.position
+    state.best = Best(**saved.plain["best"])
+    state.seconds, state.wait_seconds = saved.plain["seconds"], saved.plain["wait_seconds"]
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

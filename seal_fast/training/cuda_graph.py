@@ -1,0 +1,90 @@
+"""The training step as one CUDA graph: recorded once, replayed with one launch from the host instead of hundreds.
+
+A replay repeats the recorded work on the same memory. Learning rate, sign, scale and weight decay lie in a tensor
+that the update reads (`AnnealedSGD.set_hyperparameters`), so a replay obeys every phase; weights, momentum, statistics
+and counters are changed in place. What comes from outside is written into fixed buffers beforehand.
+
+Source: PyTorch's notes on CUDA graphs, "whole-network capture".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from seal_fast.training.runtime import Runtime
+
+# Steps before the recording: they compile, choose algorithms and fill caches, which a recording may not do.
+WARM_UP_STEPS = 3
+
+
+def possible(runtime: Runtime, scaler: torch.amp.GradScaler) -> bool:
+    """Whether steps are replayed: on CUDA under --compile, but not with a scaler.
+
+    A `GradScaler` keeps part of its state on the host and collects infinities in new tensors every step.
+    """
+    return runtime.device.type == "cuda" and runtime.compile and not scaler.is_enabled()
+
+
+class StepGraph:
+    """Takes the place of a step of full batches. Its warm-up steps are real ones, so nothing has to be undone.
+
+    Args:
+        step: changes tensors in place, from images and labels. After `WARM_UP_STEPS` calls it is called once more,
+            to be recorded, and never again.
+        images: buffer for a batch; a caller that writes a batch there itself saves a copy.
+        labels: the same for labels.
+        device: where all of that is.
+    """
+
+    def __init__(
+        self, step: Callable[[Tensor, Tensor], None], images: Tensor, labels: Tensor, device: torch.device
+    ) -> None:
+        self.step, self.images, self.labels = step, images, labels
+        self.recorder = Recorder(device)
+        self.warm_ups = 0
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """One training step on this batch."""
+        for buffer, batch in ((self.images, images), (self.labels, labels)):
+            if batch is not buffer:
+                buffer.copy_(batch)
+        if self.replay is None and self.warm_ups < WARM_UP_STEPS:
+            self.recorder.run(self._step)
+            self.warm_ups += 1
+            return
+        if self.replay is None:
+            self.replay = self.recorder.record(self._step)
+        self.replay()
+
+    def _step(self) -> None:
+        self.step(self.images, self.labels)
+
+
+class Recorder:
+    """The lines that need a GPU.
+
+    Warm-up and recording share a side stream: autograd and cuBLAS tie what they make to the stream of its first use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Run `work` on the side stream, after what was launched before and before what is launched next."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            work()
+        current.wait_stream(self.stream)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record `work` without running it; what comes back runs it on the current stream."""
+        graph = torch.cuda.CUDAGraph()
+        # The input's thread goes on decoding: what it asks of the driver must not end the recording.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay

@@ -1,0 +1,202 @@
+"""Where and how the network computes: device, precision, threads, compilation, and the name plate of all that."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from seal_fast.config import Config
+from seal_fast.kernels import torch_private
+from seal_fast.kernels.pages import gather_into_huge_pages, offer_huge_pages
+from seal_fast.utils.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine side of a run.
+
+    device: where everything lives. dtype: of parameters. compute: of activations (the autocast type under --amp).
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    compute: torch.dtype
+    amp: bool
+    compile: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context the network's forward pass runs in."""
+        return torch.autocast(self.device.type, self.compute, enabled=self.amp)
+
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether the network reads bfloat16 copies of its float32 weights, which autocast then need not cast."""
+        return self.dtype == torch.float32 and self.compute == torch.bfloat16
+
+    def scaler(self, kind: type[torch.amp.GradScaler] = torch.amp.GradScaler) -> torch.amp.GradScaler:
+        """The gradient scaler; it does something under float16 only."""
+        return kind(self.device.type, enabled=self.compute == torch.float16)
+
+    def compiled(self, function: Callable) -> Callable:
+        """`function` compiled as one whole graph per mode (train, eval), or itself without --compile."""
+        if not self.compile:
+            return function
+        keep_traced_graphs()
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock read afterwards is true."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory(self) -> int:
+        """Most bytes ever held: of the device's memory on a GPU, of the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def wants_gpu(config: Config) -> bool:
+    """Whether a run of this configuration computes on a GPU here."""
+    return config.device != "cpu" and torch.cuda.is_available()
+
+
+def start(config: Config, processes: int = 1) -> Runtime:
+    """Set threads and numerical modes for this process, and pick the device.
+
+    Args:
+        config: of the run.
+        processes: of the run on this machine: they share its cores.
+
+    Raises:
+        UsageError: --device cuda where there is none.
+    """
+    on_gpu = wants_gpu(config)
+    if config.device == "cuda" and not on_gpu:
+        raise UsageError(
+            "--device cuda: this machine has no CUDA device that torch can use; drop the flag to use the CPU"
+        )
+    keep_freed_memory()
+    cores = len(os.sched_getaffinity(0))
+    # torchrun sets OMP_NUM_THREADS to 1 for each of several processes, which would leave cores idle
+    threads = min(torch.get_num_threads(), cores) if processes == 1 else max(1, cores // processes)
+    torch.set_num_threads(config.threads or threads)
+    if config.dtype == "float32":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
+    if on_gpu:
+        repeat_bits(config.deterministic)
+    dtype = getattr(torch, config.dtype)
+    compute = getattr(torch, config.amp_dtype) if config.amp else dtype
+    return Runtime(torch.device("cuda" if on_gpu else "cpu"), dtype, compute, config.amp, config.compile)
+
+
+def repeat_bits(wanted: bool) -> None:
+    """Whether a GPU shall add up in the same order every time; an operation that cannot then raises RuntimeError.
+
+    Source: PyTorch's notes on reproducibility.
+    """
+    # Else cuDNN tries its algorithms once a shape, and takes the fastest; shapes never change here.
+    torch.backends.cudnn.benchmark = not wanted
+    torch.use_deterministic_algorithms(wanted)
+    if not wanted:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    # Nobody here reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep for good what is freed, in huge pages where Linux grants them; other C libraries do as they do.
+
+    A step frees and asks again for the same hundreds of megabytes. By default the large blocks go back to the kernel,
+    and each of their pages is cleared and faulted in anew: 15,000 faults in a step of ResNet-18 (64x64, batch 128).
+    """
+    libc = ctypes.CDLL(None)
+    if platform.libc_ver()[0] != "glibc" or not hasattr(libc, "mallopt"):
+        return
+    libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for any block
+    # The heap grows now, in addresses and not in memory, so that the part that tensors will lie in is known.
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    size = 4 << 30
+    if block := libc.malloc(size):
+        offer_huge_pages(block, size)
+        libc.free(block)
+
+
+# Seconds after which what `gather_memory` costs will pay.
+LONG_RUN = 20.0
+
+
+@functools.cache
+def gather_memory() -> None:
+    """Put the small pages of this process together, once, when everything that a step needs is there."""
+    gather_into_huge_pages()
+
+
+def keep_traced_graphs() -> None:
+    """Let a process that compiles what another has compiled find forward and backward traced, too.
+
+    torch keeps these beside its compiled code, but not of a function that enters autocast: that is not on its list of
+    calls which their arguments alone describe. It is one: device and type are constants in the graph, hence in its key.
+    """
+    import torch._inductor.config as inductor
+
+    calls = ("_enter_autocast", "_exit_autocast")
+    inductor.unsafe_marked_cacheable_functions |= {f"torch.amp.autocast_mode.{call}": "" for call in calls}
+
+
+def graphs(runtime: Runtime) -> int:
+    """Graphs that torch.compile has made in this process."""
+    return torch_private.compiled_graphs() if runtime.compile else 0
+
+
+def compile_seconds(runtime: Runtime) -> float:
+    """Seconds torch.compile has spent in this process, backward graphs included."""
+    return torch_private.compile_seconds() if runtime.compile else 0.0
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What a measured number needs beside it: processor, threads and versions."""
+
+    def version(package: str) -> str | None:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+        return None
+
+    gpu = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else None
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "dali": version("nvidia-dali-cuda130"),
+        "seal_fast": version("seal-fast"),
+        "compute": str(runtime.compute).removeprefix("torch."),
+        "compile": runtime.compile,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

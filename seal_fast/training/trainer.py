@@ -1,0 +1,345 @@
+"""The training loop: the only one. It asks the timeline for the phase of (generation, epoch) and obeys it.
+
+The step takes no value back from the device; `Trainer.read_counters` is the one place that does, on log steps and at
+the end of an epoch. Nothing here knows which method runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seal_fast.config import Config
+from seal_fast.data import Input, MicroBatch
+from seal_fast.distributed.world import World
+from seal_fast.methods.partition import Partition
+from seal_fast.methods.schedule import Phase, Timeline
+from seal_fast.models import Link
+from seal_fast.runs.folder import RunFolder
+from seal_fast.runs.logger import Log
+from seal_fast.training import checkpoint, cuda_graph
+from seal_fast.training.checkpoint import Best, Position, TrainState
+from seal_fast.training.forgetting import reinitialise
+from seal_fast.training.profiling import profiler
+from seal_fast.training.pulse import SECONDS, Pulse
+from seal_fast.training.runtime import LONG_RUN, Runtime, compile_seconds, gather_memory
+from seal_fast.training.signals import Interrupted, stop_signals
+from seal_fast.training.step import bf16_weight_overrides, forward_and_loss
+from seal_fast.utils.errors import RunError
+
+WHOLE = MicroBatch()
+
+
+@dataclass
+class Trainer:
+    """Everything a run is made of, put together by `train.py`.
+
+    identity is written into every checkpoint, so that a later process knows whose it is. All processes of a run go the
+    same way through here; the first one writes. link is the network's, under --sync-batchnorm. curvature measures the
+    model and asks what it is given whether to stop; what it finds joins the row.
+    """
+
+    config: Config
+    timeline: Timeline
+    partition: Partition
+    runtime: Runtime
+    input: Input
+    state: TrainState
+    folder: RunFolder
+    log: Log
+    identity: dict[str, Any]
+    metadata: dict[str, str]
+    world: World = World()
+    link: Link | None = None
+    curvature: Callable[[Any, Callable[[], bool]], dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        model, runtime, smoothing = self.state.model, self.runtime, self.config.label_smoothing
+        weights = bf16_weight_overrides(model, self.state.optimizer) if runtime.bf16_weights else {}
+
+        def forward(images: Tensor, labels: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            return forward_and_loss(model, runtime, smoothing, weights, images, labels, valid)
+
+        self.eager: Callable[..., tuple[Tensor, Tensor]] = forward
+        self.forward: Callable[..., tuple[Tensor, Tensor]] = self.runtime.compiled(forward)
+        self.full_step: Callable[[Tensor, Tensor], None] = functools.partial(self.step, self.forward)
+        alone = self.world.size == self.config.accumulate == 1
+        if alone and cuda_graph.possible(runtime, self.state.scaler):
+            self.full_step = graph = cuda_graph.StepGraph(self.full_step, *self.input.buffers(), runtime.device)
+            self.input.out = graph.images
+        self.signal: int | None = None  # that came to this process
+        self.stop: int | None = None  # the signal that all obey
+        self.pulse = Pulse(self.world, min(SECONDS, self.config.checkpoint_seconds))
+        self.began = self.saved = time.monotonic()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.profile: Callable[[], None] = lambda: None  # told after every step
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train from the state's position to the end of the timeline.
+
+        Raises:
+            Interrupted: a signal came; a checkpoint was written after the step in hand.
+            RunError: the loss is not finite, or a file cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stop_signals(lambda number: setattr(self, "signal", number)))
+            if self.config.profile and self.world.is_main:
+                self.profile = stack.enter_context(profiler(self.folder.profile, self.runtime.device))
+            while self.state.position.generation < len(self.timeline.generations):
+                self.epoch()
+            self.save("last")
+
+    def epoch(self) -> None:
+        """One epoch of the timeline, its evaluation and its row of metrics."""
+        at = self.state.position
+        phase, start = self.timeline.phase(at.generation, at.epoch)
+        if at.step == 0:
+            if at.epoch == start:
+                self.enter(phase)
+            self.state.counters.zero_()
+            self.state.seconds = self.state.wait_seconds = 0.0
+        self.set_rates(phase)
+        compiling = self.train()
+        loss, top1, _, images = self.read_counters()
+
+        last_of_phase = at.epoch + 1 == start + phase.epochs
+        due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
+        val_loss, val_top1, val_top5 = self.evaluate() if due else (None, None, None)
+        curvature = self.measure_curvature() if last_of_phase else {}
+        rates = self.rates(phase)
+        self.log.epoch(
+            {
+                "generation": at.generation,
+                "epoch": at.epoch,
+                "phase": phase.name,
+                **{f"lr_{group}": rate for group, (rate, _) in rates.items()},
+                **{f"direction_{group}": sign for group, (_, sign) in rates.items()},
+                "train_loss": loss,
+                "train_top1": top1,
+                "val_loss": val_loss,
+                "val_top1": val_top1,
+                "val_top5": val_top5,
+                "images_per_s": images / max(self.state.seconds, 1e-9),
+                "seconds": self.state.seconds,
+                "input_wait_seconds": self.state.wait_seconds,
+                "compile_seconds": compiling,
+                "images": int(images),
+                **curvature,
+            }
+        )
+        if val_top1 is not None and val_top1 > self.state.best.top1:
+            self.state.best = Best(val_top1, at.generation, at.epoch)
+            if self.world.is_main:
+                self.best_weights = {name: t.detach().clone() for name, t in self.state.model.state_dict().items()}
+        self.finish(phase, last_of_phase)
+
+    def enter(self, phase: Phase) -> None:
+        """What a phase does once, before its first step. Doing it twice is doing it once, so a resume may repeat it."""
+        if phase.forget:
+            self.world.barrier()  # processes of one machine may share the weights
+            reinitialise(
+                dict(self.state.model.named_parameters()),
+                self.partition.groups[phase.forget.group],
+                phase.forget.distribution,
+                self.config.seed,
+                self.state.position.generation,
+            )
+        if phase.reset_momentum:
+            self.state.optimizer.reset_momentum()
+
+    def rates(self, phase: Phase) -> dict[str, tuple[float, int]]:
+        """Learning rate after the phase's scale, and sign, by group."""
+        lr = self.timeline.learning_rate(self.state.position.generation, self.state.position.epoch)
+        return {group: (lr * rule.lr_multiplier, rule.sign) for group, rule in phase.rules().items()}
+
+    def set_rates(self, phase: Phase) -> None:
+        """Write this epoch's numbers into the optimiser's device tensor."""
+        lr = self.timeline.learning_rate(self.state.position.generation, self.state.position.epoch)
+        for group, rule in phase.rules().items():
+            self.state.optimizer.set_hyperparameters(
+                group, lr=lr, sign=rule.sign, lr_multiplier=rule.lr_multiplier, weight_decay=rule.weight_decay
+            )
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def train(self) -> float:
+        """The rest of this epoch's steps; returns the seconds of compilation among them, which `seconds` leaves out."""
+        state, at = self.state, self.state.position
+        state.model.train()
+        self.refresh_weights()
+        compiled_before, self.input.wait_seconds = compile_seconds(self.runtime), 0.0
+        seconds_before, wait_before = state.seconds, state.wait_seconds
+        begin = time.perf_counter()
+
+        def account() -> float:
+            compiling = compile_seconds(self.runtime) - compiled_before
+            state.seconds = seconds_before + time.perf_counter() - begin - compiling
+            state.wait_seconds = wait_before + self.input.wait_seconds
+            return compiling
+
+        for batch in self.input.train(at.generation, at.epoch, at.step):
+            cut = batch.cut
+            if self.link:
+                self.link.connected = cut.shared
+            full = len(batch.labels) == self.input.part_size and cut.shared == (self.world.size > 1)
+            if full and cut.weight == 1:
+                self.full_step(batch.images, batch.labels)
+            else:  # a last, smaller batch would make a third graph: it takes the same way uncompiled
+                self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)
+            if not cut.last:
+                continue
+            at.step += 1
+            self.profile()
+            if at.step % self.config.log_every == 0:
+                self.show_progress()
+            if self.asked():
+                account()
+                self.checkpoint()
+        self.runtime.synchronize()
+        return account()
+
+    def asked(self, now: bool = False) -> bool:
+        """Whether it is time for a checkpoint, or a signal came, to any process; the same answer on all of them."""
+        overdue = time.monotonic() - self.saved > self.config.checkpoint_seconds
+        self.stop, due = self.pulse(self.signal, overdue, now)
+        return due or self.stop is not None
+
+    def step(
+        self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE
+    ) -> None:
+        """One training step, or a part of one: all that it changes are tensors that stay where they are."""
+        state = self.state
+        loss, sums = forward(images, labels)
+        if cut.counted:
+            state.counters += sums
+        state.optimizer.sending = cut.last
+        state.scaler.scale(loss if cut.weight == 1 else loss * cut.weight).backward()
+        if not cut.last:
+            return
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float, float]:
+        """Loss, top-1 and top-5 (percent) on the validation set; batches are of one size, padding is masked out."""
+        self.state.model.eval()
+        self.refresh_weights()
+        if not self.link:  # each process has running statistics of its own images
+            self.world.broadcast_(*self.state.model.buffers())
+        sums = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
+        for batch in self.input.evaluation():
+            sums += self.forward(batch.images, batch.labels, batch.valid)[1]
+        loss, top1, top5, images = self.world.sum(sums).tolist()
+        return loss / images, 100 * top1 / images, 100 * top5 / images
+
+    def measure_curvature(self) -> dict[str, Any]:
+        """The row's figures of curvature in a generation that is due; a failure is told and stops nothing.
+
+        Raises:
+            Interrupted: a signal came; the measurement is made after resuming, at the same weights.
+        """
+        every = self.config.hessian_every
+        if not self.curvature or (self.state.position.generation + 1) % every:
+            return {}
+        try:
+            figures = self.curvature(self.state.model, lambda: self.asked(now=True) and self.stop is not None)
+        except RunError as error:
+            self.log.say(f"curvature could not be measured: {error}")
+            return {}
+        if self.stop:
+            self.checkpoint()
+        return figures
+
+    def refresh_weights(self) -> None:
+        """Follow what wrote the parameters since the last step: forgetting, a checkpoint, or any other."""
+        if self.runtime.bf16_weights:
+            self.state.optimizer.refresh_bf16()
+
+    def read_counters(self) -> tuple[float, float, float, float]:
+        """The one place where training waits for the device: mean loss, top-1, top-5 (percent), images.
+
+        Raises:
+            RunError: the loss is NaN or infinite.
+        """
+        loss, top1, top5, images = self.world.sum(self.state.counters).tolist()
+        if not abs(loss) < float("inf"):
+            self.diverged("the training loss is NaN or infinite")
+        images = max(images, 1.0)
+        return loss / images, 100 * top1 / images, 100 * top5 / images, images
+
+    def show_progress(self) -> None:
+        """Read the counters and show them."""
+        loss, top1, _, images = self.read_counters()
+        at = self.state.position
+        phase, _ = self.timeline.phase(at.generation, at.epoch)
+        self.log.progress(
+            f"g{at.generation} e{at.epoch} {phase.name}  loss {loss:.4f}  top-1 {top1:.2f} %",
+            at.step / self.input.steps_per_epoch,
+        )
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def finish(self, phase: Phase, last_of_phase: bool) -> None:
+        """Move on to the next epoch, and keep the weights and the checkpoint that are due here."""
+        at = self.state.position
+        generation, epoch = self.timeline.after(at.generation, at.epoch)
+        if generation > at.generation and self.config.keep != "none":
+            self.save(f"generation-{at.generation}")
+        elif last_of_phase and phase.name == "ascent" and self.config.keep == "ascents":
+            self.save(f"generation-{at.generation}-ascent")
+        self.state.position = Position(generation, epoch)
+        if self.asked(now=True) or generation > at.generation:
+            self.checkpoint()
+        if time.monotonic() - self.began > LONG_RUN:
+            gather_memory()
+
+    def save(self, name: str, tensors: dict[str, Tensor] | None = None) -> None:
+        """Write weights that need nothing but their file: its header says the network."""
+        if not self.world.is_main:
+            return
+        tensors = self.state.model.state_dict() if tensors is None else tensors
+        checkpoint.save_tensors(self.folder.weights(name), checkpoint.dense(tensors), self.metadata)
+
+    def checkpoint(self) -> None:
+        """Write the state, if it is sound, and obey a signal that waits.
+
+        Raises:
+            Interrupted: there was one.
+            RunError: loss or weights are not finite; the checkpoint before stays.
+        """
+        self.read_counters()
+        finite = torch.stack([torch.isfinite(p).all() for p in self.state.model.parameters()]).all()
+        if not finite:
+            self.diverged("the weights are NaN or infinite")
+        if self.best_weights is not None:
+            self.save("best", self.best_weights)
+            self.best_weights = None
+        checkpoint.save(self.folder.checkpoint, self.state, self.identity, self.world)
+        self.log.flush()
+        self.saved = time.monotonic()
+        if self.stop:
+            self.save("last")
+            raise Interrupted(self.stop, self.state.position, self.folder.path)
+
+    def diverged(self, what: str) -> None:
+        """Stop, naming place and cure."""
+        at = self.state.position
+        phase, _ = self.timeline.phase(at.generation, at.epoch)
+        path = self.folder.checkpoint
+        good = "there is no checkpoint yet"
+        if path.exists():
+            good = f"the last good checkpoint is {path} ({checkpoint.load(path).position})"
+        raise RunError(
+            f"{what} in generation {at.generation}, epoch {at.epoch}, {phase.name} phase, at or before step {at.step}; "
+            f"{good}. Lower --lr or --ascent-scale, or lengthen --warmup-epochs, in a new --out"
+        )

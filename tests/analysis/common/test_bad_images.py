@@ -1,0 +1,93 @@
+"""--on-bad-image in every analysis: an unreadable image is named, or left out, counted and listed."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seal_fast.__main__ import main
+from seal_fast.analysis.common import network as subject
+from seal_fast.analysis.common.images import batches, readable
+from seal_fast.data import open_images
+from seal_fast.models.resnet import BasicBlock, ResNet
+
+
+def build(name, num_classes, stem="imagenet", seed=0):
+    """A network of width 4 instead of 64."""
+    torch.manual_seed(seed)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=4)
+
+
+@pytest.fixture
+def damaged(image_folder, tmp_path):
+    """The four classes with one image cut short, one empty, and one whose end is missing."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(image_folder, folder)
+    cut = folder / "train" / "class1" / "002.png"
+    cut.write_bytes(cut.read_bytes()[:200])
+    (folder / "train" / "class0" / "000.png").write_bytes(b"")
+    last = folder / "val" / "class3" / "002.png"
+    last.write_bytes(last.read_bytes()[:100])
+    return folder
+
+
+BAD = {"train/class0/000.png", "train/class1/002.png", "val/class3/002.png"}
+
+
+def test_what_can_be_read_keeps_its_order_and_labels(damaged, image_folder):
+    images = readable(open_images(damaged, "skip"))
+    whole = open_images(image_folder)
+    assert set(images.skipped) == BAD and len(images.train) == 18 and len(images.val) == 11
+    for part in ("train", "val"):
+        kept = [row for row, name in enumerate(getattr(whole, part).names) if name not in BAD]
+        expected = getattr(whole, part).take(kept)
+        found = getattr(images, part)
+        assert found.names == expected.names and found.labels.tolist() == expected.labels.tolist()
+        pixels = [torch.cat([x for x, _ in batches(whole, s, image_size=16, batch_size=4)]) for s in (found, expected)]
+        assert torch.equal(*pixels)
+
+
+def test_a_sound_set_stays_as_it_is(image_folder):
+    images = open_images(image_folder)
+    assert readable(images) is images
+
+
+@pytest.mark.parametrize(
+    "command, flags",
+    [
+        ("depth", "--k 2 --pool avg"),
+        ("transfer", "--k 1 3 --no-cache --fine-tune --fine-tune-epochs 1"),
+        ("fewshot", "--ways 2 --shots 1 2 --queries 3 --episodes 4 --no-cache"),
+        ("hessian", "--images 18 --top 1 --bottom 0 --max-hvps 60 --tol 0.2 --group fc"),
+    ],
+)
+def test_every_analysis_names_a_bad_image_or_leaves_it_out(command, flags, damaged, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subject, "build", build)
+    monkeypatch.setattr("seal_fast.train.build", build)
+    save_file(build("resnet18", 4, "small").state_dict(), tmp_path / "w.safetensors")
+    argv = [command, str(tmp_path / "w.safetensors"), "--data", str(damaged), "--stem", "small", "--image-size", "16"]
+    argv += flags.split()
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert "train/class0/000.png is empty (0 bytes)" in error and "--on-bad-image skip" in error
+    (damaged / "train" / "class0" / "000.png").unlink()
+    assert main(argv) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    first = "val/class3/002.png" if command == "depth" else "train/class1/002.png"  # its queries come before the bank
+    assert first in error and "or leave such images out with --on-bad-image skip" in error
+
+    out = tmp_path / "out"
+    (damaged / "train" / "class0" / "000.png").write_bytes(b"")
+    assert main([*argv, "--on-bad-image", "skip", "--out", str(out)]) == 0
+    assert "pictures: left out 3 unreadable images: train/class0/000.png, " in capsys.readouterr().out
+    (result,) = json.loads((out / f"{command}.json").read_text())
+    skipped = result["skipped_images"]
+    assert set(skipped["pictures"] if isinstance(skipped, dict) else skipped) == BAD
+    if command == "depth":
+        assert result["bank"] == 18 and result["splits"]["val"]["examples"] == 11
+    if command == "transfer":
+        assert (result["targets"]["pictures"]["train"], result["targets"]["pictures"]["test"]) == (18, 11)
+    if command == "hessian":
+        assert result["images"] == 18

@@ -1,0 +1,96 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seal_fast.analysis.common.images import batches, choose, own_images
+from seal_fast.analysis.common.network import follow, open_network, stages
+from seal_fast.config import Config
+from seal_fast.data import make_input, open_images
+from seal_fast.models import build
+from seal_fast.train import run
+from seal_fast.utils.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def folder(image_folder, tmp_path_factory):
+    """A run of two short generations on the four classes."""
+    out = tmp_path_factory.mktemp("runs") / "mine"
+    settings = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "batch_size": 8, "keep": "ascents"}
+    run(Config(data=str(image_folder), stem="small", out=out, **settings))
+    return out
+
+
+def test_a_run_says_itself_what_it_is(folder):
+    subject = open_network(folder)
+    assert (subject.name, subject.model, subject.stem) == ("mine", "resnet18", "small")
+    assert (subject.num_classes, subject.image_size, subject.config.batch_size) == (4, 16, 8)
+    assert open_network(folder, stage="generation-0").name == "mine generation-0"
+    assert open_network(folder / "weights" / "best.safetensors").config is None
+
+
+def test_the_network_is_the_one_trained(folder):
+    network = open_network(folder).network(dtype=torch.float64)
+    model = build("resnet18", 4, "small", seed=5).double().eval()
+    from seal_fast.models import load_weights
+
+    load_weights(model, folder / "weights" / "last.safetensors")
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(network(x), model(x), rtol=1e-12, atol=1e-12)
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_stages_come_in_the_order_they_arose(folder):
+    names = ["generation-0", "generation-1-ascent", "generation-1"]
+    assert [name for name, _ in stages(folder)] == names
+    assert [subject.stage for subject in follow(folder)] == names
+
+
+def test_a_bare_file_takes_the_flags(tmp_path):
+    weights = build("resnet34", 7, "small").state_dict()
+    save_file(weights, tmp_path / "bare.safetensors")
+    subject = open_network(tmp_path / "bare.safetensors", model="resnet34", stem="small", image_size=32)
+    assert (subject.num_classes, subject.image_size) == (7, 32)
+    subject.network()
+    save_file({k: v for k, v in weights.items() if not k.startswith("fc.")}, tmp_path / "backbone.safetensors")
+    backbone = open_network(tmp_path / "backbone.safetensors", model="resnet34", stem="small")
+    assert backbone.num_classes == 0
+    backbone.network()
+
+
+def test_bad_input_ends_in_a_sentence(folder, tmp_path):
+    with pytest.raises(UsageError, match="no such run folder or weights file"):
+        open_network(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no run folder"):
+        open_network(tmp_path)
+    with pytest.raises(UsageError, match="it keeps generation-0, generation-1-ascent, generation-1"):
+        open_network(folder, stage="generation-7")
+    with pytest.raises(UsageError, match="--model resnet50: .* of resnet18"):
+        open_network(folder, model="resnet50")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="not a readable safetensors file"):
+        open_network(tmp_path / "broken.safetensors")
+    save_file(build("resnet34", 7).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="another architecture"):
+        open_network(tmp_path / "other.safetensors").network()
+
+
+def test_images_are_those_of_evaluation_in_sorted_order(image_folder):
+    images = open_images(image_folder)
+    settings = {"image_size": 16, "batch_size": 8, "eval_batch_size": 12}
+    whole = next(make_input(images, "resident", **settings).evaluation())
+    chosen = choose(images, "val", 7)
+    parts = list(batches(images, chosen, image_size=16, batch_size=3))
+    assert [len(labels) for _, labels in parts] == [3, 3, 1]
+    torch.testing.assert_close(torch.cat([x for x, _ in parts]), whole.images[:7], rtol=0, atol=0)
+    assert torch.cat([y for _, y in parts]).tolist() == images.val.labels[:7].tolist()
+    assert choose(images, "train", 4, spread=True).labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(UsageError, match="13 images asked for: the val split of .* has 12"):
+        choose(images, "val", 13)
+
+
+def test_own_images_are_the_runs_own(folder, image_folder, tmp_path):
+    assert own_images(open_network(folder)).fingerprint == open_images(image_folder).fingerprint
+    with pytest.raises(UsageError, match="has 10 classes and mine tells 4 apart"):
+        own_images(open_network(folder), "digits")
+    with pytest.raises(UsageError, match="name them with --data"):
+        own_images(open_network(folder / "weights" / "last.safetensors"))

@@ -1,0 +1,80 @@
+"""What no analysis can work with ends in one sentence, whichever command is asked."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from image_folders import write_images
+from safetensors.torch import save_file
+
+from seal_fast.__main__ import main
+from seal_fast.analysis.common import network as subject
+from seal_fast.models.resnet import BasicBlock, ResNet
+
+FLAGS = {
+    "depth": "--k 2 --pool avg",
+    "transfer": "--k 1 --no-cache",
+    "fewshot": "--ways 2 --shots 1 --queries 3 --episodes 2 --no-cache",
+    "hessian": "--images 8 --top 1 --bottom 0 --max-hvps 3 --group fc",
+}
+COMMANDS = pytest.mark.parametrize("command", FLAGS)
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """Asks a command about a small network; returns its exit code and what it printed as an error."""
+
+    def build(name, num_classes, stem="imagenet", seed=0):
+        blocks = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[name]
+        return ResNet(BasicBlock, blocks, num_classes, stem, width=4)
+
+    monkeypatch.setattr(subject, "build", build)
+
+    def ask(command: str, data: Path, model: str = "resnet18"):
+        torch.manual_seed(0)
+        save_file(build(model, 4, "small").state_dict(), tmp_path / "w.safetensors")
+        argv = [command, str(tmp_path / "w.safetensors"), "--data", str(data), "--stem", "small", "--image-size", "16"]
+        code = main([*argv, *FLAGS[command].split()])
+        return code, capsys.readouterr().err
+
+    return ask
+
+
+def one_sentence(error: str) -> str:
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+@COMMANDS
+def test_weights_of_another_architecture(command, ask, image_folder):
+    code, error = ask(command, image_folder, model="resnet34")
+    assert code == 2 and "holds weights of another architecture" in one_sentence(error)
+
+
+@COMMANDS
+def test_a_class_without_images(command, ask, image_folder, tmp_path):
+    copy = Path(shutil.copytree(image_folder, tmp_path / "copy"))
+    for file in (copy / "val" / "class2").iterdir():
+        file.unlink()
+    code, error = ask(command, copy)
+    assert code == 1 and "class2" in one_sentence(error)
+
+
+@COMMANDS
+def test_one_class_alone(command, ask, tmp_path):
+    for part in ("train", "val"):
+        write_images(tmp_path / "alone" / part, 1, 6, 16, seed=0)
+    code, error = ask(command, tmp_path / "alone")
+    own = command in ("depth", "hessian")
+    assert code == 2 and ("has 1 classes and w tells 4 apart" if own else "one class (class0)") in one_sentence(error)
+
+
+@COMMANDS
+def test_images_of_another_size_are_scaled_with_a_note(command, ask, tmp_path, caplog):
+    for part in ("train", "val"):
+        write_images(tmp_path / "large" / part, 4, 5, 20, seed=3)
+    code, _ = ask(command, tmp_path / "large")
+    assert code == 0
+    assert "large: images of 20 pixels a side, scaled to the network's 16" in caplog.text

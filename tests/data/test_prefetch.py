@@ -1,0 +1,48 @@
+"""The thread that works ahead: order, exceptions, and its end."""
+
+import threading
+import time
+
+import pytest
+
+from seal_fast.data.prefetch import ahead
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "seal_fast-input"]
+
+
+def test_order_is_kept_and_the_thread_ends():
+    assert list(ahead(iter(range(100)))) == list(range(100))
+    assert threads() == []
+
+
+def test_it_works_ahead_but_not_without_limit():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    running = ahead(items(), depth=3)
+    assert next(running) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(made) == 5  # one consumed, three waiting, one in hand
+    running.close()
+    assert threads() == []
+
+
+def test_an_exception_comes_in_its_place():
+    def items():
+        yield 1
+        raise ValueError("here")
+
+    running = ahead(items())
+    assert next(running) == 1
+    with pytest.raises(ValueError, match="here"):
+        next(running)
+    assert threads() == []

@@ -1,0 +1,174 @@
+"""The same training on any number of processes."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from processes import together
+from runs import EXACT, Killed, assert_close, assert_identical, outcome
+from small_resnet import build_shallow
+
+from seal_fast import train
+from seal_fast.methods import METHODS
+from seal_fast.runs.folder import RunFolder
+from seal_fast.train import run
+from seal_fast.training import checkpoint
+from seal_fast.training import trainer as engine
+from seal_fast.training.runtime import Runtime
+
+# 20 images in steps of 8: two processes share the last step of 4, for four it is too small and each computes it whole.
+SAME = replace(EXACT, augment=True, shuffle=True, sync_batchnorm=True, warmup_epochs=0)
+SHORT = replace(SAME, generations=2, epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def shallow_network(monkeypatch):
+    monkeypatch.setattr(train, "build", build_shallow)
+    monkeypatch.setattr(train.curves, "draw", lambda *_: None)
+
+
+def run_all(configs):
+    return [run(config) for config in configs]
+
+
+def run_to(config, step):
+    """Run until every process dies before its `step`-th step."""
+    taken, original = iter(range(10**9)), engine.forward_and_loss
+
+    def forward_and_loss(model, *rest):
+        if model.training and next(taken) == step:
+            raise Killed
+        return original(model, *rest)
+
+    engine.forward_and_loss = forward_and_loss
+    try:
+        run(config)
+    except Killed:
+        pass
+    finally:
+        engine.forward_and_loss = original
+
+
+def run_twice(config, step):
+    run_to(config, step)
+    run(config)
+
+
+@pytest.mark.parametrize(("size", "machines"), [(2, 1), (4, 2)])
+def test_a_whole_seal_run_equals_that_of_one_process(size, machines, image_folder, tmp_path):
+    """Weights, statistics, momentum, and the metrics of training and of the shared evaluation."""
+    config = replace(SAME, data=str(image_folder), keep="ascents")
+    summaries = together(size, run, replace(config, out=tmp_path / "many"), machines=machines)
+    run(replace(config, out=tmp_path / "one"))
+    assert_close(tmp_path / "many", tmp_path / "one")
+    assert all(summary == summaries[0] for summary in summaries)
+
+
+def test_every_method_equals_one_process(image_folder, tmp_path):
+    many = [replace(SHORT, method=m, data=str(image_folder), out=tmp_path / f"many-{m}") for m in METHODS]
+    together(2, run_all, many)
+    for config in many:
+        run(replace(config, out=tmp_path / f"one-{config.method}"))
+        assert_close(config.out, tmp_path / f"one-{config.method}")
+
+
+def test_curvature_is_measured_on_everyones_images(image_folder, tmp_path):
+    config = replace(SAME, data=str(image_folder), generations=1, epochs=1, ascent_epochs=0, hessian_every=1)
+    config = replace(config, hessian_images=9)
+    together(2, run, replace(config, out=tmp_path / "many"))
+    run(replace(config, out=tmp_path / "one"))
+    (many,), (one,) = (RunFolder(tmp_path / name).rows() for name in ("many", "one"))
+    assert many["hessian_converged"] and many["hessian_loss"] == pytest.approx(one["hessian_loss"], rel=1e-10)
+    assert many["hessian_top"] == pytest.approx(one["hessian_top"], rel=1e-6)
+
+
+def test_without_shared_statistics_two_processes_are_two_parts_of_one(image_folder, tmp_path):
+    """Each sees the half of a step that `--accumulate 2` sees; only running statistics differ."""
+    config = replace(SHORT, data=str(image_folder), sync_batchnorm=False)
+    together(2, run, replace(config, out=tmp_path / "many"))
+    run(replace(config, accumulate=2, out=tmp_path / "one"))
+    weights = tuple(f"model.{name}" for name, _ in build_shallow("", 4).named_parameters())
+    assert_close(tmp_path / "many", tmp_path / "one", parts=(*weights, "momentum."), rows=False)
+
+
+def test_other_precisions_and_parts(image_folder, tmp_path):
+    base = replace(SHORT, data=str(image_folder), dtype="float32")
+    variants = {
+        "float32": base,
+        "accumulate": replace(base, dtype="float64", accumulate=2),
+        "bfloat16": replace(base, amp=True),
+        "float16": replace(base, amp=True, amp_dtype="float16"),
+    }
+    together(2, run_all, [replace(config, out=tmp_path / f"many-{name}") for name, config in variants.items()])
+    for name, config in variants.items():
+        run(replace(config, out=tmp_path / f"one-{name}"))
+    assert distance(tmp_path / "many-float32", tmp_path / "one-float32") < 1e-4  # a ReLU may tip over
+    assert_close(tmp_path / "many-accumulate", tmp_path / "one-accumulate")
+    for name in ("bfloat16", "float16"):  # as far from float32 as one process is
+        own = distance(tmp_path / f"one-{name}", tmp_path / "one-float32")
+        assert 0 < distance(tmp_path / f"many-{name}", tmp_path / "one-float32") < 2 * own < 0.1
+    many, one = (outcome(tmp_path / f"{way}-float16")[3] for way in ("many", "one"))
+    for said in (many, one):
+        said.pop("best")  # an image more or less, after roundings
+    assert many == one  # the scaler's state too
+
+
+def test_float32_differs_by_the_order_of_sums(image_folder, tmp_path):
+    """Element by element, after six steps: a few units in the last place of each tensor's largest number.
+
+    Sums over a step's images and pixels are taken in two parts here and in one there, and each way is rounded. An
+    error in a weight, an image or a rate is thousands of units.
+    """
+    config = replace(SHORT, data=str(image_folder), dtype="float32", generations=1, ascent_epochs=0)
+    together(2, run, replace(config, out=tmp_path / "many"))
+    run(replace(config, out=tmp_path / "one"))
+    many, one = (checkpoint.load(RunFolder(tmp_path / name).checkpoint).tensors for name in ("many", "one"))
+    names = [name for name in one if name.startswith(("model.", "momentum.")) and one[name].is_floating_point()]
+    assert len(names) == 100
+    for name in names:
+        unit = float(one[name].abs().max()) * 2**-24
+        torch.testing.assert_close(many[name], one[name], rtol=0, atol=64 * unit, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def distance(out, other):
+    """Between the weights of two runs, relative to their size."""
+    states = [checkpoint.load(RunFolder(path).checkpoint).tensors for path in (out, other)]
+    a, b = (torch.cat([t.flatten().double() for n, t in s.items() if n.startswith("model.")]) for s in states)
+    return float((a - b).norm() / b.norm())
+
+
+def test_compiled_processes_make_two_graphs(image_folder, tmp_path):
+    config = replace(SHORT, data=str(image_folder), compile=True)
+    for summary in together(2, run_compiled, replace(config, out=tmp_path / "compiled")):
+        assert summary["graphs"] == 2
+    run(replace(config, compile=False, out=tmp_path / "one"))
+    assert_close(tmp_path / "compiled", tmp_path / "one")
+
+
+def run_compiled(config):
+    """Traced and differentiated as always, but not handed to the code generator, which takes half a minute."""
+    Runtime.compiled = lambda self, function: torch.compile(
+        function, fullgraph=True, dynamic=False, backend="aot_eager"
+    )
+    return run(config)
+
+
+def test_a_checkpoint_of_four_goes_on_in_one_and_in_two(image_folder, tmp_path):
+    config = replace(SAME, data=str(image_folder), checkpoint_seconds=0.0, generations=2)
+    together(4, run_to, replace(config, out=tmp_path / "four"), 10)  # in the ascent of the second generation
+    assert checkpoint.load(RunFolder(tmp_path / "four").checkpoint).position == checkpoint.Position(1, 0, 1)
+    shutil.copytree(tmp_path / "four", tmp_path / "two")
+    together(2, run, replace(config, out=tmp_path / "two"))
+    run(replace(config, out=tmp_path / "four"))
+    run(replace(config, out=tmp_path / "whole"))
+    assert_close(tmp_path / "four", tmp_path / "whole")
+    assert_close(tmp_path / "two", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_resumed_run_of_as_many_processes_is_bit_identical(sync, image_folder, tmp_path):
+    config = replace(SHORT, data=str(image_folder), dtype="float32", sync_batchnorm=sync, checkpoint_seconds=0.0)
+    together(2, run, replace(config, out=tmp_path / "whole"))
+    together(2, run_twice, replace(config, out=tmp_path / "resumed"), 8)
+    assert_identical(outcome(tmp_path / "resumed"), outcome(tmp_path / "whole"))

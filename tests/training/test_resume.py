@@ -1,0 +1,175 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from image_folders import write_images
+from runs import BASE, Killed, assert_identical, die_at, outcome
+
+from seal_fast.methods import METHODS
+from seal_fast.runs.folder import RunFolder
+from seal_fast.train import main, run
+from seal_fast.training import checkpoint
+from seal_fast.utils.errors import RunError, UsageError
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return {}, tmp_path_factory.mktemp("whole")
+
+
+@pytest.mark.parametrize("often", [0.0, 1e9], ids=["checkpoint every step", "checkpoint at generation ends"])
+# 9: start of an ascent, 10: amid it, 12: the switch to descent, 18: start of a generation, 26: the last step
+@pytest.mark.parametrize("step", [1, 9, 10, 12, 18, 26])
+@pytest.mark.parametrize("method", ["seal", "seal+llf"])
+def test_a_kill_changes_nothing(method, step, often, image_folder, tmp_path, monkeypatch, small_network, uninterrupted):
+    config = replace(BASE, method=method, data=str(image_folder), keep="ascents", checkpoint_seconds=often)
+    whole, folder = uninterrupted
+    if method not in whole:
+        run(replace(config, out=folder / method))
+        whole[method] = outcome(folder / method)
+    config = replace(config, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        die_at(patch, step)
+        with pytest.raises(Killed):
+            run(config)
+    run(config)
+    assert_identical(whole[method], outcome(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("seal", "seal+llf")])
+def test_every_method_resumes(method, image_folder, tmp_path, monkeypatch, small_network):
+    config = replace(BASE, method=method, data=str(image_folder), keep="ascents", checkpoint_seconds=0)
+    run(replace(config, out=tmp_path / "whole"))
+    config = replace(config, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        die_at(patch, 13)
+        with pytest.raises(Killed):
+            run(config)
+    run(config)
+    assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+
+
+def test_amp_float16_resumes_with_its_scaler(image_folder, tmp_path, monkeypatch, small_network):
+    config = replace(BASE, data=str(image_folder), amp=True, amp_dtype="float16", generations=2, checkpoint_seconds=0)
+    run(replace(config, out=tmp_path / "whole"))
+    config = replace(config, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        die_at(patch, 10)
+        with pytest.raises(Killed):
+            run(config)
+    run(config)
+    assert checkpoint.load(RunFolder(tmp_path / "run").checkpoint).plain["scaler"]["_growth_tracker"] > 0
+    assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+
+
+def start(out, image_folder, *flags):
+    command = [sys.executable, "-m", "seal_fast.train", "--data", str(image_folder), "--out", str(out)]
+    command += "--generations 2 --epochs 40 --batch-size 8 --stem small --checkpoint-seconds 0".split()
+    return subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(out, count):
+    deadline = time.monotonic() + 120
+    while len(RunFolder(out).rows()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_real_signals(image_folder, tmp_path):
+    out = tmp_path / "run"
+    process = start(out, image_folder)
+    wait_for_rows(out, 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(RunFolder(out).rows())
+
+    process = start(out, image_folder)
+    wait_for_rows(out, done + 2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert f"continue with: python -m seal_fast.train --out {out}" in errors and "Traceback" not in errors
+    at = checkpoint.load(RunFolder(out).checkpoint).position
+    assert json.loads((out / "summary.json").read_text())["finished"] is False
+    assert [(r["generation"], r["epoch"]) for r in RunFolder(out).rows()] == [
+        (g, e) for g in range(2) for e in range(40) if (g, e) < (at.generation, at.epoch)
+    ]
+
+
+def test_another_training_is_refused_with_the_difference(image_folder, tmp_path, small_network, capsys):
+    out = tmp_path / "run"
+    config = replace(BASE, data=str(image_folder), out=out, generations=1)
+    run(config)
+    with pytest.raises(UsageError, match=r"other settings: --lr: 0.1 -> 0.2"):
+        run(replace(config, lr=0.2))
+    with pytest.raises(UsageError, match="--resume never"):
+        run(replace(config, resume="never"))
+    assert main(["--out", str(out), "--seed", "9"]) == 2
+    assert "--seed: 3 -> 9" in capsys.readouterr().err
+
+    other = tmp_path / "other"
+    write_images(other / "train", 4, 6, 16, seed=0)
+    write_images(other / "val", 4, 3, 16, seed=1)
+    with pytest.raises(UsageError, match="not the images that the run"):
+        run(replace(config, data=str(other)))
+    run(config)  # finished: nothing to do, and nothing lost
+    assert len(RunFolder(out).rows()) == 3
+
+
+def test_a_checkpoint_of_another_model_or_a_damaged_one(image_folder, tmp_path, small_network):
+    out = tmp_path / "run"
+    config = replace(BASE, data=str(image_folder), out=out, generations=1)
+    run(config)
+    path = RunFolder(out).checkpoint
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match="damaged"):
+        run(config)
+    saved_by_others = {"x": torch.zeros(3)}
+    checkpoint.save_tensors(path, saved_by_others, {})
+    with pytest.raises(RunError, match="not a checkpoint"):
+        run(config)
+
+
+def test_two_processes_do_not_share_a_folder(image_folder, tmp_path, small_network):
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(UsageError, match="another process is training there"):
+        run(replace(BASE, data=str(image_folder), out=tmp_path / "run"))
+
+
+def test_nan_loss_names_place_and_last_good_checkpoint(image_folder, tmp_path, small_network):
+    out = tmp_path / "run"
+    config = replace(BASE, data=str(image_folder), out=out, warmup_epochs=0, lr=0.05, log_every=1, checkpoint_seconds=0)
+    with pytest.raises(RunError) as caught:
+        run(replace(config, method="ascend-all", ascent_scale=1e30))
+    message = str(caught.value)
+    assert "generation 1, epoch 0, ascent phase" in message and "last good checkpoint is" in message
+    assert str(RunFolder(out).checkpoint) in message
+    saved = checkpoint.load(RunFolder(out).checkpoint)
+    assert all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("model."))
+
+
+def test_a_full_disk_leaves_what_was_there(image_folder, tmp_path, small_network, monkeypatch):
+    out = tmp_path / "run"
+    config = replace(BASE, data=str(image_folder), out=out, generations=2)
+    import errno
+
+    from seal_fast.utils import files
+
+    original = os.replace
+
+    def replace_until_full(source, target):
+        if str(target).endswith("state.safetensors") and os.path.exists(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace_until_full)
+    with pytest.raises(RunError, match=r"state.safetensors could not be written \(No space left on device\)"):
+        run(config)
+    assert checkpoint.load(RunFolder(out).checkpoint).position == checkpoint.Position(1, 0, 0)
+    assert not [p for p in (out / "checkpoint").iterdir() if p.suffix == ".tmp"]

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from oracle import Recipe, train
+from runs import EXACT
+from safetensors.torch import load_file
+
+from seal_fast import train as program
+from seal_fast.methods import METHODS
+from seal_fast.runs.folder import RunFolder
+from seal_fast.train import run
+from seal_fast.training import checkpoint, runtime
+from seal_fast.training import trainer as engine
+from seal_fast.training.forgetting import reinitialise
+from seal_fast.training.step import true_class_rank
+
+
+def read_images(folder):
+    """Images in sorted path order, decoded by Pillow, normalised with ImageNet's mean and standard deviation."""
+    from PIL import Image
+
+    paths = sorted((folder / "train").glob("*/*.png"))
+    pixels = np.stack([np.asarray(Image.open(p)) for p in paths]).astype(np.float64) / 255
+    pixels = (pixels - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    labels = torch.tensor([int(p.parent.name.removeprefix("class")) for p in paths])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
+
+
+def oracle(config, folder):
+    model = program.build(config.model, 4, config.stem, config.seed).double()
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+
+    def redraw(name, generation):
+        weight = {name: torch.empty(shapes[name], dtype=torch.float64)}
+        reinitialise(weight, [name], config.reinit, config.seed, generation)
+        return weight[name]
+
+    recipe = Recipe(
+        method=config.method,
+        generations=config.generations,
+        epochs=config.epochs,
+        ascent_epochs=config.ascent(),
+        warmup_epochs=config.warmup(),
+        threshold=config.layer_threshold,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        scale=config.ascent_scale,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        ascent_weight_decay=config.ascent_weight_decay,
+        label_smoothing=config.label_smoothing,
+    )
+    return train(model, *read_images(folder), recipe, redraw)
+
+
+def assert_equals_oracle(config, folder, out):
+    run(replace(config, data=str(folder), out=out))
+    weights = load_file(RunFolder(out).weights("last"))
+    saved = checkpoint.load(RunFolder(out).checkpoint).tensors
+    expected = oracle(config, folder)
+    for name, tensor in expected.items():
+        own = saved[name] if name.startswith("momentum.") else weights[name]
+        torch.testing.assert_close(own, tensor, rtol=1e-10, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# 20 images in batches of 8: the last batch of an epoch is a smaller one. The learning rate keeps rounding errors from
+# growing: at 0.1 this tiny problem is chaotic, and two orders of summation part ways after some twenty steps.
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_equals_the_float64_oracle(method, image_folder, tmp_path, small_network):
+    assert_equals_oracle(replace(EXACT, method=method), image_folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("seconds, gathered", [(-1.0, 1), (1e6, 0)])
+def test_a_long_run_gathers_its_memory_once_and_trains_on(
+    seconds, gathered, monkeypatch, image_folder, tmp_path, small_network
+):
+    calls = []
+    gather = runtime.gather_into_huge_pages
+    monkeypatch.setattr(engine, "LONG_RUN", seconds)
+    monkeypatch.setattr(runtime, "gather_into_huge_pages", lambda: (calls.append(1), gather()))
+    runtime.gather_memory.cache_clear()
+    assert_equals_oracle(EXACT, image_folder, tmp_path / "run")
+    assert len(calls) == gathered
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_threshold": "layer2.1"},
+        {"ascent_epochs": 2, "ascent_scale": 0.1, "ascent_weight_decay": 1e-3},
+        {"method": "llf", "reinit": "he-normal", "layer_threshold": "layer4"},
+        {"method": "restart", "momentum": 0.0, "label_smoothing": 0.0, "warmup_epochs": 2},
+    ],
+    ids=str,
+)
+def test_other_settings_equal_the_oracle(changes, image_folder, tmp_path, small_network):
+    assert_equals_oracle(replace(EXACT, generations=2, **changes), image_folder, tmp_path / "run")
+
+
+def test_metrics_rows_tell_the_timeline(image_folder, tmp_path, small_network):
+    out = tmp_path / "run"
+    summary = run(replace(EXACT, data=str(image_folder), out=out, eval_every=2, keep="ascents", lr=0.1))
+    rows = RunFolder(out).rows()
+    assert [(r["generation"], r["epoch"], r["phase"]) for r in rows] == [
+        (g, e, "ascent" if g and e == 0 else "descent") for g in range(3) for e in range(3)
+    ]
+    ascent, descent = rows[3], rows[4]
+    assert (ascent["lr_early"], ascent["lr_late"], ascent["direction_early"]) == (pytest.approx(1e-3), 0.1, -1)
+    assert descent["lr_early"] == descent["lr_late"] == pytest.approx(0.1) and descent["direction_early"] == 1
+    # evaluated every second epoch and at the end of each phase
+    assert [r["val_top1"] is not None for r in rows] == [False, True, True, True, True, True, True, True, True]
+    assert all(r["images"] == 20 and r["images_per_s"] > 0 for r in rows)
+    assert summary["best"]["val_top1"] == max(r["val_top1"] or 0 for r in rows)
+    phases = [[p["phase"] for p in g["phases"]] for g in summary["generations"]]
+    assert phases == [["descent"], ["ascent", "descent"], ["ascent", "descent"]]
+    names = {p.name for p in (out / "weights").iterdir()}
+    kept = {f"generation-{g}.safetensors" for g in range(3)} | {f"generation-{g}-ascent.safetensors" for g in (1, 2)}
+    assert names == kept | {"last.safetensors", "best.safetensors"}
+    for name in ("config.toml", "summary.json", "curves.png", "tensorboard"):
+        assert (out / name).exists()
+
+
+def test_training_metrics_equal_a_direct_count(image_folder, tmp_path, small_network):
+    """With a learning rate of 0 the network stands still, so an epoch's sums can be counted again outside."""
+    import torch.nn.functional as F
+
+    out = tmp_path / "run"
+    config = replace(EXACT, data=str(image_folder), out=out, generations=1, epochs=1, ascent_epochs=0, lr=0.0)
+    run(replace(config, warmup_epochs=0))
+    row = RunFolder(out).rows()[0]
+    model = program.build("resnet18", 4, config.stem, config.seed).double().train()
+    images, labels = read_images(image_folder)
+    loss, right = 0.0, 0
+    for x, y in zip(images.split(8), labels.split(8), strict=True):
+        logits = model(x)
+        loss += F.cross_entropy(logits, y, label_smoothing=0.1, reduction="sum").item()
+        right += (logits.argmax(1) == y).sum().item()
+    assert row["train_loss"] == pytest.approx(loss / 20, rel=1e-9)
+    assert row["train_top1"] == pytest.approx(100 * right / 20)
+
+
+def test_hits_rank_like_argmax_and_topk():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(500, 12), torch.randint(0, 12, (500,))
+    rank = true_class_rank(logits, labels)
+    assert torch.equal(rank < 1, logits.argmax(1) == labels)
+    assert torch.equal(rank < 5, (logits.topk(5).indices == labels[:, None]).any(1))
+    # a constant network is right as often as its first class occurs, not always
+    assert torch.equal(true_class_rank(torch.zeros(12, 12), torch.arange(12)), torch.arange(12))
+
+
+def test_streamed_and_resident_input_train_alike(image_folder, tmp_path, small_network):
+    """Order and augmentation depend on the position only, so where the images are decoded changes nothing."""
+    config = replace(EXACT, data=str(image_folder), generations=2, augment=True, shuffle=True)
+    for kind in ("resident", "stream"):
+        run(replace(config, input=kind, out=tmp_path / kind))
+    resident, stream = (load_file(RunFolder(tmp_path / kind).weights("last")) for kind in ("resident", "stream"))
+    assert all(torch.equal(resident[name], stream[name]) for name in resident)
