@@ -1,9 +1,9 @@
-"""What it takes to compile and judge an op's Triton kernel on a machine without a GPU."""
+"""How to compile and check an op's Triton kernel on a machine without a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 VECTOR_BITS = 128
@@ -26,7 +26,6 @@ class Variant:
         elements: elements that a program's bulk path handles in one pass.
         bytes_read: bytes an element that any implementation must read, at least.
         bytes_written: bytes an element that any implementation must write.
-        elements_of: elements of some whole tasks, by the task's name.
         aligned: whether the launcher promises pointers at multiples of 16 bytes.
         readers: neighbouring threads that read the same byte, which then moves once.
         load_bits: narrowest bulk load of a thread that is right for this variant.
@@ -43,7 +42,6 @@ class Variant:
     elements: int
     bytes_read: float
     bytes_written: float
-    elements_of: Mapping[str, int] = field(default_factory=dict)
     aligned: bool = True
     readers: int = 1
     load_bits: int = VECTOR_BITS

@@ -43,20 +43,6 @@ def prepare(argv: Sequence[str]) -> int:
     return main(argv)
 
 
-def kernels(argv: Sequence[str]) -> int:
-    """Judge the GPU kernels, or the whole compiled step, on a machine that need not have a GPU."""
-    from bench.gpu_report.command import main
-
-    return main(argv)
-
-
-def scaling(argv: Sequence[str]) -> int:
-    """Predict the step and its network on 1 to 64 GPUs."""
-    from bench.gpu_report.scaling import main
-
-    return main(argv)
-
-
 def depth(argv: Sequence[str]) -> int:
     """Prediction depth of trained networks, compared."""
     from seal_fast.analysis.depth.command import main
@@ -113,8 +99,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "timeline": timeline,
     "presets": presets,
     "prepare": prepare,
-    "kernels": kernels,
-    "scaling": scaling,
     "depth": depth,
     "transfer": transfer,
     "fewshot": fewshot,

@@ -1,4 +1,4 @@
-"""Every Triton kernel in every variant, compiled for every card: resources, access widths, bytes, predicted times."""
+"""Every Triton kernel in every variant, compiled for every card: resources, access widths, bytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_report.datasheet import CARDS
+from bench.gpu_report.cards import CARDS
 from bench.gpu_report.target import Compiled, compile_variant
 from seal_fast.kernels.variant import VECTOR_BITS, Variant
 from seal_fast.utils.errors import RunError
@@ -25,7 +25,7 @@ def variants() -> Iterator[Variant]:
 
 
 def compile_all(archs: Sequence[int]) -> list[Compiled]:
-    """Every variant for every architecture, cards apart."""
+    """Every variant, for every architecture."""
     chosen = list(variants())
     return [compile_variant(variant, arch) for arch in archs for variant in chosen]
 
@@ -77,7 +77,6 @@ def row(compiled: Compiled) -> dict[str, Any]:
         "bytes_per_element": compiled.bytes_per_element,
         "minimum_bytes_per_element": compiled.minimum_bytes_per_element,
         "narrow_because": variant.narrow,
-        "predicted_us": {task: compiled.predicted_seconds(n) * 1e6 for task, n in variant.elements_of.items()},
         "faults": faults(compiled),
     }
 
@@ -87,24 +86,18 @@ def text(kernels: Sequence[Compiled]) -> str:
     parts = []
     for (arch, op), group in itertools.groupby(kernels, lambda k: (k.arch, k.variant.op)):
         members = list(group)
-        card, tasks = CARDS[arch], members[0].variant.elements_of
-        head = "variant,regs,spills,stack,shared,occupancy,loads,stores,bytes,minimum".split(",")
-        rows = [[*head, *(f"{task}, us" for task in tasks)]]
+        rows = ["variant,regs,spills,stack,shared,occupancy,loads,stores,bytes,minimum".split(",")]
         for k in members:
             r = k.resources
             sizes = [str(n) for n in (r.registers, r.spills, r.stack, k.shared)]
             moved = [_widths(k.loads), _widths(k.stores)]
             per_element = [f"{b:.4g}" for b in (k.bytes_per_element, k.minimum_bytes_per_element)]
-            times = [f"{k.predicted_seconds(n) * 1e6:.3g}" for n in k.variant.elements_of.values()]
-            rows.append([k.variant.name, *sizes, f"{k.occupancy:.0%}", *moved, *per_element, *times])
-        parts.append(
-            f"{op} on {card.name} (sm_{arch}): compiled here; times predicted from {card.bandwidth / 1e12:.3g} TB/s\n"
-            + table(rows)
-        )
+            rows.append([k.variant.name, *sizes, f"{k.occupancy:.0%}", *moved, *per_element])
+        parts.append(f"{op} for {CARDS[arch].name} (sm_{arch})\n{table(rows)}")
         parts += [f"{k.variant.name}: {fault}" for k in members for fault in faults(k)]
     parts.append(
-        "loads, stores: of one thread on the bulk path, count x bits; bytes, minimum: of memory traffic an element.\n"
-        f"{VECTOR_BITS} bits is the widest access there is; narrower ones have a reason:" + _reasons(kernels)
+        "loads, stores: of one thread on the bulk path, count x bits. bytes, minimum: memory traffic an element.\n"
+        f"{VECTOR_BITS} bits is the widest access; narrower ones have a reason:" + _reasons(kernels)
     )
     return "\n\n".join(parts)
 

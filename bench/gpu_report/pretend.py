@@ -1,6 +1,6 @@
-"""Making torch's compiler believe that a GPU is there. It changes torch for good: for a process of its own only.
+"""Make torch's compiler believe that a GPU is there. The change is permanent: use it in a process of its own.
 
-Written against the private names of the torch named in `TORCH`; `unsupported` refuses any other.
+It replaces private names of the torch version in `TORCH`; `unsupported` refuses any other.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_report.datasheet import Card
+from bench.gpu_report.cards import Card
 
 TORCH = "2.13"
 
 
 def unsupported() -> str | None:
-    """Why this torch cannot be made to pretend, with the cure; None if it can."""
+    """Why this torch cannot do it, with the cure; None if it can."""
     if torch.__version__.startswith(f"{TORCH}."):
         return None
     return (
-        f"kernels --step leans on private names of torch {TORCH} and this is torch {torch.__version__}: "
+        f"the step report uses private names of torch {TORCH} and this is torch {torch.__version__}: "
         f"use it with torch {TORCH}"
     )
 
@@ -40,7 +40,7 @@ def card(card: Card) -> None:
         max_threads_per_block=1024,
         warp_size=32,
         shared_memory_per_block=48 << 10,
-        shared_memory_per_block_optin=card.shared_memory_of_block,
+        shared_memory_per_block_optin=card.shared_memory_per_block,
         shared_memory_per_multiprocessor=card.shared_memory,
         L2_cache_size=card.l2_cache,
         total_memory=80 << 30,

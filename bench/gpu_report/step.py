@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from bench.gpu_report import pretend
-from bench.gpu_report.datasheet import CARDS
+from bench.gpu_report.cards import CARDS
 from seal_fast.utils.errors import RunError
 
 _CUDA = torch.device("cuda:0")

@@ -1,4 +1,4 @@
-"""The compiled training step: what it launches and moves, and how long that takes, predicted."""
+"""The compiled training step: what it launches and moves."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import sys
 from typing import Any
 
 from bench.gpu_report import pretend
-from bench.gpu_report.datasheet import CARDS, GRAPH_NODE_SECONDS, LAUNCH_SECONDS
+from bench.gpu_report.cards import CARDS
 from seal_fast.utils.errors import RunError
 from seal_fast.utils.table import table
 
-# What the engine launches beside the compiled graphs: augment, the counters' addition, and the update.
+# Launches outside the compiled graphs: augment, the counters' addition, the update.
 OUTSIDE_LAUNCHES = 3
-# An update reads weight, momentum and gradient and writes the first two, all float32. Under --amp a gradient is half as
-# large, and a bfloat16 copy of the weight is written: the same again.
+# The update reads weight, momentum and gradient and writes the first two, all float32. Under --amp the gradient is half
+# as large and a bfloat16 copy of the weight is written: the same sum.
 _UPDATE_BYTES = 20
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Compile the step in a process of its own, which pretends to have a GPU, and add what follows from its counts.
+    """Compile the step in a process of its own, which pretends to have a GPU.
 
     Args:
         request: model, stem, batch, image_size, classes, arch, and columns: a list of {amp, layout}.
 
     Returns:
-        The request, with each column's facts (`step.Facts`) and predictions.
+        The request, with each column's facts (`step.Facts`) and totals.
 
     Raises:
-        RunError: this torch is not the one whose private names are known here, or it failed to compile.
+        RunError: the report does not know this version of torch, or the compilation failed.
     """
     if reason := pretend.unsupported():
         raise RunError(reason)
-    # No real device may answer in the pretended one's place, and the interpreter has nothing to compile.
+    # No real device may answer instead, and Triton must compile, not interpret.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "bench.gpu_report.step", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -42,29 +42,14 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         reason = (done.stderr.strip() or "it gave no reason").splitlines()
         error = next((line for line in reversed(reason) if "Error" in line), reason[-1])
         raise RunError(f"the step could not be compiled for sm_{request['arch']}: {error}")
-    columns = json.loads(done.stdout.splitlines()[-1])
-    for column in columns:
-        column["predicted"] = predict(column, request["arch"])
-    return {**request, "columns": columns}
+    return {**request, "columns": [totals(column) for column in json.loads(done.stdout.splitlines()[-1])]}
 
 
-def predict(column: dict[str, Any], arch: int) -> dict[str, float]:
-    """Times in microseconds that each of bandwidth, arithmetic and launches would take alone.
-
-    Source: the card's datasheet (see `datasheet`), and the launch costs assumed there.
-    """
-    card = CARDS[arch]
-    calls = sum(column["library_calls"].values())
-    launches = column["triton_launches"] + calls + OUTSIDE_LAUNCHES
-    moved = column["triton_bytes"] + column["library_bytes"] + column["parameters"] * _UPDATE_BYTES
-    return {
-        "launches": launches,
-        "bytes": moved,
-        "bandwidth_us": moved / card.bandwidth * 1e6,
-        "arithmetic_us": column["flops"] / (card.bf16_rate if column["amp"] else card.tf32_rate) * 1e6,
-        "launches_us": launches * LAUNCH_SECONDS * 1e6,
-        "graph_us": launches * GRAPH_NODE_SECONDS * 1e6,
-    }
+def totals(facts: dict[str, Any]) -> dict[str, Any]:
+    """A column's facts with `launches` and `bytes` of the whole step, the update included."""
+    launches = facts["triton_launches"] + sum(facts["library_calls"].values()) + OUTSIDE_LAUNCHES
+    moved = facts["triton_bytes"] + facts["library_bytes"] + facts["parameters"] * _UPDATE_BYTES
+    return {**facts, "launches": launches, "bytes": moved}
 
 
 def text(result: dict[str, Any]) -> str:
@@ -76,8 +61,7 @@ def text(result: dict[str, Any]) -> str:
         return [name, *map(str, cells)]
 
     def each(name: str, key: str, unit: float = 1, form: str = "d") -> list[str]:
-        values = [{**c, **c["predicted"]}[key] / unit for c in columns]
-        return line(name, *(format(int(v) if form == "d" else v, form) for v in values))
+        return line(name, *(format(c[key] if form == "d" else c[key] / unit, form) for c in columns))
 
     kinds = list(dict.fromkeys(kind for c in columns for kind in c["library_calls"]))
     rows = [
@@ -96,19 +80,9 @@ def text(result: dict[str, Any]) -> str:
         each("  by library calls", "library_bytes", 1e6, ".0f"),
         line("  by the update", *(f"{c['parameters'] * _UPDATE_BYTES / 1e6:.0f}" for c in columns)),
         each("GFLOP", "flops", 1e9, ".1f"),
-        each("predicted us: bandwidth", "bandwidth_us", 1, ".0f"),
-        each("predicted us: arithmetic", "arithmetic_us", 1, ".0f"),
-        each("predicted us: launches", "launches_us", 1, ".0f"),
-        each("predicted us: launches, CUDA graph", "graph_us", 1, ".0f"),
     ]
-    rates = (
-        f"{card.bandwidth / 1e12:.3g} TB/s, {card.bf16_rate / 1e12:.0f} (bf16) and {card.tf32_rate / 1e12:.0f} (TF32)"
-    )
     return (
         f"One training step of {result['model']} ({result['stem']} stem), batch {result['batch']}, "
-        f"{result['image_size']} x {result['image_size']}, for {card.name} (sm_{card.arch}): compiled here, not run\n\n"
+        f"{result['image_size']} x {result['image_size']}, for {card.name} (sm_{card.arch}): compiled, not run\n\n"
         + table(rows)
-        + f"\n\nPredicted from the datasheet ({rates} TFLOP/s) and from launch costs that are assumed:\n"
-        f"{LAUNCH_SECONDS * 1e6:.0f} us a launch, {GRAPH_NODE_SECONDS * 1e6:.0f} us in a CUDA graph. "
-        "Each time is what this alone would take."
     )

@@ -1,4 +1,4 @@
-"""Compiling a Triton kernel for a GPU that is not there, and reading what came out."""
+"""Compile a Triton kernel for a GPU that is not there, and read the compiler's output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu_report import ptx
-from bench.gpu_report.datasheet import CARDS
+from bench.gpu_report.cards import CARDS
 from seal_fast.kernels.variant import Variant
 from seal_fast.utils.errors import RunError
 
@@ -65,10 +65,6 @@ class Compiled:
     def minimum_bytes_per_element(self) -> float:
         """What any implementation moves."""
         return self.variant.bytes_read + self.variant.bytes_written
-
-    def predicted_seconds(self, elements: int) -> float:
-        """Time to move the bytes of so many elements at the datasheet's bandwidth."""
-        return elements * self.bytes_per_element / CARDS[self.arch].bandwidth
 
 
 def compile_variant(variant: Variant, arch: int) -> Compiled:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from seal_fast.kernels.variant import Variant
 
 _BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
-# Parameters at 1000 classes.
-_NETWORKS = {"ResNet-18": 11_689_512, "ResNet-50": 25_557_032}
 _SCALED = ("grad_scale", "found_inf")
 _EVERYTHING = (*_SCALED, "ema", "ema_decay", "bf16", "norms")
 _UNALIGNED = "single elements, as a slice may begin at any of them"
@@ -60,7 +58,6 @@ def _variant(
         elements=launcher.BLOCK if aligned else launcher.TAIL,
         bytes_read=2 * p + g + ema,
         bytes_written=2 * p + ema + bf16,
-        elements_of=_NETWORKS,
         aligned=aligned,
         load_bits=128 if aligned else 8 * min(p, g),
         store_bits=128 if aligned else 8 * p,

@@ -46,7 +46,6 @@ def _variant(
         elements=constants["TILE"],
         bytes_read=channels / 3,
         bytes_written=_BYTES[dtype],
-        elements_of={"batch of 128": 128 * 3 * size * size},
         readers=3 // channels,
         load_bits=8,
         store_bits=store_bits,

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from bench.gpu_report import pretend, step_report
-from seal_fast.__main__ import main
+from bench.gpu_report.__main__ import main
 
-# python -m bench.gpu_report --step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
+# python -m bench.gpu_report step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
 RECORD = Path(__file__).parent / "resnet18_bf16_nhwc.json"
 supported = pytest.mark.skipif(pretend.unsupported() is not None, reason=str(pretend.unsupported()))
 
 
 @pytest.mark.slow
 @supported
-def test_the_step_is_as_fast_on_an_a100_as_recorded(capsys):
+def test_the_step_for_an_a100_counts_no_more_than_recorded(capsys):
     recorded = json.loads(RECORD.read_text())
-    assert main("kernels --step --amp --layout NHWC --json".split()) == 0
+    assert main("step --amp --layout NHWC --json".split()) == 0
     now = json.loads(capsys.readouterr().out)
     assert {k: v for k, v in now.items() if k != "columns"} == {k: v for k, v in recorded.items() if k != "columns"}
     (facts,), (before,) = now["columns"], recorded["columns"]
@@ -50,7 +50,7 @@ def flops_of_eager_step(request):
 def test_layout_copies_and_fp32_convolutions_are_seen(capsys):
     """Weights that are not channels-last are copied, which must show."""
     flags = "--no-amp --layout NCHW --model resnet18 --stem small --image-size 8 --batch 2"
-    assert main(["kernels", "--step", "--json", *flags.split()]) == 0
+    assert main(["step", "--json", *flags.split()]) == 0
     (facts,) = json.loads(capsys.readouterr().out)["columns"]
     assert facts["layout_copies"] > 0 and facts["casts"] == 0
     assert (
@@ -76,21 +76,12 @@ FACTS = {
 }
 
 
-def test_predictions_follow_from_the_counts():
-    predicted = step_report.predict(FACTS, 80)
-    assert predicted == {
-        "launches": 7 + 12 + 3,
-        "bytes": 300_000_000 + 88_000_000 + 20_000_000,
-        "bandwidth_us": pytest.approx(408e6 / 2.04e12 * 1e6),
-        "arithmetic_us": pytest.approx(1.0),
-        "launches_us": pytest.approx(22 * 7),
-        "graph_us": pytest.approx(22),
-    }
-    assert step_report.predict({**FACTS, "amp": False}, 80)["arithmetic_us"] == pytest.approx(2.0)
+def test_totals_follow_from_the_counts():
+    assert step_report.totals(FACTS) == {**FACTS, "launches": 7 + 12 + 3, "bytes": 408_000_000}
 
 
 def test_columns_stand_beside_each_other():
-    columns = [{**FACTS, "predicted": step_report.predict(FACTS, 90)}] * 2
+    columns = [step_report.totals(FACTS)] * 2
     columns[1] = {**columns[1], "amp": False, "layout": "NCHW", "library_calls": {"mm": 3}}
     request = {"model": "resnet18", "stem": "small", "batch": 2, "image_size": 8, "arch": 90}
     lines = [line.split() for line in step_report.text({**request, "columns": columns}).splitlines()]
@@ -101,12 +92,12 @@ def test_columns_stand_beside_each_other():
 
 def test_another_torch_is_refused_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    assert main(["kernels", "--step"]) == 1
+    assert main(["step"]) == 1
     error = capsys.readouterr().err
-    assert "leans on private names of torch 2.13 and this is torch 2.99.0" in error and error.count("\n") == 1
+    assert "uses private names of torch 2.13 and this is torch 2.99.0" in error and error.count("\n") == 1
 
 
 def test_a_failed_compilation_ends_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(step_report.sys, "executable", "/bin/false")
-    assert main(["kernels", "--step", "--layout", "NHWC"]) == 1
+    assert main(["step", "--layout", "NHWC"]) == 1
     assert capsys.readouterr().err == "error: the step could not be compiled for sm_80: it gave no reason\n"
