@@ -7,14 +7,13 @@ import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from seal_fast.methods import METHODS
 from seal_fast.methods.schedule import Distribution
 from seal_fast.utils.errors import UsageError
 
-Method = Literal[
-    "seal", "llf", "seal+llf", "restart", "long", "reverse", "reverse-keep-fc", "freeze-late", "ascend-all"
-]
+Method = str if TYPE_CHECKING else Literal[tuple(METHODS)]
 
 
 @dataclass(frozen=True)
