@@ -64,13 +64,6 @@ def fewshot(argv: Sequence[str]) -> int:
     return main(argv)
 
 
-def compare(argv: Sequence[str]) -> int:
-    """Several runs side by side, with what the analyses have found: one page, CSV and JSON."""
-    from seal_fast.report.compare_command import main
-
-    return main(argv)
-
-
 def hessian(argv: Sequence[str]) -> int:
     """Curvature of the training loss: eigenvalues, trace and spectral density."""
     from seal_fast.analysis.hessian.command import main
@@ -103,7 +96,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "transfer": transfer,
     "fewshot": fewshot,
     "hessian": hessian,
-    "compare": compare,
 }
 
 

@@ -27,6 +27,7 @@ from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
 from seal_fast.runs import plots as curves
 from seal_fast.runs.folder import RunFolder
+from seal_fast.runs.identity import write_provenance
 from seal_fast.runs.logger import Log, Silence, to_terminal
 from seal_fast.runs.summary import summarise
 from seal_fast.training import checkpoint, runtime
@@ -158,6 +159,13 @@ def assemble(
     if world.is_main:
         if not resuming:
             write_text(folder.config, dumps(config))
+        write_provenance(
+            folder.path,
+            data_sha256=images.fingerprint,
+            init_weights=config.init_weights,
+            device=machine.device.type,
+            processes=world.size,
+        )
         folder.truncate(at.generation, at.epoch)
     metadata = {
         "model": config.model,

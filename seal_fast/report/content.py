@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from seal_fast.analysis.common.stats import Interval, paired, student
 from seal_fast.report.runs import Group, Run, groups, varied
 from seal_fast.runs.plots import ascents
+from seal_fast.runs.stats import Interval, paired, student
 from seal_fast.runs.summary import summarise, throughput
 
 _POINTS = 160  # of a learning curve: about two pixels each

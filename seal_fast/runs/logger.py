@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 from seal_fast.config import Config, to_dict
-from seal_fast.utils.errors import UsageError
 from seal_fast.runs.folder import RunFolder
+from seal_fast.utils.errors import UsageError
 
 
 class _Terminal(logging.StreamHandler):

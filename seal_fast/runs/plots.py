@@ -1,8 +1,9 @@
-"""The picture of a run: accuracy, loss and learning rate over epochs, ascent phases shaded."""
+"""curves.png: accuracy, loss and learning rate of a run over its epochs, ascent phases shaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,10 @@ EARLY, LATE, VAL, TRAIN = "#d1495b", "#30638e", "#003d5b", "#8fb8de"
 
 
 def ascents(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Stretches of ascent as half-open ranges of the epoch's index over the run."""
-    stretches: list[tuple[int, int]] = []
-    for i, row in enumerate(rows):
-        if row["phase"] == "ascent":
-            joins = bool(stretches) and stretches[-1][1] == i
-            stretches = [*stretches[:-1], (stretches[-1][0], i + 1)] if joins else [*stretches, (i, i + 1)]
-    return stretches
+    """Ascent phases as half-open ranges of epochs counted over the whole run."""
+    phases = [(name, len(list(part))) for name, part in groupby(row["phase"] for row in rows)]
+    ends = list(accumulate(length for _, length in phases))
+    return [(end - length, end) for (name, length), end in zip(phases, ends, strict=True) if name == "ascent"]
 
 
 def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:

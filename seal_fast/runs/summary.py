@@ -1,7 +1,8 @@
-"""summary.json: the outcome of a run, and where its time went, computed from its metrics rows."""
+"""summary.json: a run's best and last accuracy and its throughput, computed from its metrics rows."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -29,8 +30,11 @@ def throughput(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summarise(rows: Sequence[dict[str, Any]], **machine: Any) -> dict[str, Any]:
-    """The summary of a run from its metrics rows; `machine` is added as it is (name plate, memory, graphs, ...)."""
-    seen = [row for row in rows if row["val_top1"] is not None]
+    """The summary of a run from its metrics rows; `machine` is added as it is (environment, memory, graphs, ...).
+
+    `best` and `last` are None where no evaluation gave a finite accuracy.
+    """
+    seen = [row for row in rows if row["val_top1"] is not None and math.isfinite(row["val_top1"])]
 
     def outcome(row: dict[str, Any]) -> dict[str, Any]:
         return {name: row[name] for name in ("generation", "epoch", "val_loss", "val_top1", "val_top5")}

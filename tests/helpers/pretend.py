@@ -42,9 +42,13 @@ def pretend_rows(config, level, generations=None):
     return rows
 
 
-def pretend_run(path, config, level, generations=None):
+def pretend_run(path, config, level, generations=None, data="images", initial=None, processes=(1,)):
+    """A run folder; `data` and `initial` stand for the hashes in its provenance.json, of which None makes no file."""
     folder = RunFolder(path)
     path.mkdir(parents=True)
     folder.config.write_text(dumps(config))
     folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in pretend_rows(config, level, generations)))
+    if data is not None:
+        known = {"data_sha256": data, "init_weights_sha256": initial, "devices": ["cpu"], "processes": processes}
+        (path / "provenance.json").write_text(json.dumps(known))
     return folder

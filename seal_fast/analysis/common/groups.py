@@ -1,43 +1,48 @@
-"""Runs that differ by their seed alone belong together: their results have a mean and an interval."""
+"""Which networks under study belong to one group of runs, and which of them count in its mean."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.config import EXECUTION, Config
+from seal_fast.runs.collection import Run, open_run
+from seal_fast.runs.identity import labels
 
 
-def by_seed(subjects: Sequence[TrainedNetwork]) -> dict[str, list[int]]:
-    """Places of subjects whose runs have all settings but the seed in common, under a name for tables.
+@dataclass(frozen=True)
+class Member:
+    """Where a network belongs.
 
-    The name is the method; where several groups have the same, or the run says none, the first member's own name.
-    Stages of one run fall into one group. Bare weights files stand alone.
+    Attributes:
+        group: label of its group, whose runs differ by their seed alone; of a bare weights file its own name.
+        seed: of its run; None for a bare weights file.
+        excluded: why it counts in no mean over the group; empty if it does.
     """
-    members: dict[object, list[int]] = {}
-    for i, subject in enumerate(subjects):
-        members.setdefault(_settings(subject.config) if subject.config else i, []).append(i)
-    firsts = [subjects[places[0]] for places in members.values()]
-    methods = Counter(first.config.method for first in firsts if first.config)
-    names: dict[str, list[int]] = {}
-    for first, places in zip(firsts, members.values(), strict=True):
-        unique = first.config is not None and methods[first.config.method] == 1
-        name = first.config.method if first.config and unique else run_name(first)
-        while name in names:
-            name += "'"
-        names[name] = places
-    return names
+
+    group: str
+    seed: int | None
+    excluded: str = ""
 
 
-def run_name(subject: TrainedNetwork) -> str:
-    """The subject's name without its stage."""
-    return subject.name.removesuffix(f" {subject.stage}") if subject.stage else subject.name
+def members(networks: Sequence[TrainedNetwork]) -> list[Member]:
+    """For each network its group; of networks of one training, seed and stage the first counts.
 
-
-def _settings(config: Config) -> tuple[object, ...]:
-    same = replace(config, seed=0)
-    named = [field.name for field in fields(Config) if field.name not in EXECUTION]
-    return (Path(config.data).name, *(getattr(same, name) for name in named))
+    Raises:
+        UsageError: a run folder is damaged.
+    """
+    runs: list[Run | None] = [open_run(n.weights.parent.parent) if n.config else None for n in networks]
+    firsts = {run.key: run for run in reversed(runs) if run}
+    name_of = dict(zip(firsts, labels(list(firsts.values())), strict=True))
+    counted: dict[object, int] = {}
+    found: list[Member] = []
+    for i, (network, run) in enumerate(zip(networks, runs, strict=True)):
+        if run is None:
+            same = sum(other.config is None and other.name == network.name for other in networks[:i])
+            found.append(Member(f"{network.name} ({same + 1})" if same else network.name, None))
+            continue
+        why = "" if run.state == "finished" else f"its run is {run.state}"
+        if not why and (first := counted.setdefault((run.key, run.seed, network.stage), i)) != i:
+            why = f"the same training and seed as {networks[first].name}"
+        found.append(Member(name_of[run.key], run.seed, why))
+    return found

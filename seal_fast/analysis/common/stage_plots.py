@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.common.stats import Interval, student
 from seal_fast.runs.plots import EARLY
+from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.files import write_atomically
 
 COLOURS = ("#003d5b", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8a8d91", "#2e933c", "#b5651d")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, draw, several_stages
-from seal_fast.analysis.common.stats import student
+from seal_fast.runs.stats import student
 from seal_fast.utils.files import write_atomically
 
 Value = Callable[[dict[str, Any]], float | None]

@@ -14,18 +14,18 @@ import numpy as np
 
 from seal_fast.analysis.common.flags import add_flags, check
 from seal_fast.analysis.common.flags import subjects as named_subjects
-from seal_fast.analysis.common.groups import by_seed
+from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.images import choose, own_images, readable
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike, joined
 from seal_fast.analysis.common.results import identity, left_out, write_results
-from seal_fast.analysis.common.stats import Interval, student
 from seal_fast.analysis.depth import plots as depth_pictures
 from seal_fast.analysis.depth.compute import Prober, probe_votes, summarise
 from seal_fast.analysis.depth.probes import parse_pooling
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
 from seal_fast.distributed.world import World
+from seal_fast.runs.stats import Interval, student
 from seal_fast.training import runtime
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import to_json
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     config = Config(device=flags.device, amp=flags.amp, threads=flags.threads, dist_timeout=flags.dist_timeout)
     with joined(flags, config) as (world, machine):
         subjects = world.run_on_all(lambda: _subjects(flags))
-        group_of = {place: group for group, places in by_seed(subjects).items() for place in places}
+        group_of = [member.group for member in members(subjects)]
         for number, subject in enumerate(subjects, 1):
             say = f"{subject.name} ({number} of {len(subjects)})" if world.is_main and sys.stderr.isatty() else None
             images = world.run_on_all(lambda: own_images(subject, flags.data, flags.on_bad_image))  # noqa: B023

@@ -17,11 +17,11 @@ from torch import Tensor
 from seal_fast.analysis.common.images import batches
 from seal_fast.analysis.common.knn import Search, merged, vote
 from seal_fast.analysis.common.processes import rows_of
-from seal_fast.analysis.common.stats import Interval, bootstrap
 from seal_fast.analysis.depth.probes import probe_points, probe_sizes
 from seal_fast.data import ImageSet, Split
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.models import ResNet
+from seal_fast.runs.stats import Interval, bootstrap
 from seal_fast.utils.errors import RunError, UsageError
 
 QUERY_BYTES = 1 << 29

@@ -9,7 +9,7 @@ from typing import Any
 
 from seal_fast.analysis.common import stage_plots as stage_pictures
 from seal_fast.analysis.common.stage_plots import COLOURS
-from seal_fast.analysis.common.stats import Interval
+from seal_fast.runs.stats import Interval
 from seal_fast.utils.files import write_atomically
 
 

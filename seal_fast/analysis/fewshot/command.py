@@ -15,11 +15,10 @@ import torch
 
 from seal_fast.analysis.common import target_plots as target_pictures
 from seal_fast.analysis.common.features import Extractor
-from seal_fast.analysis.common.groups import by_seed
+from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike, joined
 from seal_fast.analysis.common.results import identity, write_results
-from seal_fast.analysis.common.stats import Interval, paired, student
 from seal_fast.analysis.common.targets import add_flags, cache_of, closing, open_targets, subjects_of
 from seal_fast.analysis.fewshot import compute as few_shot
 from seal_fast.analysis.fewshot import episodes
@@ -27,6 +26,7 @@ from seal_fast.analysis.fewshot.episodes import Episodes
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
 from seal_fast.distributed.world import World
+from seal_fast.runs.stats import Interval, paired, student
 from seal_fast.utils.files import to_json
 from seal_fast.utils.table import table
 
@@ -88,7 +88,7 @@ def _measure_all(
         for name, images in targets.items()
         for shots in dict.fromkeys(flags.shots)
     }
-    group_of = {place: name for name, places in by_seed(subjects).items() for place in places}
+    group_of = [member.group for member in members(subjects)]
     outcomes, seconds = [], []
     for place, subject in enumerate(subjects):
         began = time.perf_counter()

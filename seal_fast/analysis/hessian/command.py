@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seal_fast.analysis.common.flags import add_flags, check
 from seal_fast.analysis.common.flags import subjects as named_subjects
-from seal_fast.analysis.common.groups import by_seed
+from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.images import batches, choose, own_images, readable
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike, joined, rows_of
@@ -212,7 +212,7 @@ def _give(
         if any(result["density"] for result in results):
             pictures.draw(results, flags.out / "hessian_density.png")
         if several_stages(results):
-            group_of = {place: group for group, places in by_seed(subjects).items() for place in places}
+            group_of = dict(enumerate(member.group for member in members(subjects)))
             pictures.draw_generations(results, group_of, flags.out / "hessian_generations.png")
         if flags.vectors:
             _write_vectors(results, founds, flags.out)

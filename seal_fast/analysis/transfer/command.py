@@ -11,15 +11,15 @@ from typing import Any
 
 from seal_fast.analysis.common import target_plots as target_pictures
 from seal_fast.analysis.common.features import Extractor
-from seal_fast.analysis.common.groups import by_seed
+from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike, joined
 from seal_fast.analysis.common.results import identity, write_results
-from seal_fast.analysis.common.stats import student
 from seal_fast.analysis.common.targets import add_flags, cache_of, closing, open_targets, subjects_of
 from seal_fast.analysis.transfer.compute import L2, FineTuning, K, fine_tune, hold_out, knn_probe, linear_probe
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
+from seal_fast.runs.stats import student
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import to_json
 from seal_fast.utils.table import table
@@ -68,7 +68,7 @@ def _measure_all(
         name: hold_out(images.train.labels, images.classes, flags.validation, flags.seed)
         for name, images in targets.items()
     }
-    group_of = {place: name for name, places in by_seed(subjects).items() for place in places}
+    group_of = [member.group for member in members(subjects)]
     results = []
     for place, subject in enumerate(subjects):
         began = time.perf_counter()

@@ -23,11 +23,11 @@ from seal_fast.analysis.common.features import Features
 from seal_fast.analysis.common.knn import neighbours, vote
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.results import identity
-from seal_fast.analysis.common.stats import student
 from seal_fast.analysis.transfer.linear_probe import fit_path
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
 from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.runs.stats import student
 from seal_fast.utils.errors import UsageError
 
 L2 = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)

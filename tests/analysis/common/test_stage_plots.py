@@ -3,7 +3,7 @@ import math
 import pytest
 
 from seal_fast.analysis.common.stage_plots import by_stage, draw, draw_curves, several_stages, stage_place
-from seal_fast.analysis.common.stats import Interval, student
+from seal_fast.runs.stats import Interval, student
 
 ORDER = ["generation-0", "generation-1-ascent", "generation-1", "generation-10"]
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.common.stats import student
 from seal_fast.analysis.depth.command import text
 from seal_fast.config import Config
 from seal_fast.models.resnet import BasicBlock, ResNet
+from seal_fast.runs.stats import student
 from seal_fast.train import run
 
 

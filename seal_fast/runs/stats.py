@@ -1,4 +1,4 @@
-"""Means with intervals: Student's t over seeds or episodes, paired differences, the bootstrap over examples."""
+"""Means with intervals, paired differences with p-values, and shares with Wilson's interval. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Interval:
 
     Attributes:
         mean: of the values.
-        low: lower end; NaN where one value alone cannot give an interval.
+        low: lower end; NaN for a single value.
         high: upper end.
-        count: how many values.
+        count: number of values.
     """
 
     mean: float
@@ -53,9 +53,9 @@ def student(values: Values, level: float = 0.95) -> Interval:
     x = _checked(values)
     if len(x) == 1:
         return Interval(float(x[0]), math.nan, math.nan, 1)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    half = float(t.ppf((1 + level) / 2, len(x) - 1)) * x.std(ddof=1) / math.sqrt(len(x))
+    half = float(stdtrit(len(x) - 1, (1 + level) / 2)) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
 
@@ -65,9 +65,56 @@ def paired(first: Values, second: Values, level: float = 0.95) -> Interval:
     Raises:
         UsageError: they are not equally many.
     """
-    if len(first) != len(second):
-        raise UsageError(f"paired values must be equally many, not {len(first)} and {len(second)}")
-    return student(_checked(first) - _checked(second), level)
+    return student(_differences(first, second), level)
+
+
+def paired_p(first: Values, second: Values) -> float:
+    """p-value of the two-sided paired t-test that the mean difference is 0; NaN for one pair.
+
+    Raises:
+        UsageError: they are not equally many.
+    """
+    x = _differences(first, second)
+    if len(x) == 1:
+        return math.nan
+    from scipy.special import stdtr
+
+    error = x.std(ddof=1) / math.sqrt(len(x))
+    if error == 0:
+        return 1.0 if x.mean() == 0 else 0.0
+    return float(2 * stdtr(len(x) - 1, -abs(x.mean()) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for the number of tests by Holm's step-down method (Holm, 1979); NaN stays and does not count.
+
+    Rejecting where the adjusted value is at most 0.05 keeps the chance of any false rejection at 5 %.
+    """
+    adjusted = [math.nan] * len(p_values)
+    ranked = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    largest = 0.0
+    for rank, (p, i) in enumerate(ranked):
+        largest = max(largest, min(1.0, (len(ranked) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+def wilson(hits: int, count: int, level: float = 0.95) -> Interval:
+    """A share with Wilson's score interval (Wilson, 1927), which keeps its coverage near 0 and 1.
+
+    `mean`, `low` and `high` are shares from 0 to 1.
+
+    Raises:
+        UsageError: there is no trial.
+    """
+    if count < 1:
+        raise UsageError("a share needs at least one trial")
+    from scipy.special import ndtri
+
+    z2, share = float(ndtri((1 + level) / 2)) ** 2, hits / count
+    middle = (hits + z2 / 2) / (count + z2)
+    half = math.sqrt(z2 * (count * share * (1 - share) + z2 / 4)) / (count + z2)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half), count)
 
 
 def bootstrap(values: Values, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
@@ -95,6 +142,12 @@ def bootstrap(values: Values, level: float = 0.95, draws: int = 2000, seed: int 
             part[:] = x[random.integers(0, len(x), (len(part), len(x)))].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(x.mean()), float(low), float(high), len(x))
+
+
+def _differences(first: Values, second: Values) -> np.ndarray:
+    if len(first) != len(second):
+        raise UsageError(f"paired values must be equally many, not {len(first)} and {len(second)}")
+    return _checked(first) - _checked(second)
 
 
 def _checked(values: Values) -> np.ndarray:

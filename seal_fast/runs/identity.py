@@ -1,0 +1,223 @@
+"""Which runs are the same training, so that only their seeds differ, and which of their values belong together.
+
+A run folder's provenance.json holds what config.toml cannot say: the fingerprint of the images, the hash of the initial
+weights, the device, and the number of processes. Two runs are the same training if their timelines, their other
+settings that change numbers, their images and their initial weights are equal. Of a run without provenance.json,
+written by an older version, the paths of the data and of the initial weights count instead; it is never grouped with a
+run that has one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from seal_fast import __version__
+from seal_fast.config import EXECUTION, Config
+from seal_fast.methods import timeline
+from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import write_json
+
+A = TypeVar("A")
+B = TypeVar("B")
+PROVENANCE = "provenance.json"
+
+# Settings of execution that change numbers all the same.
+_INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
+# Settings that change no number, or change it by rounding alone.
+NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size"}
+# Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
+_IN_TIMELINE = frozenset(
+    "method generations epochs warmup_epochs lr weight_decay "
+    "ascent_epochs ascent_scale ascent_weight_decay reinit".split()
+)
+# Settings whose effect depends on what the provenance says.
+_WITH_PROVENANCE = _INPUTS | {"device", "sync_batchnorm"}
+
+
+def write_provenance(folder: Path, *, data_sha256: str, init_weights: Path | None, device: str, processes: int) -> None:
+    """Write provenance.json when a run starts; a resumed run adds its device and its number of processes.
+
+    Raises:
+        UsageError: the file that is there is damaged, or the initial weights cannot be read.
+        RunError: the file cannot be written.
+    """
+    known = read_provenance(folder)
+    initial = known.get("init_weights_sha256") or (weights_sha256(init_weights) if init_weights else None)
+    now = {
+        "seal_fast": __version__,
+        "data_sha256": data_sha256,
+        "init_weights_sha256": initial,
+        "devices": sorted({*known.get("devices", ()), device}),
+        "processes": sorted({*known.get("processes", ()), processes}),
+    }
+    if now != known:
+        write_json(folder / PROVENANCE, now)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What provenance.json holds; nothing where there is none.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    path = folder / PROVENANCE
+    content = read_object(path)
+    if content and not isinstance(content.get("data_sha256"), str):
+        raise UsageError(f"{path} is damaged (no data_sha256); delete it to group the run by its paths")
+    return content
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty where there is no file.
+
+    Raises:
+        UsageError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not readable JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return content
+
+
+def weights_sha256(file: Path) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors of a safetensors file, in the order of their names.
+
+    Raises:
+        UsageError: the file cannot be read or is no safetensors file.
+    """
+    total = hashlib.sha256()
+    try:
+        with file.open("rb") as content:
+            size = int.from_bytes(content.read(8), "little")
+            if size > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(content.read(size))
+            for name, entry in sorted(header.items()):
+                if name == "__metadata__":
+                    continue
+                total.update(f"{name} {entry['dtype']} {tuple(entry['shape'])}\0".encode())
+                start, end = entry["data_offsets"]
+                content.seek(8 + size + start)
+                for at in range(start, end, 1 << 20):
+                    total.update(content.read(min(1 << 20, end - at)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} is not a readable safetensors file ({error})") from None
+    return total.hexdigest()
+
+
+def training_key(config: Config, provenance: Mapping[str, Any] | None = None, skipped: Sequence[str] = ()) -> Hashable:
+    """Equal for runs that are the same training, whatever their seeds: settings without effect do not count.
+
+    Args:
+        config: the run's.
+        provenance: of the run; without it data and initial weights count by their paths.
+        skipped: names of images that were left out of training.
+    """
+    line, known = timeline(config), provenance or {}
+    phases = [phase for generation in line.generations for phase in generation]
+    threshold = any(phase.forget or len(set(phase.rules().values())) > 1 for phase in phases)
+    without = NEUTRAL | _IN_TIMELINE | _WITH_PROVENANCE | {"seed"}
+    without |= (set() if threshold else {"layer_threshold"}) | (set() if config.amp else {"amp_dtype"})
+    rest = tuple(getattr(config, f.name) for f in fields(Config) if f.name not in without)
+    initial = known.get("init_weights_sha256") or config.init_weights
+    # BatchNorm sees the images of one process at a time, unless its statistics are shared.
+    parts = (1,) if config.sync_batchnorm else tuple(known.get("processes", (1,)))
+    devices = tuple(known.get("devices", (config.device,)))
+    data = known.get("data_sha256", config.data)
+    return line, rest, data, initial, initial and config.init_fc, parts, devices, tuple(skipped)
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What decides the numbers of a run, its seed included."""
+
+    config: Config
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for trainings that differ by their seed alone."""
+        return training_key(self.config, self.provenance, self.skipped)
+
+    def inputs(self) -> dict[str, tuple[Any, str]]:
+        """Of what settings name by path or not at all: (what distinguishes it, its short name)."""
+        known, config = self.provenance, self.config
+        initial = known.get("init_weights_sha256") or config.init_weights
+        return {
+            "data": (known.get("data_sha256", config.data), Path(config.data).name),
+            "init_weights": (initial, config.init_weights.name if config.init_weights else "none"),
+            "device": _listed(known.get("devices", (config.device,))),
+            "processes": _listed(known.get("processes", (1,))),
+            "skipped_images": (self.skipped, str(len(self.skipped))),
+        }
+
+
+def _listed(values: Iterable[Any]) -> tuple[Any, str]:
+    return tuple(values), " and ".join(map(str, values))
+
+
+def varied_settings(trainings: Sequence[Training]) -> list[dict[str, Any]]:
+    """For each of several different trainings, the settings in which they differ, those without effect on it left out.
+
+    Data sets and initial weights are called by their files' names, with the start of the hash where others share it.
+    """
+    found: list[dict[str, Any]] = [{} for _ in trainings]
+    inputs = [training.inputs() for training in trainings]
+    named = list(inputs[0]) if inputs else []
+    for name in [f.name for f in fields(Config) if f.name not in NEUTRAL.union(named, ["seed"])]:
+        values = list(dict.fromkeys(getattr(t.config, name) for t in trainings))
+        if len(values) > 1:
+            for settings, training in zip(found, trainings, strict=True):
+                if any(_differs(training, name, value) for value in values):
+                    settings[name] = getattr(training.config, name)
+    for name in named:
+        marks: dict[str, set[Any]] = {}
+        for mark, short in (one[name] for one in inputs):
+            marks.setdefault(short, set()).add(mark)
+        if len(set().union(*marks.values())) > 1:
+            for settings, (mark, short) in zip(found, (one[name] for one in inputs), strict=True):
+                settings[name] = short if len(marks[short]) == 1 else f"{short} ({str(mark)[:8]})"
+    return found
+
+
+def _differs(training: Training, name: str, value: Any) -> bool:
+    """Whether this value of a setting would make it another training."""
+    if value == getattr(training.config, name):
+        return False
+    try:
+        return replace(training, config=replace(training.config, **{name: value})).key != training.key
+    except (UsageError, ValueError):
+        return True
+
+
+def labels(trainings: Sequence[Training]) -> list[str]:
+    """A name for each of several different trainings: the settings that it does not share with all others."""
+    names: list[str] = []
+    for training, settings in zip(trainings, varied_settings(trainings), strict=True):
+        name = ", ".join(shown_setting(n, v) for n, v in settings.items()) or training.config.method
+        same = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({same + 1})" if same else name)
+    return names
+
+
+def shown_setting(name: str, value: Any) -> str:
+    """A setting as labels hold it, such as `ascent scale 0.01`; of the method its name alone."""
+    short = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return short if name == "method" else f"{name.replace('_', ' ')} {short}"
+
+
+def pair_by_seed(first: Mapping[int, A], second: Mapping[int, B]) -> list[tuple[A, B]]:
+    """Values of two groups of runs, one of each group for every seed that both have, in the order of the seeds."""
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
