@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 AUGMENT, ORDER, CROP = 0, 1, 2
-"""Purposes: crop offset and flip of an image, order of an epoch, random resized crop."""
+"""Purposes: crop offset and flip of an image, order of an epoch, random resized crop (2 to 11, one a try)."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -63,8 +63,8 @@ def check_stream(seed: int, generation: int, epoch: int) -> None:
             raise ValueError(f"{name} is {value}: a random stream needs 0 <= {name} < 2**{bits}")
 
 
-def words(seed: int, generation: int, epoch: int, positions: Tensor, purpose: int = AUGMENT) -> Tensor:
-    """The four 32-bit random words of every position.
+def words(seed: int, generation: int, epoch: int, positions: Tensor, purpose: int = AUGMENT, blocks: int = 1) -> Tensor:
+    """The four 32-bit random words of every position, or four for each of several purposes.
 
     The arithmetic is int64 without overflow, hence identical to the last bit on every device.
 
@@ -74,22 +74,25 @@ def words(seed: int, generation: int, epoch: int, positions: Tensor, purpose: in
         epoch: of the generation, in [0, 2**32).
         positions: int64 [n], place of the sample in its epoch, in [0, 2**48) (unchecked: that would wait for a GPU).
         purpose: which stream; AUGMENT, ORDER, CROP or another int in [0, 2**16).
+        blocks: number of consecutive purposes, from `purpose` on.
 
     Returns:
-        int64 [n, 4] with values in [0, 2**32), on the device of `positions`.
+        int64 [n, 4 * blocks] with values in [0, 2**32), on the device of `positions`.
 
     Raises:
         ValueError: a scalar is out of range, or `positions` is not a vector of int64.
     """
     check_stream(seed, generation, epoch)
-    if not 0 <= purpose < 1 << 16:
+    if not 0 <= purpose <= (1 << 16) - blocks:
         raise ValueError(f"purpose is {purpose}: a random stream needs 0 <= purpose < 2**16")
     if positions.dtype != torch.int64 or positions.dim() != 1:
         raise ValueError(
             f"positions must be a vector of int64, not {positions.dtype} of shape {tuple(positions.shape)}"
         )
-    counter = positions & _MASK, epoch, generation, (positions >> 32) | (purpose << 16)
-    return torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=1)  # type: ignore[arg-type]
+    positions = positions[:, None]
+    purposes = torch.arange(purpose, purpose + blocks, device=positions.device)
+    counter = positions & _MASK, epoch, generation, (positions >> 32) | (purposes << 16)
+    return torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=2).flatten(1)  # type: ignore[arg-type]
 
 
 def permutation(n: int, seed: int, generation: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

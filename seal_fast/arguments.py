@@ -13,6 +13,8 @@ from seal_fast.presets import PRESETS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
 
+_OLD_FLAGS = {"--augment": "--augmentation=auto", "--no-augment": "--augmentation=none"}
+
 
 @dataclass(frozen=True)
 class Arguments(Config):
@@ -57,7 +59,7 @@ def parse(argv: Sequence[str]) -> Config:
     arguments = tyro.cli(
         Annotated[Arguments, tyro.conf.arg(name="")],
         default=Arguments(**{f.name: getattr(base, f.name) for f in fields(Config)}),
-        args=list(argv),
+        args=[_OLD_FLAGS.get(word, word) for word in argv],
         prog="python -m seal_fast.train",
     )
     config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)})

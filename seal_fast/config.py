@@ -72,8 +72,8 @@ class Config:
     """Compile the step with torch.compile: two graphs for the whole run."""
     dtype: Literal["float32", "float64"] = "float32"
     """Type of parameters and, without --amp, of the computation; float64 is for verification."""
-    augment: bool = True
-    """Random crops and, where the data set allows, horizontal flips."""
+    augmentation: Literal["auto", "none", "pad-crop", "resized-crop"] = "auto"
+    """none, pad-crop, resized-crop (torchvision's), with flips where the set allows; auto: resized-crop from 128 px."""
     shuffle: bool = True
     """A new order every epoch; --no-shuffle feeds the images in sorted path order."""
     init_weights: Path | None = None
@@ -208,6 +208,8 @@ def override(base: Config, values: dict[str, Any], source: str) -> Config:
     changed: dict[str, Any] = {}
     for name, value in values.items():
         key = name.replace("-", "_")
+        if key == "augment" and isinstance(value, bool):  # its name in older runs
+            key, value = "augmentation", "auto" if value else "none"
         if key not in hints:
             near = difflib.get_close_matches(key, hints, 1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -106,8 +106,8 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world
     kind = config.input
     if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
         sharing = world.local_size if machine.device.type == "cpu" else 1
-        (scarce,) = world.max(not fits(images, config.image_size, config.limit_train, machine.device, sharing))
-        kind = "stream" if scarce else "resident"
+        fit = fits(images, config.image_size, config.limit_train, machine.device, config.augmentation, sharing)
+        kind = "stream" if world.max(not fit)[0] else "resident"
     return make_input(
         images,
         kind=kind,
@@ -117,7 +117,7 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world
         dtype=machine.compute,
         device=machine.device,
         seed=config.seed,
-        augment=config.augment,
+        augmentation=config.augmentation,
         shuffle=config.shuffle,
         limit_train=config.limit_train,
         threads=torch.get_num_threads(),
@@ -142,7 +142,14 @@ def assemble(
         UsageError: a setting cannot make a run, or contradicts the run found in the folder.
     """
     initial = config.init_weights and config.init_weights.resolve()  # so that config.toml runs from any folder
-    config = replace(config, data=images.source, image_size=source.image_size, input=source.kind, init_weights=initial)
+    config = replace(
+        config,
+        data=images.source,
+        image_size=source.image_size,
+        input=source.kind,
+        augmentation=source.augmentation,
+        init_weights=initial,
+    )
     timeline = methods.timeline(config)
     model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:

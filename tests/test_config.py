@@ -18,6 +18,14 @@ def test_precedence_is_flag_then_file_then_preset_then_default(tmp_path):
     assert (config.batch_size, config.epochs, config.stem, config.momentum) == (8, 5, "small", 0.9)
 
 
+def test_the_augmentation_of_older_runs_and_flags_is_understood(tmp_path):
+    file = tmp_path / "config.toml"
+    for text, flag, augmentation in (("false", "--no-augment", "none"), ("true", "--augment", "auto")):
+        file.write_text(f"augment = {text}\n")
+        assert load(file, Config(augmentation="pad-crop")).augmentation == augmentation
+        assert parse([flag]).augmentation == augmentation
+
+
 def test_every_switch_has_its_no_form():
     for field in fields(Config):
         if isinstance(field.default, bool):

@@ -6,13 +6,14 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seal_fast.data.random_resized_crop import window
+from seal_fast.data.random_resized_crop import NUMPY, window
 
 _AHEAD = 3  # batches that DALI holds: one handed out, one decoded, one in work
 
@@ -22,7 +23,7 @@ class Request(NamedTuple):
 
     Attributes:
         images: bytes of files [size], or grey pixels [h, w, 1]; uint8.
-        draws: the windows' random numbers, float32 [n, 4], where random resized crops are asked for.
+        draws: the windows' random numbers, float32 [n, tries, 4], where random resized crops are asked for.
     """
 
     images: list[np.ndarray]
@@ -112,7 +113,7 @@ class Decoder:
             else:
                 if self.windows:
                     files, draw = fn.external_source(
-                        source, num_outputs=2, dtype=[types.UINT8, types.FLOAT], ndim=[1, 1]
+                        source, num_outputs=2, dtype=[types.UINT8, types.FLOAT], ndim=[1, 2]
                     )
                 else:
                     files, draw = fn.external_source(source, dtype=types.UINT8, ndim=1), None
@@ -121,7 +122,10 @@ class Decoder:
                 shape = fn.cast(fn.peek_image_shape(files, adjust_orientation=False), dtype=types.FLOAT)
                 anchor, extent = types.Constant([0.0, 0.0]), shape[0:2]
                 if draw is not None:
-                    box = window(shape[0], shape[1], (draw[0], draw[1], draw[2], draw[3]), math)
+                    ops = SimpleNamespace(**{name: getattr(math, name) for name in ("sqrt", "exp", "floor", "clamp")})
+                    ops.largest, ops.total = fn.reductions.max, fn.reductions.sum
+                    ops.countdown = types.Constant(NUMPY.countdown)
+                    box = window(shape[0], shape[1], (draw[:, 0], draw[:, 1], draw[:, 2], draw[:, 3]), ops)
                     anchor, extent = fn.stack(*box[:2]), fn.stack(*box[2:])
                 pixels = fn.decoders.image_slice(
                     files,

@@ -46,7 +46,7 @@ class Settings:
     dtype: torch.dtype
     device: torch.device
     seed: int
-    augment: bool
+    augmentation: str
     shuffle: bool
     pad: int
     threads: int
@@ -61,6 +61,7 @@ class Input:
     Attributes:
         kind: "resident" or "stream".
         image_size: height and width of the batches, in pixels.
+        augmentation: "none", "pad-crop" or "resized-crop".
         batch_size: images a training step, over all processes and parts; the last of an epoch may be smaller.
         part_size: images of a full training batch: what this process computes at once.
         eval_batch_size: of all evaluation batches of this process.
@@ -78,6 +79,7 @@ class Input:
         self._splits = {"train": train, "val": images.val}
         self._bad: dict[str, None] = {}
         self.image_size, self.num_classes = settings.image_size, len(images.classes)
+        self.augmentation = settings.augmentation
         self.batch_size, self.part_size = settings.batch_size, settings.share.of(settings.batch_size)
         self.eval_batch_size = -(-settings.eval_batch_size // settings.share.processes)
         self.out: Tensor | None = None
@@ -174,7 +176,7 @@ class Input:
             position=position,
             pad=pad,
             flip=self._images.mirror,
-            train=train and settings.augment,
+            train=train and settings.augmentation != "none",
             backend=settings.backend,
             out=self.out if train and len(index) == self.part_size else None,
         )

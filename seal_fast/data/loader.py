@@ -16,6 +16,7 @@ from seal_fast.kernels.backend import Backend
 from seal_fast.utils.errors import UsageError
 
 _SIZE_OF_MIXED_SETS = 64
+_RESIZED_CROP_FROM = 128  # pixels; below, random crops of a padded image are the custom
 _MOST_THREADS = 16
 
 
@@ -29,7 +30,7 @@ def make_input(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    augment: bool = True,
+    augmentation: str = "auto",
     shuffle: bool = True,
     pad: int | None = None,
     limit_train: int | None = None,
@@ -42,14 +43,17 @@ def make_input(
 
     Args:
         images: from `open_images`.
-        kind: "resident", "stream", or "auto": resident if both splits, decoded, take at most half of the free memory.
+        kind: "resident"; "stream"; or "auto": resident if both splits, decoded, take at most half of the free memory,
+            and no resized crops are asked for.
         image_size: height and width of the batches, in pixels; None is the images' own, or 64 where they differ.
         batch_size: images a training step, over all processes.
         eval_batch_size: images an evaluation step, over all processes.
         dtype: of the images: bfloat16, float16, float32 or float64.
         device: where the batches are needed.
         seed: of the order and the augmentation.
-        augment: random crops, and flips where the set allows them; False feeds training images as they are evaluated.
+        augmentation: "none" feeds training images as they are evaluated; "pad-crop" crops them from a black border and
+            "resized-crop" cuts a random window and resizes it, both with flips where the set allows them; "auto" is
+            resized-crop for files at 128 pixels and more, else pad-crop.
         shuffle: a new order each epoch; False feeds in sorted path order.
         pad: black border before the random crop, in pixels; None is a sixteenth of the size (4 at 64).
         limit_train: use this many training images only, evenly spaced over the sorted path order.
@@ -78,6 +82,12 @@ def make_input(
     if on_bad_image not in ("error", "skip"):
         raise UsageError(f"--on-bad-image is {on_bad_image!r}: choose error or skip")
     size = image_size or images.native_size or _SIZE_OF_MIXED_SETS
+    augmentation = _augmentation(images, size, augmentation)
+    if kind == "resident" and augmentation == "resized-crop":
+        raise UsageError(
+            f"--input resident keeps images of {size} pixels, and --augmentation resized-crop cuts the files anew in "
+            "every epoch: choose --input stream or --augmentation pad-crop"
+        )
     settings = Settings(
         image_size=size,
         batch_size=batch_size,
@@ -85,7 +95,7 @@ def make_input(
         dtype=dtype,
         device=device,
         seed=seed,
-        augment=augment,
+        augmentation=augmentation,
         shuffle=shuffle,
         pad=size // 16 if pad is None else pad,
         threads=threads or min(_MOST_THREADS, len(os.sched_getaffinity(0))),
@@ -105,7 +115,7 @@ def make_input(
             f"--input resident needs {needed / 2**30:.1f} GiB for the decoded images, and {free / 2**30:.1f} GiB are "
             "free: choose --input stream"
         )
-    resident = kind == "resident" or kind == "auto" and fits(images, image_size, limit_train, device)
+    resident = kind == "resident" or kind == "auto" and fits(images, image_size, limit_train, device, augmentation)
     made = (Resident if resident else Stream)(images, train, settings)
     if limit_train is not None and limit_train < len(images.train):
         made.notes.append(
@@ -127,7 +137,30 @@ def fits(
     image_size: int | None,
     limit_train: int | None,
     device: torch.device,
+    augmentation: str = "auto",
     sharing: int = 1,
 ) -> bool:
-    """Whether the resident input takes at most half of the free memory, for as many processes as share that."""
+    """Whether `auto` is the resident input: no resized crops, and half of the free memory holds the images.
+
+    `sharing` is the number of processes that share that memory; the other arguments are as for `make_input`.
+    """
+    size = image_size or images.native_size or _SIZE_OF_MIXED_SETS
+    if _augmentation(images, size, augmentation) == "resized-crop":
+        return False
     return resident_bytes(images, image_size, limit_train) * sharing <= free_bytes(device) // 2
+
+
+def _augmentation(images: ImageSet, size: int, asked: str) -> str:
+    """What `auto` stands for, from the size of the batches alone.
+
+    Raises:
+        UsageError: the choice is unknown, or no file is there to cut windows from.
+    """
+    encoded = images.train.source.encoded
+    if asked not in ("auto", "none", "pad-crop", "resized-crop"):
+        raise UsageError(f"--augmentation is {asked!r}: choose auto, none, pad-crop or resized-crop")
+    if asked == "resized-crop" and not encoded:
+        raise UsageError("--augmentation resized-crop cuts image files, and this set holds pixels: choose pad-crop")
+    if asked == "auto":
+        return "resized-crop" if encoded and size >= _RESIZED_CROP_FROM else "pad-crop"
+    return asked

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,39 +13,58 @@ from seal_fast.kernels import philox
 
 AREA = 0.08, 1.0
 ASPECT = 3 / 4, 4 / 3
+TRIES = 10
+
+NUMPY = SimpleNamespace(
+    sqrt=np.sqrt,
+    exp=np.exp,
+    floor=np.floor,
+    clamp=np.clip,
+    largest=np.max,
+    total=np.sum,
+    countdown=np.arange(TRIES, 0, -1, dtype=np.float32),
+)
+"""What `window` computes with, in numpy; the decoder has the same of DALI."""
 
 
 def draws(seed: int, generation: int, epoch: int, position: int, count: int) -> np.ndarray:
-    """The four random numbers of each window, float32 [count, 4] in [0, 1): area, aspect ratio, top, left."""
-    words = philox.words(seed, generation, epoch, torch.arange(position, position + count), philox.CROP)
-    return ((words >> 8).to(torch.float32) * 2.0**-24).numpy()
+    """Random numbers of each image's tries, float32 [count, TRIES, 4] in [0, 1): area, aspect ratio, top, left."""
+    positions = torch.arange(position, position + count)
+    words = philox.words(seed, generation, epoch, positions, philox.CROP, TRIES)
+    return ((words >> 8).to(torch.float32) * 2.0**-24).view(count, TRIES, 4).numpy()
 
 
 def window(
-    height: Any, width: Any, draw: tuple[Any, Any, Any, Any], ops: ModuleType | Any
+    height: Any, width: Any, draw: tuple[Any, Any, Any, Any], ops: SimpleNamespace = NUMPY
 ) -> tuple[Any, Any, Any, Any]:
     """The window (top, left, height, width), whole pixels as floats, inside an image of `height` x `width` pixels.
 
-    Area uniform in [8 %, 100 %] of the image, logarithm of the aspect ratio uniform in [3/4, 4/3], place uniform. Where
-    torchvision draws again up to ten times until a window fits, the ratio is drawn here from those that fit, so that
-    one draw is enough; an image too narrow for any gets the nearest ratio. The scheme: Szegedy et al., "Going Deeper
-    with Convolutions" (CVPR 2015), section 6.
+    Area uniform in [8 %, 100 %] of the image, logarithm of the aspect ratio uniform in [3/4, 4/3], place uniform. The
+    first try that fits inside the image counts. If none does: the largest central window whose ratio lies in those
+    bounds. This is torchvision's RandomResizedCrop; the scheme is that of Szegedy et al., "Going Deeper with
+    Convolutions" (CVPR 2015), section 6.
 
     Args:
         height: of the image, float.
         width: of the image, float.
-        draw: four numbers in [0, 1).
-        ops: numpy, or DALI's math for the same in a graph; it needs sqrt, exp, log, floor and clip or clamp.
+        draw: `draws` of the image by column, [TRIES] each.
+        ops: `NUMPY`, or the same for nodes of a DALI graph; `largest` and `total` reduce over the tries.
     """
-    clamp = getattr(ops, "clamp", None) or ops.clip
-    area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * draw[0])
-    narrowest, widest = area / (height * height), width * width / area
-    low = ops.log(clamp(ASPECT[0], narrowest, widest))
-    high = ops.log(clamp(ASPECT[1], narrowest, widest))
-    half = ops.exp((low + (high - low) * draw[1]) * 0.5)  # the root of the aspect ratio
-    side = ops.sqrt(area)
-    h = clamp(ops.floor(side / half + 0.5), 1.0, height)
-    w = clamp(ops.floor(side * half + 0.5), 1.0, width)
-    top = clamp(ops.floor(draw[2] * (height - h + 1.0)), 0.0, height - h)
-    left = clamp(ops.floor(draw[3] * (width - w + 1.0)), 0.0, width - w)
-    return top, left, h, w
+    low, high = map(math.log, ASPECT)
+    side = ops.sqrt(height * width * (AREA[0] + (AREA[1] - AREA[0]) * draw[0]))
+    root = ops.exp((low + (high - low) * draw[1]) * 0.5)  # of the aspect ratio
+    w, h = ops.floor(side * root + 0.5), ops.floor(side / root + 0.5)
+    fits = (w >= 1.0) * (w <= width) * (h >= 1.0) * (h <= height) * 1.0
+    order = fits * ops.countdown
+    first = fits * (order == ops.largest(order))
+    none = 1.0 - ops.largest(fits)
+
+    def chosen(tries: Any, fallback: Any) -> Any:
+        return ops.total(first * tries) + none * fallback
+
+    whole_w = ops.clamp(ops.floor(height * ASPECT[1] + 0.5), 1.0, width)
+    whole_h = ops.clamp(ops.floor(width / ASPECT[0] + 0.5), 1.0, height)
+    h, w = chosen(h, whole_h), chosen(w, whole_w)
+    top = none * ops.floor((height - h) * 0.5) + (1.0 - none) * ops.floor(chosen(draw[2], 0.0) * (height - h + 1.0))
+    left = none * ops.floor((width - w) * 0.5) + (1.0 - none) * ops.floor(chosen(draw[3], 0.0) * (width - w + 1.0))
+    return ops.clamp(top, 0.0, height - h), ops.clamp(left, 0.0, width - w), h, w

@@ -30,23 +30,18 @@ class _Ready(NamedTuple):
 class Stream(Input):
     """Feeds from the files; memory holds a few batches, whatever the size of the set.
 
-    Where the images are larger than the batches, training takes random resized crops; else the same padded crops as the
-    resident input, to the last bit. With bad images skipped, a batch keeps its size: the nearest good image of the same
-    batch stands in for a bad one.
+    Without random resized crops the batches are those of the resident input, to the last bit. With bad images skipped,
+    a batch keeps its size: the nearest good image of the same batch stands in for a bad one.
     """
 
     kind = "stream"
 
     def __init__(self, images: ImageSet, train: Split, settings: Settings):
         super().__init__(images, train, settings)
-        shorter = sorted(min(size) for size in images.sampled_sizes)
-        larger = bool(shorter) and shorter[len(shorter) // 2] > settings.image_size
-        self._windows = larger and settings.augment and train.source.encoded
+        self._windows = settings.augmentation == "resized-crop"
         self._exact = images.native_size == settings.image_size
         self._running: list[Iterator[_Ready]] = []
         self._check_batch_size()
-        if self._windows:
-            self.notes.append(f"images are larger than {settings.image_size} pixels: random resized crops in training")
 
     def close(self) -> None:
         """Ends the threads of epochs that were left unfinished."""

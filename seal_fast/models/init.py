@@ -27,7 +27,8 @@ def he_normal_(weight: Tensor, seed: int, name: str) -> Tensor:
     The numbers are drawn in float32 on the CPU and then copied, so they agree on every device and in every dtype.
     """
     # Drawn in the logical (contiguous) order: the memory format of `weight` must not change its values.
-    drawn = torch.empty(weight.shape).normal_(0.0, math.sqrt(2.0 / fan_in(weight)), generator=generator(seed, name))
+    drawn = torch.empty(weight.shape, dtype=torch.float32)
+    drawn.normal_(0.0, math.sqrt(2.0 / fan_in(weight)), generator=generator(seed, name))
     return weight.copy_(drawn)
 
 
@@ -35,7 +36,8 @@ def he_normal_(weight: Tensor, seed: int, name: str) -> Tensor:
 def bias_uniform_(bias: Tensor, inputs: int, seed: int, name: str) -> Tensor:
     """Fills a bias with PyTorch's default for a linear layer: uniform in +-1 / sqrt(inputs)."""
     bound = 1.0 / math.sqrt(inputs)
-    return bias.copy_(torch.empty(bias.shape).uniform_(-bound, bound, generator=generator(seed, name)))
+    drawn = torch.empty(bias.shape, dtype=torch.float32)
+    return bias.copy_(drawn.uniform_(-bound, bound, generator=generator(seed, name)))
 
 
 def initialise_(model: nn.Module, seed: int) -> None:

@@ -15,7 +15,7 @@ from seal_fast.sweep.plan import Trial
 
 STEPS = 3
 _EVALUATION = 1 / 3  # an evaluated image costs the forward pass, about a third of a training step's share
-_SHAPE = "model stem data image_size input batch_size amp amp_dtype dtype device kernels augment".split()
+_SHAPE = "model stem data image_size input batch_size amp amp_dtype dtype device kernels augmentation".split()
 
 
 @dataclass(frozen=True)

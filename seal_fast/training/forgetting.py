@@ -21,8 +21,9 @@ def reinitialise(
 ) -> list[str]:
     """Draw the convolution and linear weights among `names` anew; BatchNorm parameters and biases are kept.
 
-    The draw is a function of (seed, generation, name). `kaiming-uniform` is uniform in +-1/sqrt(fan_in), the released
-    code's kaiming_uniform(a=sqrt(5)); `he-normal` has standard deviation sqrt(2/fan_in), as the initial weights.
+    The draw, in float32, is a function of (seed, generation, name). `kaiming-uniform` is uniform in +-1/sqrt(fan_in),
+    the released code's kaiming_uniform(a=sqrt(5)); `he-normal` has standard deviation sqrt(2/fan_in), as the initial
+    weights.
 
     Returns:
         The names of the parameters that were drawn.
@@ -33,7 +34,7 @@ def reinitialise(
         if weight.ndim < 2:  # a bias, or BatchNorm's scale or shift
             continue
         inputs = fan_in(weight)
-        fresh = torch.empty(weight.shape, dtype=weight.dtype)
+        fresh = torch.empty(weight.shape, dtype=torch.float32)
         source = generator(seed, f"reinitialise {generation} {name}")
         if distribution == "kaiming-uniform":
             bound = 1 / math.sqrt(inputs)

@@ -132,7 +132,7 @@ def test_windows_are_cut_and_resized(good):
     ((pixels, bad),) = decode([Request(wide, chosen)], size=24, windows=True)
     assert bad == () and pixels.shape == (4, 24, 24, 3)
     for image, draw, result in zip(wide, chosen, pixels, strict=True):
-        top, left, height, width = (int(value) for value in window(np.float32(60), np.float32(90), tuple(draw), np))
+        top, left, height, width = (int(value) for value in window(np.float32(60), np.float32(90), tuple(draw.T)))
         cut = Image.fromarray(pillow(image.tobytes())[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((24, 24), Image.Resampling.BILINEAR))
         assert np.abs(result.numpy().astype(int) - expected).max() <= 2

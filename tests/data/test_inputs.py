@@ -67,12 +67,10 @@ def test_batches_are_the_permuted_augmented_files(pets, kind, as_tar):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"augment": False}, {"shuffle": False}, {"pad": 3}, {"limit_train": 20}, {"image_size": 12}, {"image_size": 24},
-    {"dtype": torch.bfloat16}, {"batch_size": 7},
+    {}, {"augmentation": "none"}, {"shuffle": False}, {"pad": 3}, {"limit_train": 20}, {"image_size": 12},
+    {"image_size": 24}, {"augmentation": "pad-crop", "image_size": 12}, {"dtype": torch.bfloat16}, {"batch_size": 7},
 ])  # fmt: skip
 def test_resident_and_stream_are_bit_identical(pets, options):
-    if options.get("image_size") == 12:
-        options |= {"augment": False}  # larger images are cut differently in training: see below
     both = [build(pets, kind, **options) for kind in KINDS]
     for epoch in (0, 1):
         (images, labels), (others, other_labels) = (collect(source.train(1, epoch)) for source in both)
@@ -104,7 +102,8 @@ def test_an_epoch_resumes_in_its_middle(pets, kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_seed_generation_and_epoch_each_change_the_order(pets, kind):
     def labels(seed, generation, epoch):
-        return collect(build(pets, kind, seed=seed, augment=False).train(generation, epoch))[0].sum((1, 2, 3)).tolist()
+        source = build(pets, kind, seed=seed, augmentation="none")
+        return collect(source.train(generation, epoch))[0].sum((1, 2, 3)).tolist()
 
     orders = [labels(5, 0, 0), labels(6, 0, 0), labels(5, 1, 0), labels(5, 0, 1)]
     assert len({tuple(order) for order in orders}) == 4
@@ -114,7 +113,7 @@ def test_seed_generation_and_epoch_each_change_the_order(pets, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_shuffle_and_augmentation_it_is_the_sorted_files(pets, kind):
     images = open_images(pets)
-    source = build(images, kind, shuffle=False, augment=False, batch_size=11)
+    source = build(images, kind, shuffle=False, augmentation="none", batch_size=11)
     got, labels = collect(source.train(0, 0))
     mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (images.mean, images.std))
     expected = (pillow(pets, images.train.names).permute(0, 3, 1, 2) / 255.0 - mean) / std
@@ -147,18 +146,18 @@ def test_evaluation_batches_are_of_one_size_with_a_mask(pets, kind, size):
 
 
 def test_limit_takes_evenly_spaced_images(pets):
-    source = build(pets, "resident", limit_train=6, batch_size=6, shuffle=False, augment=False)
-    full = build(pets, "resident", batch_size=33, shuffle=False, augment=False)
+    source = build(pets, "resident", limit_train=6, batch_size=6, shuffle=False, augmentation="none")
+    full = build(pets, "resident", batch_size=33, shuffle=False, augmentation="none")
     chosen = collect(source.train(0, 0))[0]
     assert torch.equal(chosen, collect(full.train(0, 0))[0][[0, 5, 11, 16, 22, 27]])
     assert any("training on 6 of 33 images" in note for note in source.notes)
     assert build(pets, "resident", limit_train=1000).train_size == 33
 
 
-def test_larger_images_are_streamed_as_random_resized_crops(tmp_path):
+def test_random_resized_crops_are_streamed(tmp_path):
     files = {name: encoded(picture(n, 40, 60)) for n, name in enumerate(image_folder_files(train=3))}
-    source = build(write(tmp_path / "large", files), "stream", image_size=16, batch_size=4)
-    assert any("random resized crops" in note for note in source.notes)
+    source = build(write(tmp_path / "large", files), "auto", image_size=16, batch_size=4, augmentation="resized-crop")
+    assert (source.kind, source.augmentation) == ("stream", "resized-crop")
     one, two, other = (collect(source.train(0, epoch)) for epoch in (0, 0, 1))
     assert one[0].shape == (9 - 9 % 4, 3, 16, 16) and torch.equal(one[0], two[0]) and not torch.equal(one[0], other[0])
     rest = collect(source.train(0, 0, 1))
@@ -177,6 +176,23 @@ def test_grey_sets_have_three_equal_channels_and_no_flips(tmp_path, kind, size):
     assert torch.equal(got, collect(source.train(0, 1))[0])  # nothing random is left
     if size is None:
         assert abs(got[:, 0].mean().item()) < 1e-6 and abs(got[:, 0].std(correction=0).item() - 1) < 1e-6
+
+
+def test_the_augmentation_depends_on_the_size_of_the_batches_and_never_on_memory(pets, monkeypatch):
+    for free in (1 << 40, 0):
+        monkeypatch.setattr(loader, "free_bytes", lambda device, free=free: free)
+        for size, augmentation in ((12, "pad-crop"), (127, "pad-crop"), (128, "resized-crop")):
+            assert build(pets, "auto", image_size=size).augmentation == augmentation
+            assert build(pets, "auto", image_size=size, augmentation="none").augmentation == "none"
+    with pytest.raises(UsageError, match="--input resident .* choose --input stream or --augmentation pad-crop"):
+        build(pets, "resident", image_size=128)
+
+
+def test_resized_crops_need_files(tmp_path):
+    grey = write(tmp_path / "mnist", idx_files())
+    assert build(grey, "stream", image_size=128, batch_size=2).augmentation == "pad-crop"
+    with pytest.raises(UsageError, match="--augmentation resized-crop cuts image files"):
+        build(grey, "stream", augmentation="resized-crop")
 
 
 def spoil(folder, *names):
@@ -199,9 +215,9 @@ def test_a_corrupt_image_is_named(tmp_path, kind, as_tar):
 
 def test_resident_leaves_bad_images_out(tmp_path):
     folder = write(tmp_path / "pets", image_folder_files())
-    whole = build(folder, "resident", batch_size=12, shuffle=False, augment=False)
+    whole = build(folder, "resident", batch_size=12, shuffle=False, augmentation="none")
     spoil(folder, "train/cat/3.png", "train/dog/2.png", "val/eel/0.png")
-    source = build(folder, "resident", batch_size=10, shuffle=False, augment=False, on_bad_image="skip")
+    source = build(folder, "resident", batch_size=10, shuffle=False, augmentation="none", on_bad_image="skip")
     assert (source.train_size, source.val_size) == (10, 5)
     assert source.skipped == ["train/cat/3.png", "train/dog/2.png", "val/eel/0.png"]
     keep = [row for row in range(12) if row not in (3, 6)]
@@ -213,7 +229,7 @@ def test_resident_leaves_bad_images_out(tmp_path):
 
 def test_stream_keeps_the_batch_size_and_masks_bad_ones(tmp_path):
     folder = write(tmp_path / "pets", image_folder_files())
-    options = {"batch_size": 3, "shuffle": False, "augment": False}
+    options = {"batch_size": 3, "shuffle": False, "augmentation": "none"}
     images, labels = collect(build(folder, "stream", **options).train(0, 0))
     spoil(folder, "train/cat/3.png", "train/dog/2.png", "val/eel/0.png")
     source = build(folder, "stream", on_bad_image="skip", **options)
@@ -249,6 +265,7 @@ REFUSALS = [
     ({"batch_size": 0}, r"--batch-size is 0: it must be at least 1"),
     ({"image_size": 0}, r"--image-size is 0"),
     ({"pad": -1}, r"pad is -1"),
+    ({"augmentation": "crop"}, r"--augmentation is 'crop': choose auto, none, pad-crop or resized-crop"),
     ({"on_bad_image": "x"}, r"--on-bad-image is 'x': choose error or skip"),
 ]
 

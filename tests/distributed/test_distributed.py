@@ -18,7 +18,7 @@ from seal_fast.training import trainer as engine
 from seal_fast.training.runtime import Runtime
 
 # 20 images in steps of 8: two processes share the last step of 4, for four it is too small and each computes it whole.
-SAME = replace(EXACT, augment=True, shuffle=True, sync_batchnorm=True, warmup_epochs=0)
+SAME = replace(EXACT, augmentation="pad-crop", shuffle=True, sync_batchnorm=True, warmup_epochs=0)
 SHORT = replace(SAME, generations=2, epochs=2)
 
 

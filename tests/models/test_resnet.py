@@ -147,6 +147,17 @@ def test_initial_weights_depend_on_seed_and_name_alone():
     assert not torch.equal(a.layer1[0].conv1.weight, a.layer1[0].conv2.weight)
 
 
+def test_initial_weights_do_not_depend_on_the_dtype():
+    single = models.build("resnet18", 10, seed=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = models.build("resnet18", 10, seed=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for p, q in zip(single.parameters(), double.parameters(), strict=True):
+        assert q.dtype == torch.float64 and torch.equal(p.double(), q)
+
+
 def test_weights_round_trip(tmp_path):
     path = tmp_path / "w.safetensors"
     source = models.build("resnet18", 10, seed=1)

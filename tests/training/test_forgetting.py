@@ -58,3 +58,12 @@ def test_a_draw_depends_on_seed_generation_and_name_only():
     assert torch.equal(draw(["x.weight"]), draw(["y.weight", "x.weight"]))
     assert not torch.equal(draw(["x.weight"]), draw(["x.weight"], seed=1))
     assert not torch.equal(draw(["x.weight"]), draw(["x.weight"], generation=2))
+
+
+@pytest.mark.parametrize("distribution", ["kaiming-uniform", "he-normal"])
+def test_every_dtype_gets_the_same_draw(distribution):
+    drawn = {dtype: {"x.weight": torch.zeros(16, 8, dtype=dtype)} for dtype in (torch.float32, torch.float64)}
+    for parameters in drawn.values():
+        reinitialise(parameters, ["x.weight"], distribution, 3, 1)
+    single, double = (parameters["x.weight"] for parameters in drawn.values())
+    assert double.dtype == torch.float64 and torch.equal(double, single.double())

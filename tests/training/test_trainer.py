@@ -153,7 +153,7 @@ def test_hits_rank_like_argmax_and_topk():
 
 def test_streamed_and_resident_input_train_alike(image_folder, tmp_path, small_network):
     """Order and augmentation depend on the position only, so where the images are decoded changes nothing."""
-    config = replace(EXACT, data=str(image_folder), generations=2, augment=True, shuffle=True)
+    config = replace(EXACT, data=str(image_folder), generations=2, augmentation="pad-crop", shuffle=True)
     for kind in ("resident", "stream"):
         run(replace(config, input=kind, out=tmp_path / kind))
     resident, stream = (load_file(RunFolder(tmp_path / kind).weights("last")) for kind in ("resident", "stream"))
