@@ -112,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[argv[0]](argv[1:])
     except (UsageError, RunError) as error:
-        from seal_fast.distributed import errors as last_words
+        from seal_fast.distributed.errors import report_error
 
-        last_words.tell(error)
+        report_error(error)
         return error.exit_code
 
 

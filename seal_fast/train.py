@@ -17,21 +17,23 @@ import torch
 
 from seal_fast import arguments, methods
 from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
+from seal_fast.curvature.monitor import Curvature
 from seal_fast.data import ImageSet, Input, Shard, fits, make_input, open_images
-from seal_fast.distributed import errors as last_words
 from seal_fast.distributed import world as distributed
+from seal_fast.distributed.errors import ignore_sigterm, report_error
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.methods.partition import Partition, split
 from seal_fast.models import build, load_weights, synchronise_
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
-from seal_fast.runs import plots as curves
+from seal_fast.runs import plots
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.identity import write_provenance
 from seal_fast.runs.logger import Log, Silence, to_terminal
 from seal_fast.runs.summary import summarise
-from seal_fast.training import checkpoint, runtime
+from seal_fast.training import checkpoint
 from seal_fast.training.checkpoint import TrainState
+from seal_fast.training.runtime import Runtime, environment, graphs, start, wants_gpu
 from seal_fast.training.signals import Interrupted
 from seal_fast.training.trainer import Trainer
 from seal_fast.utils.errors import RunError, UsageError
@@ -39,59 +41,59 @@ from seal_fast.utils.files import write_json, write_text
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train as configured, into config.out (or a new folder under runs/); the summary that summary.json holds.
+    """Train as configured, into config.out or a new folder under runs/; returns the content of summary.json.
 
     Raises:
         UsageError: a setting cannot make a run, or contradicts the run found in config.out.
         RunError: training cannot go on: a corrupt image, a full disk, a loss that is not finite.
-        Interrupted: SIGTERM or SIGINT came; the checkpoint is written.
+        Interrupted: SIGTERM, SIGINT or SIGHUP came; the checkpoint is written.
     """
-    with distributed.joined(runtime.wants_gpu(config), config.dist_timeout) as world:
+    with distributed.joined(wants_gpu(config), config.dist_timeout) as world:
         return _run(config, world)
 
 
 def _run(config: Config, world: World) -> dict[str, Any]:
-    machine = runtime.start(config, world.local_size)
-    images = world.run_on_all(lambda: open_images(config.data, config.on_bad_image))
-    folder = RunFolder(agree(config, images, world))
+    runtime = start(config, world.local_size)
+    dataset = world.run_on_all(lambda: open_images(config.data, config.on_bad_image))
+    folder = RunFolder(agree(config, dataset, world))
     with (
         folder.locked() if world.is_main else contextlib.nullcontext(),
-        contextlib.closing(world.run_on_all(lambda: open_input(config, machine, images, world))) as source,
-        assemble(config, machine, images, source, folder, world) as engine,
+        contextlib.closing(world.run_on_all(lambda: open_input(config, runtime, dataset, world))) as batches,
+        assemble(config, runtime, dataset, batches, folder, world) as trainer,
     ):
         try:
-            engine.run()
+            trainer.run()
         except BaseException:
-            last_words.outlive()
-            with contextlib.suppress(RunError):  # on a full disk the first error is the one to tell
-                conclude(engine)
+            ignore_sigterm()
+            with contextlib.suppress(RunError):  # on a full disk the first error is the one to report
+                conclude(trainer)
             raise
-        summary = world.broadcast_object(conclude(engine))
+        summary = world.broadcast_object(conclude(trainer))
         best, last = summary["best"], summary["last"]
-        engine.log.say(
+        trainer.log.say(
             f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
             f"last {last['val_top1']:.2f} %; {folder.path}"
         )
         return summary
 
 
-def agree(config: Config, images: ImageSet, world: World) -> Path:
-    """The run folder, the same for all processes, which must be about to do the same.
+def agree(config: Config, dataset: ImageSet, world: World) -> Path:
+    """The run folder, the same for all processes, after comparing their settings, images and checkpoints.
 
     Raises:
-        UsageError: one of them has other settings, images or checkpoint; or torchrun would restart a run without --out.
+        UsageError: a process differs; or torchrun would restart a run without --out.
     """
     out = config.out
     if out is None:
         if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and world.size > 1:
             raise UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
-        name = f"{images.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{dataset.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
         out = Path("runs") / world.broadcast_object(name)
     settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     path = RunFolder(out).checkpoint
     at = str(checkpoint.load(path).position) if world.size > 1 and path.exists() else "none"
     world.assert_same_on_all_ranks(
-        {"settings": settings, "images": images.fingerprint, "checkpoint": at},
+        {"settings": settings, "images": dataset.fingerprint, "checkpoint": at},
         {
             "settings": "start all of them with the same flags",
             "images": f"--data {config.data} must be the same images on all machines",
@@ -101,21 +103,21 @@ def agree(config: Config, images: ImageSet, world: World) -> Path:
     return out
 
 
-def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world: World = SINGLE_PROCESS) -> Input:
+def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World = SINGLE_PROCESS) -> Input:
     """The batches of a configuration, or one process's share of them."""
     kind = config.input
     if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
-        sharing = world.local_size if machine.device.type == "cpu" else 1
-        fit = fits(images, config.image_size, config.limit_train, machine.device, config.augmentation, sharing)
+        sharing = world.local_size if runtime.device.type == "cpu" else 1
+        fit = fits(dataset, config.image_size, config.limit_train, runtime.device, config.augmentation, sharing)
         kind = "stream" if world.max(not fit)[0] else "resident"
     return make_input(
-        images,
+        dataset,
         kind=kind,
         image_size=config.image_size,
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
-        dtype=machine.compute,
-        device=machine.device,
+        dtype=runtime.compute,
+        device=runtime.device,
         seed=config.seed,
         augmentation=config.augmentation,
         shuffle=config.shuffle,
@@ -130,13 +132,13 @@ def open_input(config: Config, machine: runtime.Runtime, images: ImageSet, world
 @contextlib.contextmanager
 def assemble(
     config: Config,
-    machine: runtime.Runtime,
-    images: ImageSet,
-    source: Input,
+    runtime: Runtime,
+    dataset: ImageSet,
+    batches: Input,
     folder: RunFolder,
     world: World = SINGLE_PROCESS,
 ) -> Iterator[Trainer]:
-    """An engine ready to run, at the start of its timeline or at the checkpoint that the folder holds.
+    """A trainer at the start of its timeline, or at the checkpoint that the folder holds.
 
     Raises:
         UsageError: a setting cannot make a run, or contradicts the run found in the folder.
@@ -144,71 +146,65 @@ def assemble(
     initial = config.init_weights and config.init_weights.resolve()  # so that config.toml runs from any folder
     config = replace(
         config,
-        data=images.source,
-        image_size=source.image_size,
-        input=source.kind,
-        augmentation=source.augmentation,
+        data=dataset.source,
+        image_size=batches.image_size,
+        input=batches.kind,
+        augmentation=batches.augmentation,
         init_weights=initial,
     )
     timeline = methods.timeline(config)
-    model = build(config.model, source.num_classes, stem=config.stem, seed=config.seed)
+    model = build(config.model, batches.num_classes, stem=config.stem, seed=config.seed)
     if config.init_weights:
         load_weights(model, config.init_weights, fc=config.init_fc)
     link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
-    model.to(machine.device, machine.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.to(runtime.device, runtime.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     partition = split({n: p.numel() for n, p in model.named_parameters()}, config.layer_threshold, timeline.groups)
-    state = make_state(config, machine, model, partition, world)
-    identity = {"config": to_dict(replace(config, out=None)), "images": images.fingerprint}
+    state = make_state(config, runtime, model, partition, world)
+    provenance = {"config": to_dict(replace(config, out=None)), "images": dataset.fingerprint}
     resuming = folder.checkpoint.exists()
     if resuming:
-        resume(config, folder, state, identity, world)
+        resume(config, folder, state, provenance, world)
     at = state.position
     if world.is_main:
         if not resuming:
             write_text(folder.config, dumps(config))
         write_provenance(
             folder.path,
-            data_sha256=images.fingerprint,
+            data_sha256=dataset.fingerprint,
             init_weights=config.init_weights,
-            device=machine.device.type,
+            device=runtime.device.type,
             processes=world.size,
         )
         folder.truncate(at.generation, at.epoch)
     metadata = {
         "model": config.model,
         "stem": config.stem,
-        "num_classes": str(source.num_classes),
-        "image_size": str(source.image_size),
+        "num_classes": str(batches.num_classes),
+        "image_size": str(batches.image_size),
     }
     log = (Log if world.is_main else Silence)(
         folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch)
     )
     try:
-        engine = Trainer(
-            config, timeline, partition, machine, source, state, folder, log, identity, metadata, world, link
+        trainer = Trainer(
+            config, timeline, partition, runtime, batches, state, folder, log, provenance, metadata, world, link
         )
         if config.hessian_every:
-            from seal_fast.curvature.monitor import Curvature
-
-            own = replace(images, train=images.train.spread(config.limit_train))
-            engine.curvature = Curvature(config, own, source.image_size, machine.device, world)
-        for text in introduction(engine, images):
+            fed = replace(dataset, train=dataset.train.spread(config.limit_train))
+            trainer.curvature = Curvature(config, fed, batches.image_size, runtime.device, world)
+        for text in introduction(trainer, dataset):
             log.say(text)
         if resuming:
             log.say(f"continuing from {folder.checkpoint} at {at}")
-        yield engine
+        yield trainer
     finally:
         log.close()
 
 
 def make_state(
-    config: Config,
-    machine: runtime.Runtime,
-    model: torch.nn.Module,
-    partition: Partition,
-    world: World = SINGLE_PROCESS,
+    config: Config, runtime: Runtime, model: torch.nn.Module, partition: Partition, world: World = SINGLE_PROCESS
 ) -> TrainState:
-    """A fresh training state: the optimiser's groups are the partition's, for life."""
+    """A fresh training state; the optimiser's groups are the partition's, for life."""
     torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())
     optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
@@ -220,17 +216,17 @@ def make_state(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         backend=config.kernels,
-        bf16_copy=machine.bf16_weights,
+        bf16_copy=runtime.bf16_weights,
     )
-    counters = torch.zeros(4, dtype=torch.float64, device=machine.device)
-    scaler = machine.scaler() if world.size == 1 else machine.scaler(SharedScaler)
+    counters = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+    scaler = runtime.scaler() if world.size == 1 else runtime.scaler(SharedScaler)
     return TrainState(model, optimizer, scaler, counters)
 
 
 def resume(
-    config: Config, folder: RunFolder, state: TrainState, identity: dict[str, Any], world: World = SINGLE_PROCESS
+    config: Config, folder: RunFolder, state: TrainState, provenance: dict[str, Any], world: World = SINGLE_PROCESS
 ) -> None:
-    """Read the checkpoint of the same training into `state`.
+    """Load the checkpoint of the same training into `state`.
 
     Raises:
         UsageError: it is another training's: the differing settings, or the data set, are named.
@@ -238,59 +234,52 @@ def resume(
     if config.resume == "never":
         raise UsageError(f"--out {folder.path} holds a checkpoint, and --resume never forbids to continue it")
     saved = checkpoint.load(folder.checkpoint)
-    if saved.identity["images"] != identity["images"]:
+    if saved.provenance["images"] != provenance["images"]:
         raise UsageError(f"--data {config.data}: not the images that the run in {folder.path} was trained on")
-    old = Config(**saved.identity["config"])
-    if changes := difference(old, config):
+    if changes := difference(Config(**saved.provenance["config"]), config):
         raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
     checkpoint.restore(saved, state, world)
 
 
-def introduction(engine: Trainer, images: ImageSet) -> list[str]:
-    """What a run says of itself before its first step."""
-    config, timeline, source = engine.config, engine.timeline, engine.input
-    plate = runtime.environment(engine.runtime)
-    world = engine.world
-    among = (
-        []
-        if world.size == 1
-        else [
-            f"{world.size} processes of {source.part_size} images each at once; "
-            f"BatchNorm statistics {'over all' if engine.link else 'of each'}"
-        ]
+def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
+    """What a run prints before its first step."""
+    config, timeline, batches, world = trainer.config, trainer.timeline, trainer.input, trainer.world
+    env = environment(trainer.runtime)
+    shared = (
+        f"{world.size} processes of {batches.part_size} images each at once; "
+        f"BatchNorm statistics {'over all' if trainer.link else 'of each'}"
     )
     return [
-        f"seal_fast {plate['seal_fast']} on {plate['gpu'] or plate['cpu']}, {plate['threads']} threads, "
-        f"torch {plate['torch']}, {plate['compute']}{', compiled' if config.compile else ''}",
-        f"data: {config.data} ({images.name}): {source.train_size} training and {source.val_size} validation images, "
-        f"{source.num_classes} classes, {source.image_size} px, {source.kind}",
-        *among,
-        *source.notes,
-        f"model: {config.model}, {config.stem} stem; {engine.partition}",
+        f"seal_fast {env['seal_fast']} on {env['gpu'] or env['cpu']}, {env['threads']} threads, "
+        f"torch {env['torch']}, {env['compute']}{', compiled' if config.compile else ''}",
+        f"data: {config.data} ({dataset.name}): {batches.train_size} training and {batches.val_size} validation "
+        f"images, {batches.num_classes} classes, {batches.image_size} px, {batches.kind}",
+        *([shared] if world.size > 1 else []),
+        *batches.notes,
+        f"model: {config.model}, {config.stem} stem; {trainer.partition}",
         f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
-        f"run folder: {engine.folder.path}",
+        f"run folder: {trainer.folder.path}",
     ]
 
 
-def conclude(engine: Trainer) -> dict[str, Any] | None:
-    """Write summary.json and curves.png from the metrics so far, and return the summary; the first process does."""
-    if not engine.world.is_main:
+def conclude(trainer: Trainer) -> dict[str, Any] | None:
+    """Rank 0 writes summary.json and curves.png from the metrics so far and returns the summary."""
+    if not trainer.world.is_main:
         return None
-    rows = engine.folder.rows()
+    config, folder = trainer.config, trainer.folder
+    rows = folder.rows()
     summary = summarise(
         rows,
-        method=engine.config.method,
-        finished=engine.state.position.generation == len(engine.timeline.generations),
-        graphs=runtime.graphs(engine.runtime),
-        peak_memory_bytes=engine.runtime.peak_memory(),
-        skipped_images=engine.input.skipped,
-        environment=runtime.environment(engine.runtime),
+        method=config.method,
+        finished=trainer.state.position.generation == len(trainer.timeline.generations),
+        graphs=graphs(trainer.runtime),
+        peak_memory_bytes=trainer.runtime.peak_memory(),
+        skipped_images=trainer.input.skipped,
+        environment=environment(trainer.runtime),
     )
-    write_json(engine.folder.summary, summary)
+    write_json(folder.summary, summary)
     if rows:
-        curves.draw(
-            rows, f"{engine.config.method}, {engine.config.model}: {engine.folder.path.name}", engine.folder.curves
-        )
+        plots.draw(rows, f"{config.method}, {config.model}: {folder.path.name}", folder.curves)
     return summary
 
 
@@ -298,14 +287,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 (the run failed), 2 (usage), or 128 + the signal that stopped it."""
     to_terminal()
     try:
-        config = arguments.parse(sys.argv[1:] if argv is None else argv)
-        run(config)
+        run(arguments.parse(sys.argv[1:] if argv is None else argv))
         distributed.leave()
     except (UsageError, RunError) as error:
-        last_words.tell(error)
+        report_error(error)
         return error.exit_code
     except Interrupted as interruption:
-        last_words.tell(interruption)
+        report_error(interruption)
         return 128 + interruption.number
     except KeyboardInterrupt:
         print("stopped at once; start again with the same --out to continue from the last checkpoint", file=sys.stderr)
@@ -315,5 +303,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    gc.freeze()  # or the interpreter looks through all that torch has imported once more before it goes: 0.7 s
+    gc.freeze()  # or the interpreter visits once more, at exit, all that torch has imported
     sys.exit(code)

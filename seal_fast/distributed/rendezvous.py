@@ -1,8 +1,7 @@
-"""A store of their own for the processes of one attempt.
+"""A store for the processes of one attempt under torchrun --max-restarts.
 
-torchrun's agent keeps one store for all its restarts. The addresses of an earlier attempt's processes are still in
-there, under the keys that the next attempt uses; and agents count restarts each for itself, so no number tells attempts
-apart.
+torchrun's agent keeps one store for all restarts, in which the addresses of an earlier attempt's processes still stand
+under the keys that the next attempt uses. Agents count restarts each for itself, so no number tells attempts apart.
 """
 
 from __future__ import annotations
@@ -13,35 +12,30 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
-_PACE = 0.02  # seconds between two looks
+POLL_SECONDS = 0.02
 
 
-def meet(store: Store, rank: int, size: int, timeout: float) -> Store:
+def rendezvous(store: Store, rank: int, size: int, timeout: float) -> Store:
     """The part of a store that the processes now alive share, empty at first.
 
-    Each process says a random word. Process 0 answers every word that it sees with its own, a dead process's too, and
-    is done once all have acknowledged its own.
+    Each process publishes a random word. Process 0 answers every word that it sees, a dead process's too, with its own,
+    and returns once all have acknowledged that.
 
     Raises:
-        RuntimeError: not all came in time.
+        RuntimeError: not all processes came in `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline, word, answered = time.monotonic() + timeout, secrets.token_hex(8), set()
     if rank:
-        word = secrets.token_hex(8)
         store.set(f"seal_fast/word/{rank}", word)
         store.wait([f"seal_fast/answer/{word}"], timedelta(seconds=timeout))
-        attempt = store.get(f"seal_fast/answer/{word}").decode()
-        store.set(f"seal_fast/{attempt}/{rank}", "here")
-        return PrefixStore(f"seal_fast/{attempt}", store)
-    attempt, answered = secrets.token_hex(8), set()
-    while not store.check([f"seal_fast/{attempt}/{other}" for other in range(1, size)]):
+        word = store.get(f"seal_fast/answer/{word}").decode()
+        store.set(f"seal_fast/{word}/{rank}", "here")
+    while not rank and not store.check([f"seal_fast/{word}/{other}" for other in range(1, size)]):
         if time.monotonic() > deadline:
             raise RuntimeError("not all processes came")
-        for other in range(1, size):
-            if store.check([f"seal_fast/word/{other}"]):
-                word = store.get(f"seal_fast/word/{other}").decode()
-                if word not in answered:
-                    store.set(f"seal_fast/answer/{word}", attempt)
-                    answered.add(word)
-        time.sleep(_PACE)
-    return PrefixStore(f"seal_fast/{attempt}", store)
+        for key in (f"seal_fast/word/{other}" for other in range(1, size)):
+            if store.check([key]) and (theirs := store.get(key)) not in answered:
+                store.set(f"seal_fast/answer/{theirs.decode()}", word)
+                answered.add(theirs)
+        time.sleep(POLL_SECONDS)
+    return PrefixStore(f"seal_fast/{word}", store)

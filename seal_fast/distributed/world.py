@@ -1,6 +1,6 @@
-"""The processes of a run: found in torchrun's environment, joined, compared, and missed when one is gone.
+"""The processes of a run, as torchrun's environment describes them: joined, compared, and missed when one is gone.
 
-One process needs none of this: its `World` answers at once and no process group is made.
+A single process makes no process group; its `World` answers at once.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seal_fast.distributed.rendezvous import meet
+from seal_fast.distributed.rendezvous import rendezvous
 from seal_fast.utils.errors import RunError, UsageError
 
 T = TypeVar("T")
@@ -29,15 +28,12 @@ class LostContact(RunError):
 
 
 class Unreachable(RunError):
-    """Process 0 cannot be reached, so it cannot speak."""
+    """Process 0 cannot be reached."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Which process this is. size 1 is a run without others.
-
-    rank: 0 writes. local_rank, local_size: among the processes of this machine.
-    """
+    """Which process this is, of how many; rank 0 writes. local_rank and local_size count this machine's processes."""
 
     rank: int = 0
     size: int = 1
@@ -46,7 +42,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -72,16 +68,14 @@ class World:
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, plain JSON, on every process."""
-        return (
-            value
-            if self.size == 1
-            else json.loads(self.all_gather_object(json.dumps(value) if self.is_main else "")[0])
-        )
+        return self.all_gather_object(value if self.is_main else None)[0]
 
-    def all_gather_object(self, text: str) -> list[str]:
-        """Every process's text, by rank."""
-        parts = self.all_gather(torch.tensor([*text.encode()], dtype=torch.uint8)) if self.size > 1 else []
-        return [bytes(part.tolist()).decode() for part in parts] or [text]
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every process's value, plain JSON, by rank."""
+        if self.size == 1:
+            return [value]
+        parts = self.all_gather(torch.tensor([*json.dumps(value).encode()], dtype=torch.uint8))
+        return [json.loads(bytes(part.tolist())) for part in parts]
 
     def all_gather(self, part: Tensor) -> list[Tensor]:
         """Every process's tensor, by rank, on the host; their first dimensions may differ."""
@@ -104,17 +98,18 @@ class World:
         """
         if self.size == 1:
             return make()
-        value, failure = None, ""
+        value, failure = None, None
         try:
             value = make()
         except (UsageError, RunError) as error:
-            failure = f"{error.exit_code}{error}"
+            failure = [error.exit_code, str(error)]
         failures = self.all_gather_object(failure)
-        for rank, text in enumerate(failures):
-            if text:
-                kind = UsageError if int(text[0]) == UsageError.exit_code else RunError
-                everywhere = all(other == text for other in failures)
-                raise kind(text[1:] if everywhere else f"process {rank}: {text[1:]}")
+        for rank, found in enumerate(failures):
+            if found:
+                code, text = found
+                kind = UsageError if code == UsageError.exit_code else RunError
+                everywhere = all(other == found for other in failures)
+                raise on_all_ranks(kind(text if everywhere else f"process {rank}: {text}"))
         return value  # pyright: ignore[reportReturnType]
 
     def assert_same_on_all_ranks(self, facts: Mapping[str, Any], cures: Mapping[str, str]) -> None:
@@ -127,12 +122,12 @@ class World:
         Raises:
             UsageError: on every process; it names the first process that differs, and in what.
         """
-        own, *others = (json.loads(text) for text in self.all_gather_object(json.dumps(facts, sort_keys=True)))
+        first, *others = self.all_gather_object(facts)
         for rank, other in enumerate(others, start=1):
             for name, cure in cures.items():
-                if other[name] != own[name]:
-                    what = f"{name}{_difference(own[name], other[name])}"
-                    raise UsageError(f"process {rank} differs from process 0 in its {what}: {cure}")
+                if other[name] != first[name]:
+                    what = f"{name}{_difference(first[name], other[name])}"
+                    raise on_all_ranks(UsageError(f"process {rank} differs from process 0 in its {what}: {cure}"))
 
     @staticmethod
     def _reduced(tensor: Tensor, operation: Any) -> Tensor:
@@ -142,6 +137,14 @@ class World:
 
 
 SINGLE_PROCESS = World()
+
+E = TypeVar("E", bound=BaseException)
+
+
+def on_all_ranks(error: E) -> E:
+    """Mark an error as one that every process raises, so that rank 0 alone reports it."""
+    error.on_all_ranks = True  # pyright: ignore[reportAttributeAccessIssue]
+    return error
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> World:
@@ -165,11 +168,11 @@ def environment(variables: Mapping[str, str] = os.environ) -> World:
 
 @contextlib.contextmanager
 def joined(cuda: bool, timeout: float) -> Iterator[World]:
-    """This process among the others, for the length of a run; the connections stay for the next one, see `leave`.
+    """This process among the others. The connections stay open for the next run until `leave`.
 
     Args:
-        cuda: whether tensors of this run live on GPUs; process `local_rank` takes that one.
-        timeout: seconds to wait for another process, now and in every exchange.
+        cuda: whether tensors of this run live on GPUs; a process takes the one of its `local_rank`.
+        timeout: seconds to wait for another process, here and in every collective.
 
     Raises:
         UsageError: the environment is incomplete, or there are fewer GPUs than processes.
@@ -192,8 +195,11 @@ def joined(cuda: bool, timeout: float) -> Iterator[World]:
     try:
         yield world
         dist.barrier()  # nobody ends while another one still reads from it
-    except RuntimeError as error:
-        if not _of_communication(error):
+    except (
+        RuntimeError
+    ) as error:  # gloo and NCCL raise plain RuntimeErrors, their names or a socket's words in the text
+        signs = ("gloo", "NCCL", "onnection", "imed out", "closure", "Broken pipe", "Read error", "Write error")
+        if not (isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)):
             raise
         raise LostContact(
             f"another process ended, or did not answer within --dist-timeout {timeout:g} s; the last checkpoint of a "
@@ -202,7 +208,7 @@ def joined(cuda: bool, timeout: float) -> Iterator[World]:
 
 
 def leave() -> None:
-    """Give the connections back, at a program's end."""
+    """Close the connections, at a program's end."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -210,55 +216,25 @@ def leave() -> None:
 def _begin(world: World, cuda: bool, timeout: float) -> None:
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     patience, store = timedelta(seconds=timeout), None
+    who = f"process {world.rank} of {world.size} did not"
     try:
-        with _mute_stderr():  # of two screens of C++ frames for what is one sentence here
-            store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # pyright: ignore[reportPrivateImportUsage]
-            store = meet(store, rank, size, timeout)
-            kinds = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-            dist.init_process_group(kinds, store=store, rank=rank, world_size=size, timeout=patience)
+        store, rank, size = next(dist.rendezvous("env://", timeout=patience))  # pyright: ignore[reportPrivateImportUsage]
+        store = rendezvous(store, rank, size, timeout)
+        kinds = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(kinds, store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
         if world.rank and store is None and isinstance(error, dist.DistNetworkError):
             raise Unreachable(
-                f"process {world.rank} of {world.size} did not reach {address} within --dist-timeout {timeout:g} s: "
+                f"{who} reach {address} within --dist-timeout {timeout:g} s: "
                 "check that process 0 was started, and that MASTER_ADDR and MASTER_PORT are right"
             ) from None
         raise RunError(
-            f"process {world.rank} of {world.size} did not meet all others at {address} within --dist-timeout "
-            f"{timeout:g} s: check that all of them were started"
+            f"{who} meet all others at {address} within --dist-timeout {timeout:g} s: check that all were started"
         ) from None
 
 
-@contextlib.contextmanager
-def _mute_stderr() -> Iterator[None]:
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _of_communication(error: RuntimeError) -> bool:
-    text = str(error)
-    signs = (
-        "gloo",
-        "NCCL",
-        "Connection closed",
-        "Connection reset",
-        "Timed out waiting",
-        "pair closure",  # gloo, after a timeout in another exchange
-        "Read error",
-        "Write error",
-        "Broken pipe",
-    )
-    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)
-
-
-def _difference(own: Any, other: Any) -> str:
-    if isinstance(own, dict) and isinstance(other, dict):
-        changed = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
-        return f" ({', '.join(f'{key} {other.get(key)} instead of {own.get(key)}' for key in changed)})"
-    return f" ({other} instead of {own})" if len(f"{own}{other}") < 120 else ""
+def _difference(first: Any, other: Any) -> str:
+    if isinstance(first, dict) and isinstance(other, dict):
+        changed = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
+        return f" ({', '.join(f'{key} {other.get(key)} instead of {first.get(key)}' for key in changed)})"
+    return f" ({other} instead of {first})" if len(f"{first}{other}") < 120 else ""

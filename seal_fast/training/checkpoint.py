@@ -1,4 +1,4 @@
-"""A moment of training, written and read: one safetensors file that holds TrainState and nothing else.
+"""Checkpoints: one safetensors file that holds TrainState and nothing else.
 
 Everything outside TrainState (data order, augmentation, learning rate, phase) follows from the position and the seed.
 safetensors cannot execute code when loaded, and the rest of the state is JSON in its header.
@@ -46,7 +46,7 @@ class Best:
 
 @dataclass
 class TrainState:
-    """All that changes while training.
+    """Everything that changes while training.
 
     counters: float64 [4] on the device: sums over this epoch's images of loss, top-1 hits, top-5 hits, and images.
     seconds, wait_seconds: spent on this epoch's steps so far, and within that on waiting for input.
@@ -78,10 +78,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def save(path: Path, state: TrainState, identity: dict[str, Any], world: World = SINGLE_PROCESS) -> None:
-    """Write a checkpoint atomically; `identity` says whose it is and is given back by `load`.
+def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World = SINGLE_PROCESS) -> None:
+    """Write a checkpoint atomically, with the provenance that `load` gives back.
 
-    All processes of `world` take part, the first one writes: the file does not tell how many there were.
+    All processes of `world` take part and rank 0 writes; the file does not depend on how many there are.
 
     Raises:
         RunError: the disk is full or the folder cannot be written; the previous checkpoint is intact.
@@ -100,7 +100,7 @@ def save(path: Path, state: TrainState, identity: dict[str, Any], world: World =
         "scaler": state.scaler.state_dict(),
         "seconds": state.seconds,
         "wait_seconds": state.wait_seconds,
-        "identity": identity,
+        "identity": provenance,
     }
     save_tensors(path, tensors, {"format": FORMAT, "state": json.dumps(plain)})
 
@@ -113,13 +113,13 @@ class Saved:
     plain: dict[str, Any]
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What `save` was told about the run."""
+    def provenance(self) -> dict[str, Any]:
+        """The run's configuration and the fingerprint of its images."""
         return self.plain["identity"]
 
     @property
     def position(self) -> Position:
-        """Where training goes on."""
+        """The next step."""
         return Position(**self.plain["position"])
 
 

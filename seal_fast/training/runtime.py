@@ -1,4 +1,4 @@
-"""Where and how the network computes: device, precision, threads, compilation, and the name plate of all that."""
+"""Where and how the network computes: device, precision, threads, compilation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ import torch
 
 from seal_fast.config import Config
 from seal_fast.kernels import torch_private
-from seal_fast.kernels.pages import gather_into_huge_pages, offer_huge_pages
+from seal_fast.kernels.pages import offer_huge_pages
 from seal_fast.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """The machine side of a run.
-
-    device: where everything lives. dtype: of parameters. compute: of activations (the autocast type under --amp).
-    """
+    """Device and precision of a run. dtype: of parameters. compute: of activations (the autocast type under --amp)."""
 
     device: torch.device
     dtype: torch.dtype
@@ -34,7 +31,7 @@ class Runtime:
     compile: bool
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context the network's forward pass runs in."""
+        """The context of the network's forward pass."""
         return torch.autocast(self.device.type, self.compute, enabled=self.amp)
 
     @property
@@ -43,7 +40,7 @@ class Runtime:
         return self.dtype == torch.float32 and self.compute == torch.bfloat16
 
     def scaler(self, kind: type[torch.amp.GradScaler] = torch.amp.GradScaler) -> torch.amp.GradScaler:
-        """The gradient scaler; it does something under float16 only."""
+        """The gradient scaler, enabled under float16 only."""
         return kind(self.device.type, enabled=self.compute == torch.float16)
 
     def compiled(self, function: Callable) -> Callable:
@@ -102,33 +99,33 @@ def start(config: Config, processes: int = 1) -> Runtime:
 
 
 def repeat_bits(wanted: bool) -> None:
-    """Whether a GPU shall add up in the same order every time; an operation that cannot then raises RuntimeError.
+    """Make a GPU add up in the same order every time, or not; an operation that cannot then raises RuntimeError.
 
     Source: PyTorch's notes on reproducibility.
     """
-    # Else cuDNN tries its algorithms once a shape, and takes the fastest; shapes never change here.
+    # Otherwise cuDNN tries its algorithms once per shape and takes the fastest; shapes never change here.
     torch.backends.cudnn.benchmark = not wanted
     torch.use_deterministic_algorithms(wanted)
     if not wanted:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    # Nobody here reads what was not written.
+    # Nothing here reads memory that was not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc keep for good what is freed, in huge pages where Linux grants them; other C libraries do as they do.
+    """Have glibc keep freed memory, in huge pages where Linux grants them; nothing with another C library.
 
-    A step frees and asks again for the same hundreds of megabytes. By default the large blocks go back to the kernel,
-    and each of their pages is cleared and faulted in anew: 15,000 faults in a step of ResNet-18 (64x64, batch 128).
+    A step frees and allocates the same hundreds of megabytes. By default large blocks go back to the kernel, which
+    clears and faults in each of their pages anew.
     """
     libc = ctypes.CDLL(None)
     if platform.libc_ver()[0] != "glibc" or not hasattr(libc, "mallopt"):
         return
     libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
     libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping for any block
-    # The heap grows now, in addresses and not in memory, so that the part that tensors will lie in is known.
+    # The heap grows now, in addresses and not in memory, so that the range that tensors will lie in is known.
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
     size = 4 << 30
@@ -137,21 +134,11 @@ def keep_freed_memory() -> None:
         libc.free(block)
 
 
-# Seconds after which what `gather_memory` costs will pay.
-LONG_RUN = 20.0
-
-
-@functools.cache
-def gather_memory() -> None:
-    """Put the small pages of this process together, once, when everything that a step needs is there."""
-    gather_into_huge_pages()
-
-
 def keep_traced_graphs() -> None:
-    """Let a process that compiles what another has compiled find forward and backward traced, too.
+    """Let torch cache traced forward and backward graphs of a function that enters autocast, for other processes.
 
-    torch keeps these beside its compiled code, but not of a function that enters autocast: that is not on its list of
-    calls which their arguments alone describe. It is one: device and type are constants in the graph, hence in its key.
+    torch does so only for calls on its list of those that their arguments describe. Autocast's arguments, device and
+    type, are constants in the graph and hence part of the cache's key.
     """
     import torch._inductor.config as inductor
 
@@ -170,7 +157,7 @@ def compile_seconds(runtime: Runtime) -> float:
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
-    """What a measured number needs beside it: processor, threads and versions."""
+    """Processor, threads and versions: what a measured number needs beside it."""
 
     def version(package: str) -> str | None:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -194,7 +181,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's own name for itself."""
+    """The processor's model name."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
         for line in lines:
             if line.startswith("model name"):

@@ -1,7 +1,7 @@
-"""The training loop: the only one. It asks the timeline for the phase of (generation, epoch) and obeys it.
+"""The training loop, the only one: it asks the timeline for the phase of (generation, epoch) and follows it.
 
-The step takes no value back from the device; `Trainer.read_counters` is the one place that does, on log steps and at
-the end of an epoch. Nothing here knows which method runs.
+A step takes no value back from the device; `Trainer.read_counters` is the one place that does, on log steps and at an
+epoch's end. Nothing here knows which method runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seal_fast.config import Config
 from seal_fast.data import Input, MicroBatch
-from seal_fast.distributed.world import World
+from seal_fast.distributed.world import World, on_all_ranks
 from seal_fast.methods.partition import Partition
 from seal_fast.methods.schedule import Phase, Timeline
 from seal_fast.models import Link
@@ -28,9 +28,8 @@ from seal_fast.training import checkpoint, cuda_graph
 from seal_fast.training.checkpoint import Best, Position, TrainState
 from seal_fast.training.forgetting import reinitialise
 from seal_fast.training.profiling import profiler
-from seal_fast.training.pulse import SECONDS, Pulse
-from seal_fast.training.runtime import LONG_RUN, Runtime, compile_seconds, gather_memory
-from seal_fast.training.signals import Interrupted, stop_signals
+from seal_fast.training.runtime import Runtime, compile_seconds
+from seal_fast.training.signals import Interrupted, StopFlags, stop_signals
 from seal_fast.training.step import bf16_weight_overrides, forward_and_loss
 from seal_fast.utils.errors import RunError
 
@@ -39,11 +38,13 @@ WHOLE = MicroBatch()
 
 @dataclass
 class Trainer:
-    """Everything a run is made of, put together by `train.py`.
+    """Trains a model through a timeline; `train.assemble` builds one.
 
-    identity is written into every checkpoint, so that a later process knows whose it is. All processes of a run go the
-    same way through here; the first one writes. link is the network's, under --sync-batchnorm. curvature measures the
-    model and asks what it is given whether to stop; what it finds joins the row.
+    Args:
+        provenance: written into every checkpoint; a resumed run compares it.
+        metadata: header of the weights files.
+        link: the model's synchronised BatchNorm, under --sync-batchnorm.
+        curvature: callable(model, should_stop) returning extra metrics, called at the end of a phase.
     """
 
     config: Config
@@ -54,7 +55,7 @@ class Trainer:
     state: TrainState
     folder: RunFolder
     log: Log
-    identity: dict[str, Any]
+    provenance: dict[str, Any]
     metadata: dict[str, str]
     world: World = World()
     link: Link | None = None
@@ -68,18 +69,14 @@ class Trainer:
             return forward_and_loss(model, runtime, smoothing, weights, images, labels, valid)
 
         self.eager: Callable[..., tuple[Tensor, Tensor]] = forward
-        self.forward: Callable[..., tuple[Tensor, Tensor]] = self.runtime.compiled(forward)
+        self.forward: Callable[..., tuple[Tensor, Tensor]] = runtime.compiled(forward)
         self.full_step: Callable[[Tensor, Tensor], None] = functools.partial(self.step, self.forward)
-        alone = self.world.size == self.config.accumulate == 1
-        if alone and cuda_graph.possible(runtime, self.state.scaler):
+        if self.world.size == self.config.accumulate == 1 and cuda_graph.possible(runtime, self.state.scaler):
             self.full_step = graph = cuda_graph.StepGraph(self.full_step, *self.input.buffers(), runtime.device)
             self.input.out = graph.images
-        self.signal: int | None = None  # that came to this process
-        self.stop: int | None = None  # the signal that all obey
-        self.pulse = Pulse(self.world, min(SECONDS, self.config.checkpoint_seconds))
-        self.began = self.saved = time.monotonic()
+        self.flags = StopFlags(self.world, self.config.log_every, self.config.checkpoint_seconds)
         self.best_weights: dict[str, Tensor] | None = None
-        self.profile: Callable[[], None] = lambda: None  # told after every step
+        self.profile: Callable[[], None] = lambda: None  # called after every step
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -91,7 +88,7 @@ class Trainer:
             RunError: the loss is not finite, or a file cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(stop_signals(lambda number: setattr(self, "signal", number)))
+            stack.enter_context(stop_signals(lambda number: setattr(self.flags, "signal", number)))
             if self.config.profile and self.world.is_main:
                 self.profile = stack.enter_context(profiler(self.folder.profile, self.runtime.device))
             while self.state.position.generation < len(self.timeline.generations):
@@ -107,7 +104,7 @@ class Trainer:
                 self.enter(phase)
             self.state.counters.zero_()
             self.state.seconds = self.state.wait_seconds = 0.0
-        self.set_rates(phase)
+        rates = self.set_rates(phase)
         compiling = self.train()
         loss, top1, _, images = self.read_counters()
 
@@ -115,7 +112,6 @@ class Trainer:
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
         val_loss, val_top1, val_top5 = self.evaluate() if due else (None, None, None)
         curvature = self.measure_curvature() if last_of_phase else {}
-        rates = self.rates(phase)
         self.log.epoch(
             {
                 "generation": at.generation,
@@ -137,13 +133,16 @@ class Trainer:
             }
         )
         if val_top1 is not None and val_top1 > self.state.best.top1:
-            self.state.best = Best(val_top1, at.generation, at.epoch)
             if self.world.is_main:
                 self.best_weights = {name: t.detach().clone() for name, t in self.state.model.state_dict().items()}
+            self.state.best = Best(val_top1, at.generation, at.epoch)
         self.finish(phase, last_of_phase)
 
     def enter(self, phase: Phase) -> None:
-        """What a phase does once, before its first step. Doing it twice is doing it once, so a resume may repeat it."""
+        """Run a phase's one-time actions (re-initialise weights, reset momentum).
+
+        Idempotent, so a resumed run may repeat it.
+        """
         if phase.forget:
             self.world.barrier()  # processes of one machine may share the weights
             reinitialise(
@@ -156,23 +155,19 @@ class Trainer:
         if phase.reset_momentum:
             self.state.optimizer.reset_momentum()
 
-    def rates(self, phase: Phase) -> dict[str, tuple[float, int]]:
-        """Learning rate after the phase's scale, and sign, by group."""
-        lr = self.timeline.learning_rate(self.state.position.generation, self.state.position.epoch)
-        return {group: (lr * rule.lr_multiplier, rule.sign) for group, rule in phase.rules().items()}
-
-    def set_rates(self, phase: Phase) -> None:
-        """Write this epoch's numbers into the optimiser's device tensor."""
+    def set_rates(self, phase: Phase) -> dict[str, tuple[float, int]]:
+        """Write this epoch's numbers into the optimiser's device tensor; learning rate and sign by group."""
         lr = self.timeline.learning_rate(self.state.position.generation, self.state.position.epoch)
         for group, rule in phase.rules().items():
             self.state.optimizer.set_hyperparameters(
                 group, lr=lr, sign=rule.sign, lr_multiplier=rule.lr_multiplier, weight_decay=rule.weight_decay
             )
+        return {group: (lr * rule.lr_multiplier, rule.sign) for group, rule in phase.rules().items()}
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def train(self) -> float:
-        """The rest of this epoch's steps; returns the seconds of compilation among them, which `seconds` leaves out."""
+        """Take the rest of this epoch's steps; returns the seconds of compilation, which `seconds` leaves out."""
         state, at = self.state, self.state.position
         state.model.train()
         self.refresh_weights()
@@ -193,30 +188,25 @@ class Trainer:
             full = len(batch.labels) == self.input.part_size and cut.shared == (self.world.size > 1)
             if full and cut.weight == 1:
                 self.full_step(batch.images, batch.labels)
-            else:  # a last, smaller batch would make a third graph: it takes the same way uncompiled
+            else:  # a smaller last batch is not compiled: it would be a third graph
                 self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)
             if not cut.last:
                 continue
             at.step += 1
             self.profile()
-            if at.step % self.config.log_every == 0:
+            self.flags.steps_left -= 1
+            if self.flags.steps_left <= 0:
                 self.show_progress()
-            if self.asked():
+            if self.flags.pending():
                 account()
                 self.checkpoint()
         self.runtime.synchronize()
         return account()
 
-    def asked(self, now: bool = False) -> bool:
-        """Whether it is time for a checkpoint, or a signal came, to any process; the same answer on all of them."""
-        overdue = time.monotonic() - self.saved > self.config.checkpoint_seconds
-        self.stop, due = self.pulse(self.signal, overdue, now)
-        return due or self.stop is not None
-
     def step(
         self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE
     ) -> None:
-        """One training step, or a part of one: all that it changes are tensors that stay where they are."""
+        """One training step, or a part of one; changes tensors in place only."""
         state = self.state
         loss, sums = forward(images, labels)
         if cut.counted:
@@ -231,7 +221,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, float]:
-        """Loss, top-1 and top-5 (percent) on the validation set; batches are of one size, padding is masked out."""
+        """Loss, top-1 and top-5 (percent) on the validation set; all batches have one size, padding is masked out."""
         self.state.model.eval()
         self.refresh_weights()
         if not self.link:  # each process has running statistics of its own images
@@ -243,25 +233,30 @@ class Trainer:
         return loss / images, 100 * top1 / images, 100 * top5 / images
 
     def measure_curvature(self) -> dict[str, Any]:
-        """The row's figures of curvature in a generation that is due; a failure is told and stops nothing.
+        """The row's figures of curvature, in a generation that is due; a failure is logged and stops nothing.
 
         Raises:
             Interrupted: a signal came; the measurement is made after resuming, at the same weights.
         """
-        every = self.config.hessian_every
-        if not self.curvature or (self.state.position.generation + 1) % every:
+
+        def should_stop() -> bool:
+            if self.world.size > 1:
+                self.read_counters()
+            return self.flags.pending() and self.flags.stop is not None
+
+        if not self.curvature or (self.state.position.generation + 1) % self.config.hessian_every:
             return {}
         try:
-            figures = self.curvature(self.state.model, lambda: self.asked(now=True) and self.stop is not None)
+            figures = self.curvature(self.state.model, should_stop)
         except RunError as error:
             self.log.say(f"curvature could not be measured: {error}")
             return {}
-        if self.stop:
+        if self.flags.stop:
             self.checkpoint()
         return figures
 
     def refresh_weights(self) -> None:
-        """Follow what wrote the parameters since the last step: forgetting, a checkpoint, or any other."""
+        """Bring the bfloat16 copies up to date with parameters that something else than a step has changed."""
         if self.runtime.bf16_weights:
             self.state.optimizer.refresh_bf16()
 
@@ -271,7 +266,7 @@ class Trainer:
         Raises:
             RunError: the loss is NaN or infinite.
         """
-        loss, top1, top5, images = self.world.sum(self.state.counters).tolist()
+        loss, top1, top5, images = self.flags.exchange(self.state.counters)
         if not abs(loss) < float("inf"):
             self.diverged("the training loss is NaN or infinite")
         images = max(images, 1.0)
@@ -279,7 +274,7 @@ class Trainer:
 
     def show_progress(self) -> None:
         """Read the counters and show them."""
-        loss, top1, _, images = self.read_counters()
+        loss, top1, _, _ = self.read_counters()
         at = self.state.position
         phase, _ = self.timeline.phase(at.generation, at.epoch)
         self.log.progress(
@@ -287,10 +282,10 @@ class Trainer:
             at.step / self.input.steps_per_epoch,
         )
 
-    # --- keeping -----------------------------------------------------------------------------------------------------
+    # --- files -------------------------------------------------------------------------------------------------------
 
     def finish(self, phase: Phase, last_of_phase: bool) -> None:
-        """Move on to the next epoch, and keep the weights and the checkpoint that are due here."""
+        """Move on to the next epoch; save the weights and the checkpoint that are due here."""
         at = self.state.position
         generation, epoch = self.timeline.after(at.generation, at.epoch)
         if generation > at.generation and self.config.keep != "none":
@@ -298,38 +293,37 @@ class Trainer:
         elif last_of_phase and phase.name == "ascent" and self.config.keep == "ascents":
             self.save(f"generation-{at.generation}-ascent")
         self.state.position = Position(generation, epoch)
-        if self.asked(now=True) or generation > at.generation:
+        if self.world.size > 1:
+            self.read_counters()
+        if self.flags.pending() or generation > at.generation:
             self.checkpoint()
-        if time.monotonic() - self.began > LONG_RUN:
-            gather_memory()
 
     def save(self, name: str, tensors: dict[str, Tensor] | None = None) -> None:
-        """Write weights that need nothing but their file: its header says the network."""
+        """Write a weights file, whose header describes the network."""
         if not self.world.is_main:
             return
         tensors = self.state.model.state_dict() if tensors is None else tensors
         checkpoint.save_tensors(self.folder.weights(name), checkpoint.dense(tensors), self.metadata)
 
     def checkpoint(self) -> None:
-        """Write the state, if it is sound, and obey a signal that waits.
+        """Write the state if loss and weights are finite, then obey a signal that came.
 
         Raises:
             Interrupted: there was one.
             RunError: loss or weights are not finite; the checkpoint before stays.
         """
         self.read_counters()
-        finite = torch.stack([torch.isfinite(p).all() for p in self.state.model.parameters()]).all()
-        if not finite:
+        if not torch.stack([torch.isfinite(p).all() for p in self.state.model.parameters()]).all():
             self.diverged("the weights are NaN or infinite")
         if self.best_weights is not None:
             self.save("best", self.best_weights)
             self.best_weights = None
-        checkpoint.save(self.folder.checkpoint, self.state, self.identity, self.world)
+        checkpoint.save(self.folder.checkpoint, self.state, self.provenance, self.world)
         self.log.flush()
-        self.saved = time.monotonic()
-        if self.stop:
+        self.flags.saved = time.monotonic()
+        if self.flags.stop:
             self.save("last")
-            raise Interrupted(self.stop, self.state.position, self.folder.path)
+            raise Interrupted(self.flags.stop, self.state.position, self.folder.path)
 
     def diverged(self, what: str) -> None:
         """Stop, naming place and cure."""
@@ -339,7 +333,9 @@ class Trainer:
         good = "there is no checkpoint yet"
         if path.exists():
             good = f"the last good checkpoint is {path} ({checkpoint.load(path).position})"
-        raise RunError(
-            f"{what} in generation {at.generation}, epoch {at.epoch}, {phase.name} phase, at or before step {at.step}; "
-            f"{good}. Lower --lr or --ascent-scale, or lengthen --warmup-epochs, in a new --out"
+        raise on_all_ranks(
+            RunError(
+                f"{what} in generation {at.generation}, epoch {at.epoch}, {phase.name} phase, at or before step "
+                f"{at.step}; {good}. Lower --lr or --ascent-scale, or lengthen --warmup-epochs, in a new --out"
+            )
         )

@@ -25,7 +25,7 @@ SHORT = replace(SAME, generations=2, epochs=2)
 @pytest.fixture(autouse=True)
 def shallow_network(monkeypatch):
     monkeypatch.setattr(train, "build", build_shallow)
-    monkeypatch.setattr(train.curves, "draw", lambda *_: None)
+    monkeypatch.setattr(train.plots, "draw", lambda *_: None)
 
 
 def run_all(configs):

@@ -5,13 +5,13 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from seal_fast.distributed.rendezvous import meet
+from seal_fast.distributed.rendezvous import rendezvous
 
 
 def attempt(store, size):
     found = {}
     threads = [
-        threading.Thread(target=lambda rank=rank: found.update({rank: meet(store, rank, size, 10)}))
+        threading.Thread(target=lambda rank=rank: found.update({rank: rendezvous(store, rank, size, 10)}))
         for rank in range(size)
     ]
     for thread in threads:
@@ -36,4 +36,4 @@ def test_an_attempt_finds_nothing_of_the_one_before():
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_does_not_come_is_missed(rank):
     with pytest.raises(RuntimeError):
-        meet(dist.HashStore(), rank, 2, 0.2)
+        rendezvous(dist.HashStore(), rank, 2, 0.2)

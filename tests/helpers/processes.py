@@ -11,7 +11,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["seal_fast.train", "seal_fast.runs.plots", "torch.utils.tensorboard", "small_resnet"])
-PATIENCE = 100
+PATIENCE = 300
 
 
 def together(size, function, *args, machines=1):
@@ -103,7 +103,7 @@ def _prepare(settings):
     from seal_fast import train
 
     train.build = build_shallow
-    train.curves.draw = lambda *_: None  # half of a short run's time
+    train.plots.draw = lambda *_: None  # half of a short run's time
 
 
 def _work(pipe, settings, function, args):

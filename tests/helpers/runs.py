@@ -106,7 +106,7 @@ def engine_of(config, folder):
 
 
 def await_checkpoint(path):
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + 240
     while not path.exists():
         assert time.monotonic() < patience, "no checkpoint was written"
         time.sleep(0.02)

@@ -11,8 +11,7 @@ from seal_fast import train as program
 from seal_fast.methods import METHODS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
-from seal_fast.training import checkpoint, runtime
-from seal_fast.training import trainer as engine
+from seal_fast.training import checkpoint
 from seal_fast.training.forgetting import reinitialise
 from seal_fast.training.step import true_class_rank
 
@@ -70,19 +69,6 @@ def assert_equals_oracle(config, folder, out):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_equals_the_float64_oracle(method, image_folder, tmp_path, small_network):
     assert_equals_oracle(replace(EXACT, method=method), image_folder, tmp_path / "run")
-
-
-@pytest.mark.parametrize("seconds, gathered", [(-1.0, 1), (1e6, 0)])
-def test_a_long_run_gathers_its_memory_once_and_trains_on(
-    seconds, gathered, monkeypatch, image_folder, tmp_path, small_network
-):
-    calls = []
-    gather = runtime.gather_into_huge_pages
-    monkeypatch.setattr(engine, "LONG_RUN", seconds)
-    monkeypatch.setattr(runtime, "gather_into_huge_pages", lambda: (calls.append(1), gather()))
-    runtime.gather_memory.cache_clear()
-    assert_equals_oracle(EXACT, image_folder, tmp_path / "run")
-    assert len(calls) == gathered
 
 
 @pytest.mark.parametrize(
