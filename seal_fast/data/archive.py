@@ -1,21 +1,29 @@
-"""A folder, or a .tar of one, as a list of files that are read in place; nothing is ever unpacked or written."""
+"""A folder, or a .tar of one, as a list of files that are read in place; nothing is unpacked or written."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from seal_fast.data.tar_index import index_tar
+from seal_fast.data.tar_index import Folder, index_tar
 from seal_fast.utils.errors import RunError, UsageError
 
 _NEVER_STRIPPED = ("train", "val", "test", "images")
+_HIDDEN, _CIRCLE, _ODD = "hidden", "links to a folder that they lie in", "neither a file nor a folder"
 
 
-class Container:
+def shown(name: str) -> str:
+    """A name that can be printed and written as UTF-8; other bytes become escapes."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+class Archive:
     """The files under a data set's root.
 
     Attributes:
@@ -27,7 +35,7 @@ class Container:
     """
 
     def __init__(self, path: str | Path):
-        """Lists the files.
+        """List the files.
 
         Raises:
             UsageError: there is no such path, it cannot be read, or it is neither a folder nor an uncompressed .tar.
@@ -38,28 +46,26 @@ class Container:
         self._prefix = ""
         try:
             if self.path.is_dir():
-                files, folders, odd = _scan(self.path)
+                files, folders, left_out = _walk(_folder(str(self.path), os.stat(self.path)))
             elif self.path.exists():
                 self._tar = os.open(self.path, os.O_RDONLY)
                 weakref.finalize(self, os.close, self._tar)
-                files, folders, odd = index_tar(self._tar, self.path)
+                files, folders, left_out = _walk(index_tar(self._tar, self.path))
             else:
                 raise UsageError(f"{self.path}: no such file or folder")
         except OSError as error:
             raise UsageError(f"cannot read {error.filename or self.path}: {error.strerror}") from None
-        hidden = {_hidden_top(name) for name in files} - {""}
-        visible = (name for name in files if not _hidden_top(name))
-        names = sorted(visible, key=lambda name: name.replace("/", "\0"))  # part by part
-        for folder in {name.rpartition("/")[0] for name in names}:
-            folders.update(_with_parents(folder))
-        while (top := _single_top(names)) is not None:
+        names = sorted(files, key=lambda name: name.replace("/", "\0"))  # part by part
+        while top := _single_top(names):
             self._prefix += top
             names = [name.removeprefix(top) for name in names]
-        odd, hidden = ({name.removeprefix(self._prefix) for name in group} for group in (odd, hidden))
-        self.notes = _notes(odd, "neither a file nor a folder") + _notes(hidden, "hidden")
         self.files = {name: files[self._prefix + name] for name in names}
-        inside = (folder.removeprefix(self._prefix) for folder in folders if folder.startswith(self._prefix))
-        self.folders = {folder for folder in inside if folder and not _hidden_top(folder)}
+        self.folders = {name.removeprefix(self._prefix) for name in folders if name.startswith(self._prefix)}
+        self.notes = tuple(
+            f"left out {len(group)} entries that are {what}, {shown(min(group).removeprefix(self._prefix))} first"
+            for what, group in left_out.items()
+            if group
+        )
 
     def read(self, name: str) -> np.ndarray:
         """The bytes of a file, uint8 [size].
@@ -70,8 +76,8 @@ class Container:
         offset, size = self.files[name]
         try:
             if self._tar is not None:
-                # pread, not mmap: mapped pages would count as this process's memory, and a file cut short behind our
-                # back would end in SIGBUS instead of a sentence.
+                # pread, not mmap: mapped pages would count as this process's memory, and a file cut short while it is
+                # mapped would end in SIGBUS instead of a sentence.
                 data = os.pread(self._tar, size, offset)
             else:
                 with open(self.path / self._prefix / name, "rb", buffering=0) as file:
@@ -86,56 +92,56 @@ class Container:
 
     def where(self, name: str) -> str:
         """How messages name a file."""
-        return f"{self._prefix}{name} in {self.path}" if self._tar is not None else str(self.path / self._prefix / name)
+        inside = f"{self._prefix}{name} in {self.path}" if self._tar is not None else self.path / self._prefix / name
+        return shown(str(inside))
 
 
-def _scan(root: Path) -> tuple[dict[str, tuple[int, int]], set[str], list[str]]:
-    """All files below a folder with their sizes; linked folders are followed, except into one of their own parents."""
-    files: dict[str, tuple[int, int]] = {}
-    folders: set[str] = set()
-    odd: list[str] = []
-    todo: list[tuple[Path, str, tuple[int, ...]]] = [(root, "", (root.stat().st_ino,))]
-    while todo:
-        folder, prefix, above = todo.pop()
-        with os.scandir(folder) as entries:
+def _folder(path: str, status: os.stat_result) -> Folder:
+    """A folder on disk; its identity holds the device, for inode numbers repeat on every mounted volume."""
+
+    def children() -> Iterator[tuple[str, Folder | tuple[int, int] | None]]:
+        with os.scandir(path) as entries:
             for entry in entries:
-                name = prefix + entry.name
                 try:
                     status = entry.stat()
-                except FileNotFoundError:  # a link to nothing
-                    odd.append(name)
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):  # a link to nothing or to itself
+                        raise
+                    yield entry.name, None
                     continue
-                if entry.is_file():
-                    files[name] = 0, status.st_size
-                elif not entry.is_dir():
-                    odd.append(name)
-                elif entry.name.startswith("."):
-                    files[name] = 0, 0  # stands for all that is in it
-                elif status.st_ino not in above:
-                    folders.add(name)
-                    todo.append((Path(entry.path), f"{name}/", (*above, status.st_ino)))
-    return files, folders, odd
+                if stat.S_ISDIR(status.st_mode):
+                    yield entry.name, _folder(entry.path, status)
+                else:
+                    yield entry.name, (0, status.st_size) if stat.S_ISREG(status.st_mode) else None
+
+    return Folder((status.st_dev, status.st_ino), children)
 
 
-def _hidden_top(name: str) -> str:
-    """The first part of a path that is hidden, with what leads to it; empty if none is."""
-    start = 0 if name.startswith(".") else name.find("/.") + 1
-    return name[: name.find("/", start) % (len(name) + 1)] if start or name.startswith(".") else ""
+def _walk(root: Folder) -> tuple[dict[str, tuple[int, int]], set[str], dict[str, list[str]]]:
+    """Files, folders, and what was left out; linked folders are followed, except into a folder they lie in."""
+    files: dict[str, tuple[int, int]] = {}
+    folders: set[str] = set()
+    left_out: dict[str, list[str]] = {_ODD: [], _CIRCLE: [], _HIDDEN: []}
+    todo: list[tuple[Folder, str, tuple[object, ...]]] = [(root, "", (root.identity,))]
+    while todo:
+        folder, prefix, above = todo.pop()
+        for entry, child in folder.children():
+            name = prefix + entry
+            if entry.startswith("."):
+                left_out[_HIDDEN].append(name)
+            elif child is None:
+                left_out[_ODD].append(name)
+            elif not isinstance(child, Folder):
+                files[name] = child
+            elif child.identity in above:
+                left_out[_CIRCLE].append(name)
+            else:
+                folders.add(name)
+                todo.append((child, f"{name}/", (*above, child.identity)))
+    return files, folders, left_out
 
 
-def _with_parents(folder: str) -> Iterable[str]:
-    while folder:
-        yield folder
-        folder = folder.rpartition("/")[0]
-
-
-def _single_top(names: list[str]) -> str | None:
-    """The top folder with its slash, if all names lie in one: sorted, so the first and the last tell."""
-    top = names[0].partition("/")[0] if names else ""
-    alone = bool(names) and "/" in names[0] and names[-1].startswith(f"{top}/") and top not in _NEVER_STRIPPED
-    return f"{top}/" if alone else None
-
-
-def _notes(names: Iterable[str], what: str) -> tuple[str, ...]:
-    names = sorted(names)
-    return (f"left out {len(names)} entries that are {what}, {names[0]} first",) if names else ()
+def _single_top(names: list[str]) -> str:
+    """The top folder with its slash, if all names lie in one: they are sorted, so the first and the last tell."""
+    top, slash, _ = names[0].partition("/") if names else ("", "", "")
+    return f"{top}/" if slash and names[-1].startswith(f"{top}/") and top not in _NEVER_STRIPPED else ""

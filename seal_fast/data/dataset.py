@@ -1,4 +1,4 @@
-"""From the value of --data to a frozen ImageSet: what images there are, with which labels, and nothing decoded yet."""
+"""From the value of --data to an ImageSet: names, labels and where the images lie; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from seal_fast.data.archive import Container
-from seal_fast.data.layouts import digits, layout_of
-from seal_fast.data.layouts.common import Contents, Faults
+from seal_fast.data import headers
+from seal_fast.data.archive import Archive, shown
+from seal_fast.data.layouts import digits, read_layout
+from seal_fast.data.layouts.common import MAY_HAVE_16_BITS, Contents, Faults
 from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 
 _log = logging.getLogger("seal_fast")
-_SAMPLED = 32
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A data set: frozen, and the same for a folder and for a .tar of it.
+    """A data set; a folder and a .tar of it give the same.
 
     Attributes:
         name: short, for the names of runs.
@@ -54,21 +54,22 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over layout, classes, names, labels and sizes in bytes (all pixels where they are in memory)."""
-        total = hashlib.sha256("\0".join((self.layout, *self.classes)).encode(errors="surrogateescape"))
+        """sha256 that names the content: the same by whatever path, and for a folder and a .tar of it.
+
+        It covers layout, classes, and of both splits names, labels, sizes in bytes and the bytes of 32 evenly spaced
+        images (all pixels where they are in memory).
+        """
+        total = hashlib.sha256("\0".join((self.layout, *self.classes)).encode())
         total.update(self.train.digest())
         total.update(self.val.digest())
         return total.hexdigest()
 
     @cached_property
     def sampled_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) in pixels of some images, evenly spaced over both splits; unreadable ones are left out."""
+        """(height, width) in pixels of 32 images of each split, evenly spaced; unreadable ones are left out."""
         from seal_fast.data.decode import image_sizes
 
-        sources = [split.spread(_SAMPLED).source for split in (self.train, self.val)]
-        counts = [min(_SAMPLED, len(split)) for split in (self.train, self.val)]
-        images = [source.read(row) for source, count in zip(sources, counts, strict=True) for row in range(count)]
-        return tuple(image_sizes(images, encoded=self.train.source.encoded))
+        return tuple(image_sizes(self.train.sample() + self.val.sample(), encoded=self.train.source.encoded))
 
     @cached_property
     def native_size(self) -> int | None:
@@ -77,13 +78,14 @@ class ImageSet:
         return sizes.pop() if len(sizes) == 1 else None
 
 
-def open_images(data: str | Path = "auto", bad: str = "error") -> ImageSet:
-    """Opens a data set by name or path.
+def open_images(data: str | Path = "auto", bad: str = "error", split_seed: int | None = None) -> ImageSet:
+    """Open a data set by name or path.
 
     Args:
         data: "auto" (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else the digits, saying which), "digits", or the path
             of a folder or an uncompressed .tar in one of the known layouts.
         bad: "error" or "skip": what to do with images that are empty or have no label.
+        split_seed: splits class folders without train/ and val/; None refuses them.
 
     Raises:
         UsageError: no such path, unreadable, not a tar, or no known layout.
@@ -93,15 +95,15 @@ def open_images(data: str | Path = "auto", bad: str = "error") -> ImageSet:
     if str(data) == "auto":
         data = _find_tiny_imagenet()
     if str(data) == "digits":
-        return _frozen("digits", "digits", digits.NAME, digits.read(), faults, ())
-    container = Container(data)
-    layout = layout_of(container)
-    name = re.sub(r"[^\w.+-]+", "-", container.path.resolve().name.removesuffix(".tar")) or "data"
-    source = str(container.path.resolve())
-    return _frozen(name, source, layout.NAME, layout.read(container, faults), faults, container.notes)
+        return _checked("digits", "digits", digits.NAME, digits.read(), faults, ())
+    archive = Archive(data)
+    layout, contents = read_layout(archive, faults, split_seed)
+    source = str(archive.path.resolve())
+    name = re.sub(r"[^\w.+-]+", "-", shown(archive.path.resolve().name.removesuffix(".tar"))) or "data"
+    return _checked(name, source, layout, contents, faults, archive.notes)
 
 
-def _frozen(
+def _checked(
     name: str, source: str, layout: str, contents: Contents, faults: Faults, notes: tuple[str, ...]
 ) -> ImageSet:
     """The last checks, the same for every layout.
@@ -111,23 +113,39 @@ def _frozen(
     """
     for part, split in (("training", contents.train), ("validation", contents.val)):
         if not len(split):
-            raise RunError(f"{source}: no {part} images")
+            raise RunError(f"{shown(source)}: no {part} images")
         if split.labels.max() >= len(contents.classes):
-            raise RunError(f"{source}: {part} label {split.labels.max()} is no class of the training images")
+            raise RunError(f"{shown(source)}: {part} label {split.labels.max()} is no class of the training images")
         absent = np.flatnonzero(np.bincount(split.labels, minlength=len(contents.classes)) == 0)
         if len(absent):
-            names = ", ".join(contents.classes[label] for label in absent[:3])
+            names = shown(", ".join(contents.classes[label] for label in absent[:3]))
             raise RunError(
-                f"{source}: {len(absent)} of {len(contents.classes)} classes have no {part} image ({names} first): "
-                "accuracy would be measured on other classes than those learned"
+                f"{shown(source)}: {len(absent)} of {len(contents.classes)} classes have no {part} image ({names} "
+                "first): accuracy would be measured on other classes than those learned"
             )
+    notes += contents.notes
+    if deep := _count_16_bits(contents):
+        notes += (
+            f"{deep[0]} of {deep[1]} images looked at have 16 bits a sample: scaled so that 65535 is white; "
+            "values of 12 bits or fewer come out almost black",
+        )
     if faults.skipped:
         notes += (f"left out {len(faults.skipped)} bad images: " + "; ".join(list(faults.skipped.values())[:3]),)
     if contents.mean[0] == contents.mean[1]:
         notes += (
             f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",
         )
-    return ImageSet(name, source, layout, **vars(contents), notes=notes, skipped=tuple(faults.skipped))
+    fields = vars(contents) | {"classes": tuple(map(shown, contents.classes)), "notes": notes}
+    return ImageSet(name, source, layout, **fields, skipped=tuple(faults.skipped))
+
+
+def _count_16_bits(contents: Contents) -> tuple[int, int] | None:
+    """How many of a sample of both splits have 16 bits a sample, of how many looked at; None if there are none."""
+    if not any(name.lower().endswith(MAY_HAVE_16_BITS) for name in contents.train.names + contents.val.names):
+        return None
+    sample = contents.train.sample() + contents.val.sample()
+    count = sum(map(headers.has_16_bits, sample))
+    return (count, len(sample)) if count else None
 
 
 def _find_tiny_imagenet() -> str | Path:

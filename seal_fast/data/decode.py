@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seal_fast.data import headers
 from seal_fast.data.random_resized_crop import NUMPY, window
 
-_AHEAD = 3  # batches that DALI holds: one handed out, one decoded, one in work
+_DEPTH = 3  # batches that DALI holds: one handed out, one decoded, one in work
 
 
 class Request(NamedTuple):
@@ -23,11 +24,13 @@ class Request(NamedTuple):
 
     Attributes:
         images: bytes of files [size], or grey pixels [h, w, 1]; uint8.
-        draws: the windows' random numbers, float32 [n, tries, 4], where random resized crops are asked for.
+        draws: random numbers of the random resized crops, float32 [n, tries, 4], if there are any.
+        faults: places of images that are not to be decoded, with what they are; the decoder fills it.
     """
 
     images: list[np.ndarray]
     draws: np.ndarray | None = None
+    faults: dict[int, str] = {}
 
 
 class Decoded(NamedTuple):
@@ -35,11 +38,11 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: uint8 [n, size, size, channels] on the decoder's device.
-        bad: places in the batch that cannot be decoded; their pixels are 0.
+        bad: places in the batch that cannot be decoded, with the reason as the end of a sentence; their pixels are 0.
     """
 
     pixels: Tensor
-    bad: tuple[int, ...] = ()
+    bad: dict[int, str] = {}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Decoder:
     """Decodes batches to one size.
 
     An image of another size has its shorter side resized (triangular filter, antialiased) and its middle cut out; an
-    image of this size keeps its bits. With windows, a random part of the image is resized to the whole instead.
+    image of this size keeps its bits. With random crops a random part of the image is resized to the whole instead.
 
     Attributes:
         size: height and width of the result, in pixels.
@@ -56,7 +59,7 @@ class Decoder:
         threads: of DALI, for what runs on the CPU.
         batch_size: of the largest batch.
         exact: whether images are expected to have this size already; a wrong guess costs one batch.
-        windows: whether requests carry draws for random resized crops.
+        random_crops: whether requests carry draws for random resized crops.
     """
 
     size: int
@@ -65,11 +68,11 @@ class Decoder:
     threads: int
     batch_size: int
     exact: bool = False
-    windows: bool = False
+    random_crops: bool = False
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Decoded]:
-        """Decodes lazily, a few batches ahead of what is asked for."""
-        source = iter(requests)
+        """Decode lazily, a few batches ahead of what is asked for."""
+        source: Iterator[Request] = map(_examined, requests) if self.encoded else iter(requests)
         waiting: deque[Request] = deque()
 
         def feed() -> Iterator[Any]:
@@ -99,19 +102,19 @@ class Decoder:
             while waiting:
                 yield graph._one_by_one(waiting.popleft())
 
-    def _pipeline(self, source: Iterator[Any], ahead: int = _AHEAD) -> Any:
+    def _pipeline(self, source: Iterator[Any], depth: int = _DEPTH) -> Any:
         dali, fn, math, types = _dali()
         decoder, device_id = _where(self.device)
         resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
         pipe = dali.Pipeline(
-            batch_size=self.batch_size, num_threads=self.threads, device_id=device_id, prefetch_queue_depth=ahead
+            batch_size=self.batch_size, num_threads=self.threads, device_id=device_id, prefetch_queue_depth=depth
         )
         with pipe:
             if not self.encoded:
                 pixels = fn.external_source(source, layout="HWC")
                 pixels = pixels if device_id is None else pixels.gpu()
             else:
-                if self.windows:
+                if self.random_crops:
                     files, draw = fn.external_source(
                         source, num_outputs=2, dtype=[types.UINT8, types.FLOAT], ndim=[1, 2]
                     )
@@ -138,7 +141,7 @@ class Decoder:
                     normalized_anchor=False,
                     normalized_shape=False,
                 )
-            if self.windows:
+            if self.random_crops:
                 pixels = fn.resize(pixels, size=(self.size, self.size), **resize)
             elif not self.exact:
                 pixels = fn.resize(pixels, resize_shorter=self.size, **resize)
@@ -155,19 +158,19 @@ class Decoder:
         tensor = torch.from_dlpack(output.as_tensor())
         if self.device.type != "cuda":
             return tensor  # refers to the output, whose memory DALI does not use again before that is gone
-        # DALI knows nothing of torch's streams, so the copy must be done before it may have its memory back.
+        # DALI does not know torch's streams: the copy must be complete before DALI writes to its memory again.
         copy = tensor.clone()
         torch.cuda.current_stream(self.device).synchronize()
         return copy
 
     def _one_by_one(self, request: Request) -> Decoded:
-        """Decodes each image on its own, to find the ones that cannot be."""
+        """Decode each image on its own, to find those that cannot be decoded."""
         channels = 3 if self.encoded else 1
         pixels = torch.zeros(
             (len(request.images), self.size, self.size, channels), dtype=torch.uint8, device=self.device
         )
         alone = replace(self, exact=False, batch_size=1)
-        bad: list[int] = []
+        bad: dict[int, str] = {}
         todo = iter(range(len(request.images)))
 
         def feed() -> Iterator[Any]:
@@ -178,16 +181,25 @@ class Decoder:
 
         while True:
             rows: list[int] = []
-            pipe = alone._pipeline(feed(), ahead=1)
+            pipe = alone._pipeline(feed(), depth=1)
             for place in itertools.count():
                 try:
                     (output,) = pipe.run()
                 except StopIteration:
-                    return Decoded(pixels, tuple(bad))
+                    return Decoded(pixels, bad)
                 except RuntimeError:
-                    bad.append(rows[place])
+                    bad[rows[place]] = request.faults.get(rows[place]) or headers.unread(request.images[rows[place]])
                     break
                 pixels[rows[place]] = alone._own(output)[0]
+
+
+def _examined(request: Request) -> Request:
+    """The request as DALI can take it: without metadata that it trips over, and with nothing that it would misread."""
+    images = [headers.without_metadata(image) for image in request.images]
+    faults = {place: reason for place, image in enumerate(images) if (reason := headers.misread(image))}
+    for place in faults:
+        images[place] = images[place][:0]  # which DALI refuses
+    return request._replace(images=images, faults=faults)
 
 
 def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]]:
@@ -213,7 +225,7 @@ def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]
 
 
 def _dali() -> tuple[Any, Any, Any, Any]:
-    """DALI, its operators, arithmetic and types; Any, for it makes most of its names when it is imported."""
+    """DALI, its operators, arithmetic and types; Any, because most of its names exist only at run time."""
     import nvidia.dali as dali
     from nvidia.dali import fn, math, types
 
@@ -221,7 +233,7 @@ def _dali() -> tuple[Any, Any, Any, Any]:
 
 
 def _where(device: torch.device) -> tuple[str, int | None]:
-    """DALI's device for decoding and the number of its GPU: the one place that asks."""
+    """DALI's device for decoding, and the number of its GPU."""
     if device.type != "cuda":
         return "cpu", None
     return "mixed", device.index if device.index is not None else torch.cuda.current_device()

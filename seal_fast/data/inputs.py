@@ -1,9 +1,9 @@
-"""What both inputs share: sizes, order, batches and the last batch; and how the training loop sees them."""
+"""What both inputs share: sizes, the order of images, batches, bad images."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ class Batch:
         images: [B, 3, S, S], channels-last, normalised, of the input's dtype.
         labels: int64 [B].
         valid: bool [B], False for what only fills up the last batch of an evaluation; None in training.
-        cut: which positions of the epoch these are; in training.
+        cut: in training, the positions of the epoch that these are.
     """
 
     images: Tensor
@@ -56,35 +56,36 @@ class Settings:
 
 
 class Input:
-    """Feeds batches, as a pure function of (seed, generation, epoch, step). Base of `Resident` and `Stream`.
+    """Feeds batches as a pure function of (seed, generation, epoch, step); base of `Resident` and `Stream`.
 
     Attributes:
         kind: "resident" or "stream".
         image_size: height and width of the batches, in pixels.
         augmentation: "none", "pad-crop" or "resized-crop".
-        batch_size: images a training step, over all processes and parts; the last of an epoch may be smaller.
-        part_size: images of a full training batch: what this process computes at once.
+        batch_size: images a training step, over all processes and micro-batches; the last of an epoch may be smaller.
+        part_size: images of a full micro-batch: what this process computes at once.
         eval_batch_size: of all evaluation batches of this process.
         num_classes: of the data set.
         out: where full training batches are written instead of into new tensors, if given.
-        wait_seconds: host seconds the consumer has spent waiting for batches; set it to 0 to count anew.
+        wait_seconds: host seconds spent waiting for batches; set it to 0 to count anew.
         notes: sentences about what was left out or assumed.
     """
 
     kind = ""
 
-    def __init__(self, images: ImageSet, train: Split, settings: Settings):
+    def __init__(self, dataset: ImageSet, train: Split, settings: Settings):
         self._settings = settings
-        self._images = images
-        self._splits = {"train": train, "val": images.val}
+        self._dataset = dataset
+        self._splits = {"train": train, "val": dataset.val}
         self._bad: dict[str, None] = {}
-        self.image_size, self.num_classes = settings.image_size, len(images.classes)
+        self._left: dict[Split, np.ndarray] = {}  # usable images a class
+        self.image_size, self.num_classes = settings.image_size, len(dataset.classes)
         self.augmentation = settings.augmentation
         self.batch_size, self.part_size = settings.batch_size, settings.share.of(settings.batch_size)
         self.eval_batch_size = -(-settings.eval_batch_size // settings.share.processes)
         self.out: Tensor | None = None
         self.wait_seconds = 0.0
-        self.notes = list(images.notes)
+        self.notes = list(dataset.notes)
 
     @property
     def train_size(self) -> int:
@@ -99,25 +100,25 @@ class Input:
     @property
     def skipped(self) -> list[str]:
         """Names of the images found bad so far and left out."""
-        return [*self._images.skipped, *self._bad]
+        return [*self._dataset.skipped, *self._bad]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, a smaller last one included; but a last one of a single image is dropped."""
+        """Steps of an epoch; a smaller last step counts, unless it holds a single image."""
         full, rest = divmod(self.train_size, self.batch_size)
         return full + (rest > 1 or rest == self.batch_size)
 
     def train(self, generation: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This process's training batches of an epoch, from `first_step` on; nothing before is read or decoded.
+        """This process's micro-batches of an epoch, from `first_step` on; nothing before is read or decoded.
 
-        A batch whose `cut.last` is set ends a step.
+        One whose `cut.last` is set ends a step.
         """
-        return self._timed(self._train(generation, epoch, self._cuts(first_step)))
+        return self._timed(self._train(generation, epoch, self._micro_batches(first_step)))
 
     def evaluation(self, split: str = "val") -> Iterator[Batch]:
         """This process's images of a split in sorted order, neither cropped nor flipped at random.
 
-        All batches are of one size; no image is fed twice or left out over all processes.
+        All batches have one size. Over all processes each image counts once.
         """
         return self._timed(self._evaluation(split))
 
@@ -128,10 +129,10 @@ class Input:
         return images, torch.empty(self.part_size, dtype=torch.int64, device=settings.device)
 
     def close(self) -> None:
-        """Lets go of memory and threads; the input cannot be used again."""
+        """Free memory and end threads; the input cannot be used again."""
         self._splits = {}
 
-    def _train(self, generation: int, epoch: int, cuts: list[MicroBatch]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, micro_batches: list[MicroBatch]) -> Iterator[Batch]:
         raise NotImplementedError
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
@@ -146,12 +147,12 @@ class Input:
                 return
             yield batch
 
-    def _cuts(self, first_step: int) -> list[MicroBatch]:
+    def _micro_batches(self, first_step: int) -> list[MicroBatch]:
         size = self.batch_size
         return [
-            cut
+            micro_batch
             for step in range(first_step, self.steps_per_epoch)
-            for cut in shard_step(step * size, min((step + 1) * size, self.train_size), self._settings.share)
+            for micro_batch in shard_step(step * size, min((step + 1) * size, self.train_size), self._settings.share)
         ]
 
     def _order(self, generation: int, epoch: int, device: torch.device | str) -> Tensor:
@@ -167,35 +168,44 @@ class Input:
             pixels,
             index,
             size=self.image_size,
-            mean=self._images.mean,
-            std=self._images.std,
+            mean=self._dataset.mean,
+            std=self._dataset.std,
             dtype=settings.dtype,
             seed=settings.seed,
             generation=generation,
             epoch=epoch,
             position=position,
             pad=pad,
-            flip=self._images.mirror,
+            flip=self._dataset.mirror,
             train=train and settings.augmentation != "none",
             backend=settings.backend,
             out=self.out if train and len(index) == self.part_size else None,
         )
 
-    def _report_bad(self, split: Split, rows: np.ndarray) -> None:
-        """Takes note of images that cannot be decoded.
+    def _report_bad(self, split: Split, rows: np.ndarray, reasons: Iterable[str] = ()) -> None:
+        """Take note of images that cannot be decoded; `reasons` end a sentence each.
 
         Raises:
-            RunError: unless bad images are skipped.
+            RunError: unless bad images are skipped, or if a class has none left.
         """
         if self._settings.on_bad_image != "skip":
             raise RunError(
-                f"{split.source.where(rows[0])} is not a readable image (corrupt or truncated): replace or remove it, "
-                "or leave such images out with --on-bad-image skip"
+                f"{split.source.where(rows[0])} is {next(iter(reasons))}, or leave such images out with --on-bad-image "
+                "skip"
             )
-        self._bad |= dict.fromkeys(split.names[row] for row in rows)
+        fresh = [row for row in rows if split.names[row] not in self._bad]
+        self._bad |= dict.fromkeys(split.names[row] for row in fresh)
+        left = self._left.setdefault(split, np.bincount(split.labels))
+        np.subtract.at(left, split.labels[fresh], 1)
+        for label in split.labels[fresh]:
+            if not left[label]:
+                raise RunError(
+                    f"class {self._dataset.classes[label]} has no readable image, such as "
+                    f"{split.source.where(fresh[0])}: accuracy would be measured on other classes than those learned"
+                )
 
     def _check_batch_size(self) -> None:
-        """Refuses a batch that no epoch could fill.
+        """Refuse a batch that no epoch could fill.
 
         Raises:
             UsageError: naming the flag.

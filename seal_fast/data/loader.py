@@ -1,4 +1,4 @@
-"""`make_input`: the one entry the training loop uses to get batches."""
+"""`make_input`: from a data set to batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_THREADS = 16
 
 
 def make_input(
-    images: ImageSet,
+    dataset: ImageSet,
     kind: str = "auto",
     *,
     image_size: int | None = None,
@@ -39,12 +39,12 @@ def make_input(
     backend: Backend = "auto",
     share: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> Input:
-    """Builds the input of a run; the resident one is loaded on return.
+    """Build the input of a run; the resident one is loaded on return.
 
     Args:
-        images: from `open_images`.
-        kind: "resident"; "stream"; or "auto": resident if both splits, decoded, take at most half of the free memory,
-            and no resized crops are asked for.
+        dataset: from `open_images`.
+        kind: "resident"; "stream"; or "auto": resident if both splits, decoded, fit into half of the free memory, and
+            no resized crops are asked for.
         image_size: height and width of the batches, in pixels; None is the images' own, or 64 where they differ.
         batch_size: images a training step, over all processes.
         eval_batch_size: images an evaluation step, over all processes.
@@ -81,8 +81,8 @@ def make_input(
         raise UsageError(f"--input is {kind!r}: choose auto, resident or stream")
     if on_bad_image not in ("error", "skip"):
         raise UsageError(f"--on-bad-image is {on_bad_image!r}: choose error or skip")
-    size = image_size or images.native_size or _SIZE_OF_MIXED_SETS
-    augmentation = _augmentation(images, size, augmentation)
+    size = image_size or dataset.native_size or _SIZE_OF_MIXED_SETS
+    augmentation = _augmentation(dataset, size, augmentation)
     if kind == "resident" and augmentation == "resized-crop":
         raise UsageError(
             f"--input resident keeps images of {size} pixels, and --augmentation resized-crop cuts the files anew in "
@@ -103,37 +103,42 @@ def make_input(
         backend=backend,
         share=share,
     )
-    train = images.train.spread(limit_train)
+    train = dataset.train.spread(limit_train)
     if batch_size > len(train):
         raise UsageError(
             f"--batch-size {batch_size} is larger than the training set of {len(train)} images: "
             f"choose at most {len(train)}"
         )
-    needed, free = resident_bytes(images, image_size, limit_train), free_bytes(device)
+    needed, free = resident_bytes(dataset, image_size, limit_train), free_bytes(device)
     if kind == "resident" and needed > free:
         raise UsageError(
             f"--input resident needs {needed / 2**30:.1f} GiB for the decoded images, and {free / 2**30:.1f} GiB are "
             "free: choose --input stream"
         )
-    resident = kind == "resident" or kind == "auto" and fits(images, image_size, limit_train, device, augmentation)
-    made = (Resident if resident else Stream)(images, train, settings)
-    if limit_train is not None and limit_train < len(images.train):
+    resident = kind == "resident" or kind == "auto" and fits(dataset, image_size, limit_train, device, augmentation)
+    made = (Resident if resident else Stream)(dataset, train, settings)
+    if limit_train is not None and limit_train < len(dataset.train):
         made.notes.append(
-            f"training on {limit_train} of {len(images.train)} images, evenly spaced over the sorted paths"
+            f"training on {limit_train} of {len(dataset.train)} images, evenly spaced over the sorted paths"
         )
+        if absent := sorted(set(range(len(dataset.classes))) - set(train.labels.tolist())):
+            made.notes.append(
+                f"--limit-train {limit_train} leaves {len(absent)} of {len(dataset.classes)} classes without "
+                f"a training image, {dataset.classes[absent[0]]} first"
+            )
     if made.train_size % batch_size == 1 and batch_size > 1:
-        made.notes.append("the last training batch would hold a single image, of which BatchNorm cannot learn: dropped")
+        made.notes.append("the last training batch would hold a single image, too few for BatchNorm: dropped")
     return made
 
 
-def resident_bytes(images: ImageSet, image_size: int | None = None, limit_train: int | None = None) -> int:
-    """Memory that both splits take, decoded; arguments as for `make_input`."""
-    train, size = images.train.spread(limit_train), image_size or images.native_size or _SIZE_OF_MIXED_SETS
-    return (len(train) + len(images.val)) * size * size * (3 if train.source.encoded else 1)
+def resident_bytes(dataset: ImageSet, image_size: int | None = None, limit_train: int | None = None) -> int:
+    """Bytes that both splits take, decoded; arguments as for `make_input`."""
+    train, size = dataset.train.spread(limit_train), image_size or dataset.native_size or _SIZE_OF_MIXED_SETS
+    return (len(train) + len(dataset.val)) * size * size * (3 if train.source.encoded else 1)
 
 
 def fits(
-    images: ImageSet,
+    dataset: ImageSet,
     image_size: int | None,
     limit_train: int | None,
     device: torch.device,
@@ -144,19 +149,19 @@ def fits(
 
     `sharing` is the number of processes that share that memory; the other arguments are as for `make_input`.
     """
-    size = image_size or images.native_size or _SIZE_OF_MIXED_SETS
-    if _augmentation(images, size, augmentation) == "resized-crop":
+    size = image_size or dataset.native_size or _SIZE_OF_MIXED_SETS
+    if _augmentation(dataset, size, augmentation) == "resized-crop":
         return False
-    return resident_bytes(images, image_size, limit_train) * sharing <= free_bytes(device) // 2
+    return resident_bytes(dataset, image_size, limit_train) * sharing <= free_bytes(device) // 2
 
 
-def _augmentation(images: ImageSet, size: int, asked: str) -> str:
+def _augmentation(dataset: ImageSet, size: int, asked: str) -> str:
     """What `auto` stands for, from the size of the batches alone.
 
     Raises:
         UsageError: the choice is unknown, or no file is there to cut windows from.
     """
-    encoded = images.train.source.encoded
+    encoded = dataset.train.source.encoded
     if asked not in ("auto", "none", "pad-crop", "resized-crop"):
         raise UsageError(f"--augmentation is {asked!r}: choose auto, none, pad-crop or resized-crop")
     if asked == "resized-crop" and not encoded:

@@ -1,4 +1,4 @@
-"""`prepare`: downloads an official archive, verifies it, and packs it as the one .tar that the catalogue reads."""
+"""`prepare`: downloads an official archive, verifies it, and packs it as the one .tar that --data takes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Archive:
+class Download:
     """An official archive and what must be in it.
 
     Attributes:
@@ -49,8 +49,8 @@ class Archive:
     val_each: int
 
 
-ARCHIVES = {
-    "tiny-imagenet": Archive(
+DOWNLOADS = {
+    "tiny-imagenet": Download(
         url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         md5="90528d7ca1a48142e341f4ef8d21d0de",
         folder="tiny-imagenet-200",
@@ -61,7 +61,7 @@ ARCHIVES = {
 }
 
 
-def prepare(name: str, folder: str | Path = "data", archive: Archive | None = None) -> Path:
+def prepare(name: str, folder: str | Path = "data", archive: Download | None = None) -> Path:
     """Makes `folder/<archive>.tar`, ready for --data; does nothing but verify where it is there already.
 
     A download that breaks off is resumed by the next call. A .zip that was put into the folder by hand is used instead
@@ -80,9 +80,9 @@ def prepare(name: str, folder: str | Path = "data", archive: Archive | None = No
         RunError: no connection, a wrong checksum, wrong counts, or a full disk; with what to do by hand.
     """
     if archive is None:
-        if name not in ARCHIVES:
-            raise UsageError(f"cannot prepare {name!r}: known data sets are {', '.join(ARCHIVES)}")
-        archive = ARCHIVES[name]
+        if name not in DOWNLOADS:
+            raise UsageError(f"cannot prepare {name!r}: known data sets are {', '.join(DOWNLOADS)}")
+        archive = DOWNLOADS[name]
     folder = Path(folder)
     tar, packed = folder / f"{archive.folder}.tar", folder / f"{archive.folder}.zip"
     try:
@@ -103,7 +103,7 @@ def prepare(name: str, folder: str | Path = "data", archive: Archive | None = No
 def main(argv: Sequence[str]) -> int:
     """The command: `python -m seal_fast prepare NAME [--folder FOLDER]`."""
     parser = argparse.ArgumentParser(prog="python -m seal_fast prepare", description="Download and check a data set.")
-    parser.add_argument("name", choices=sorted(ARCHIVES), help="the data set")
+    parser.add_argument("name", choices=sorted(DOWNLOADS), help="the data set")
     parser.add_argument("--folder", default="data", help="where to put it (default: data, where --data auto looks)")
     arguments = parser.parse_args(list(argv))
     tar = prepare(arguments.name, arguments.folder)
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _download(archive: Archive, target: Path) -> None:
+def _download(archive: Download, target: Path) -> None:
     part = target.with_suffix(".zip.part")
     with _progress(f"downloading {target.name}") as (advance, total):
         for _ in range(_ATTEMPTS):
@@ -151,7 +151,7 @@ def _fetch(url: str, part: Path, have: int, advance: Advance, total: Callable[[i
         return expected is None or part.stat().st_size == expected
 
 
-def _check_md5(archive: Archive, packed: Path) -> None:
+def _check_md5(archive: Download, packed: Path) -> None:
     with open(packed, "rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != archive.md5:
@@ -163,7 +163,7 @@ def _check_md5(archive: Archive, packed: Path) -> None:
         )
 
 
-def _pack(archive: Archive, packed: Path, tar: Path) -> None:
+def _pack(archive: Download, packed: Path, tar: Path) -> None:
     """Copies the .zip's files into a .tar, which appears under its name only when it is complete."""
     part = tar.with_suffix(".tar.part")
     try:
@@ -197,7 +197,7 @@ def _pack(archive: Archive, packed: Path, tar: Path) -> None:
     part.rename(tar)
 
 
-def _check_counts(archive: Archive, tar: Path) -> None:
+def _check_counts(archive: Download, tar: Path) -> None:
     images = open_images(tar)
     found = (
         len(images.classes),

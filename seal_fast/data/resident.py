@@ -16,7 +16,6 @@ from seal_fast.data.decode import Decoder, Request
 from seal_fast.data.inputs import Batch, Input, Settings
 from seal_fast.data.micro_batch import MicroBatch
 from seal_fast.data.split import Split
-from seal_fast.utils.errors import RunError
 
 _LOAD_BATCH = 32  # as fast as larger ones, and DALI keeps several times a batch in memory
 
@@ -26,17 +25,17 @@ class Resident(Input):
 
     kind = "resident"
 
-    def __init__(self, images: ImageSet, train: Split, settings: Settings):
-        """Decodes both splits.
+    def __init__(self, dataset: ImageSet, train: Split, settings: Settings):
+        """Decode both splits.
 
         Raises:
             RunError: an image cannot be decoded.
             UsageError: bad images were skipped, and those left do not fill a batch.
         """
-        super().__init__(images, train, settings)
+        super().__init__(dataset, train, settings)
         self._pixels: dict[str, Tensor] = {}
         self._labels: dict[str, Tensor] = {}
-        exact = images.native_size == settings.image_size
+        exact = dataset.native_size == settings.image_size
         for name, split in self._splits.items():
             self._pixels[name], kept = self._load(split, exact)
             self._splits[name] = kept
@@ -44,7 +43,7 @@ class Resident(Input):
         self._check_batch_size()
 
     def close(self) -> None:
-        """Lets go of the memory."""
+        """Free the memory."""
         super().close()
         self._pixels, self._labels = {}, {}
 
@@ -62,11 +61,12 @@ class Resident(Input):
             good = self._decode(split, exact, pixels)
             pixels = pixels[: int(good.sum())]
         bad = np.flatnonzero(~good)
-        self._bad |= dict.fromkeys(split.names[row] for row in bad)
+        if len(bad):
+            self._report_bad(split, bad)  # again where this process decoded, but for the first time where another did
         return pixels, split.take(np.flatnonzero(good)) if len(bad) else split
 
     def _decode(self, split: Split, exact: bool, pixels: Tensor) -> np.ndarray:
-        """Decodes into `pixels`, on whatever device it lies, leaving no gap for bad images; which rows are good."""
+        """Decode into `pixels`, without gaps for bad images; returns which rows are good, bool [n]."""
         settings, source = self._settings, split.source
         decoder = Decoder(self.image_size, source.encoded, settings.device, settings.threads, _LOAD_BATCH, exact)
         starts = range(0, len(split), _LOAD_BATCH)
@@ -79,31 +79,31 @@ class Resident(Input):
         for start, decoded in zip(starts, decoder(requests), strict=True):
             fresh = decoded.pixels
             if decoded.bad:
-                bad = start + np.array(decoded.bad)
-                self._report_bad(split, bad)
+                bad = start + np.array(list(decoded.bad))
+                self._report_bad(split, bad, decoded.bad.values())
                 good[bad] = False
                 fresh = fresh[torch.from_numpy(good[start : start + len(fresh)]).to(settings.device)]
             rows = pixels[filled : filled + len(fresh)]
             if settings.device.type == "cpu":
-                # On one thread: torch's copy wakes a team of threads, which then spin where DALI's want to decode.
+                # On one thread: torch's copy wakes threads that spin and take the cores from DALI's.
                 np.copyto(rows.numpy(), fresh.numpy())
             else:
                 rows.copy_(fresh)
             filled += len(fresh)
-        if not filled:
-            raise RunError("no image can be decoded: every one is corrupt or truncated")
         return good
 
     def _shared_key(self, split: Split, shape: tuple[int, ...]) -> str:
         """All that the decoded pixels depend on; decoders of CPU and GPU differ in the last bit."""
-        said = f"1 {shape} {self._settings.device.type} {self._settings.on_bad_image} {version('nvidia-dali-cuda130')}"
-        return hashlib.sha256(said.encode() + split.digest()).hexdigest()[:32]
+        parameters = (
+            f"1 {shape} {self._settings.device.type} {self._settings.on_bad_image} {version('nvidia-dali-cuda130')}"
+        )
+        return hashlib.sha256(parameters.encode() + split.digest()).hexdigest()[:32]
 
-    def _train(self, generation: int, epoch: int, cuts: list[MicroBatch]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, micro_batches: list[MicroBatch]) -> Iterator[Batch]:
         pixels, labels = self._pixels["train"], self._labels["train"]
         order = self._order(generation, epoch, self._settings.device)
         pad = self._settings.pad
-        for cut in cuts:
+        for cut in micro_batches:
             index, position = order[cut.start : cut.stop], cut.start
             images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=position)
             yield Batch(images, labels[index], cut=cut)

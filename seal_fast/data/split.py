@@ -1,4 +1,4 @@
-"""A split of a data set (names, labels and where the pixels come from), and how it is cut and summarised."""
+"""A split of a data set: names, labels and where the pixels come from."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-from seal_fast.data.archive import Container
+from seal_fast.data.archive import Archive
 
 Rows = Sequence[int] | np.ndarray
+_SAMPLED = 32
 
 
 class Source(Protocol):
@@ -36,37 +37,40 @@ class Source(Protocol):
         ...
 
     def digest(self) -> bytes:
-        """What identifies the content without decoding it: sizes of files, or all pixels."""
+        """What identifies the content without decoding it."""
         ...
 
 
 class Files:
-    """Image files in a container."""
+    """Image files in an archive."""
 
     encoded = True
 
-    def __init__(self, container: Container, names: Sequence[str]):
-        self._container, self._names = container, names
+    def __init__(self, archive: Archive, names: Sequence[str]):
+        self._archive, self._names = archive, names
 
     def read(self, row: int) -> np.ndarray:
         """The bytes of a file."""
-        return self._container.read(self._names[row])
+        return self._archive.read(self._names[row])
 
     def where(self, row: int) -> str:
         """The file, and the tar it lies in."""
-        return self._container.where(self._names[row])
+        return self._archive.where(self._names[row])
 
     def take(self, rows: Rows) -> Files:
         """These files only."""
-        return Files(self._container, [self._names[row] for row in rows])
+        return Files(self._archive, [self._names[row] for row in rows])
 
     def digest(self) -> bytes:
-        """Sizes in bytes."""
-        return np.array([self._container.files[name][1] for name in self._names], np.int64).tobytes()
+        """Sizes of all files in bytes, and the content of 32 evenly spaced ones."""
+        total = hashlib.sha256(np.array([self._archive.files[name][1] for name in self._names], "<i8").tobytes())
+        for row in spread(len(self._names), _SAMPLED):
+            total.update(self.read(row).data)
+        return total.digest()
 
 
 class Pixels:
-    """Grey images that are in memory already: uint8 [n, h, w]."""
+    """Grey images in memory: uint8 [n, h, w]."""
 
     encoded = False
 
@@ -78,7 +82,7 @@ class Pixels:
         return self.pixels[row][..., None]
 
     def where(self, row: int) -> str:
-        """Its number; pixels in memory always decode, so this is never the whole of a message."""
+        """Its number."""
         return f"image {row}"
 
     def take(self, rows: Rows) -> Pixels:
@@ -95,7 +99,7 @@ class Split:
     """Images of one split, sorted by path (folder by folder, as pathlib sorts).
 
     Attributes:
-        names: path of each image within the data set, or file and number where a file holds many.
+        names: path of each image within the data set, or file and number where a file holds many; printable.
         labels: class of each image, int64 [n].
         source: where the images are read.
     """
@@ -115,13 +119,20 @@ class Split:
 
     def spread(self, count: int | None) -> Split:
         """At most `count` images, evenly spaced over the sorted order, so that each class keeps about its share."""
-        if count is None or count >= len(self):
-            return self
-        return self.take(np.arange(count) * len(self) // count)
+        return self if count is None or count >= len(self) else self.take(spread(len(self), count))
+
+    def sample(self) -> list[np.ndarray]:
+        """At most 32 evenly spaced images, as `source.read` gives them."""
+        return [self.source.read(row) for row in spread(len(self), _SAMPLED)]
 
     def digest(self) -> bytes:
         """sha256 over names, labels and the source's own digest."""
-        total = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape"))
+        total = hashlib.sha256("\0".join(self.names).encode())
         total.update(self.labels.astype("<i8").tobytes())
         total.update(self.source.digest())
         return total.digest()
+
+
+def spread(length: int, count: int) -> np.ndarray:
+    """`count` evenly spaced rows of `length`, or all of them if there are fewer."""
+    return np.arange(min(count, length)) * length // max(1, min(count, length))

@@ -1,4 +1,4 @@
-"""The stream input: DALI decodes every epoch anew, in its own threads, ahead of the training step."""
+"""The stream input: DALI decodes every epoch anew, in its own threads, a few batches ahead of the training step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seal_fast.data import random_resized_crop as windows
+from seal_fast.data import random_resized_crop
 from seal_fast.data.dataset import ImageSet
 from seal_fast.data.decode import Decoder, Request
 from seal_fast.data.inputs import Batch, Input, Settings
 from seal_fast.data.micro_batch import MicroBatch
-from seal_fast.data.prefetch import ahead
+from seal_fast.data.prefetch import prefetch
 from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 
@@ -28,7 +28,7 @@ class _Ready(NamedTuple):
 
 
 class Stream(Input):
-    """Feeds from the files; memory holds a few batches, whatever the size of the set.
+    """Feeds from the files; memory holds a few batches, whatever the size of the data set.
 
     Without random resized crops the batches are those of the resident input, to the last bit. With bad images skipped,
     a batch keeps its size: the nearest good image of the same batch stands in for a bad one.
@@ -36,31 +36,31 @@ class Stream(Input):
 
     kind = "stream"
 
-    def __init__(self, images: ImageSet, train: Split, settings: Settings):
-        super().__init__(images, train, settings)
-        self._windows = settings.augmentation == "resized-crop"
-        self._exact = images.native_size == settings.image_size
+    def __init__(self, dataset: ImageSet, train: Split, settings: Settings):
+        super().__init__(dataset, train, settings)
+        self._random_crops = settings.augmentation == "resized-crop"
+        self._exact = dataset.native_size == settings.image_size
         self._running: list[Iterator[_Ready]] = []
         self._check_batch_size()
 
     def close(self) -> None:
-        """Ends the threads of epochs that were left unfinished."""
+        """End the threads of unfinished epochs."""
         for batches in self._running:
             batches.close()  # type: ignore[attr-defined]
         super().close()
 
-    def _train(self, generation: int, epoch: int, cuts: list[MicroBatch]) -> Iterator[Batch]:
+    def _train(self, generation: int, epoch: int, micro_batches: list[MicroBatch]) -> Iterator[Batch]:
         split, settings = self._splits["train"], self._settings
         order = self._order(generation, epoch, "cpu").numpy()
-        batches = [order[cut.start : cut.stop] for cut in cuts]
+        batches = [order[cut.start : cut.stop] for cut in micro_batches]
         keys = (
-            [(settings.seed, generation, epoch, cut.start, cut.stop - cut.start) for cut in cuts]
-            if self._windows
+            [(settings.seed, generation, epoch, cut.start, cut.stop - cut.start) for cut in micro_batches]
+            if self._random_crops
             else None
         )
-        pad = 0 if self._windows else settings.pad
-        with self._ahead(self._decoded(split, batches, max(map(len, batches), default=1), keys)) as ready:
-            for cut, (pixels, index, labels, _) in zip(cuts, ready, strict=True):
+        pad = 0 if self._random_crops else settings.pad
+        with self._prefetched(self._decoded(split, batches, max(map(len, batches), default=1), keys)) as ready:
+            for cut, (pixels, index, labels, _) in zip(micro_batches, ready, strict=True):
                 images = self._augment(
                     pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=cut.start
                 )
@@ -70,7 +70,7 @@ class Stream(Input):
         chosen, size = self._splits[split], self.eval_batch_size
         first, end = self._settings.share.slice(0, len(chosen))
         batches = [np.arange(start, min(start + size, end)) for start in range(first, end, size)]
-        with self._ahead(self._decoded(chosen, batches, size, fill_up=True)) as ready:
+        with self._prefetched(self._decoded(chosen, batches, size, fill_up=True)) as ready:
             for pixels, index, labels, valid in ready:
                 yield Batch(self._augment(pixels, index, False, pad=0), labels, valid)
 
@@ -85,10 +85,10 @@ class Stream(Input):
         """Decoded batches on the device; runs in the input's thread, on a CUDA stream of its own where there is one."""
         settings, device, source = self._settings, self._settings.device, split.source
         decoder = Decoder(
-            self.image_size, source.encoded, device, settings.threads, size, self._exact, windows=keys is not None
+            self.image_size, source.encoded, device, settings.threads, size, self._exact, random_crops=keys is not None
         )
         requests = (
-            Request([source.read(row) for row in rows], windows.draws(*keys[step]) if keys else None)
+            Request([source.read(row) for row in rows], random_resized_crop.draws(*keys[step]) if keys else None)
             for step, rows in enumerate(batches)
         )
         side = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -97,14 +97,14 @@ class Stream(Input):
                 places = np.arange(size if fill_up else len(rows)).clip(max=len(rows) - 1)
                 valid = np.arange(len(places)) < len(rows)
                 if bad:
-                    self._report_bad(split, rows[list(bad)])
+                    self._report_bad(split, rows[list(bad)], bad.values())
                     places, valid = _stand_in(places, valid, set(bad))
                 host = places, split.labels[rows[places]], valid
                 yield _Ready(pixels, *(torch.from_numpy(array).to(device) for array in host))
 
     @contextlib.contextmanager
-    def _ahead(self, items: Iterator[_Ready]) -> Iterator[Iterator[_Ready]]:
-        running = ahead(items)
+    def _prefetched(self, items: Iterator[_Ready]) -> Iterator[Iterator[_Ready]]:
+        running = prefetch(items)
         self._running.append(running)
         try:
             yield (self._handed_over(ready) for ready in running)

@@ -1,151 +1,142 @@
-"""Where the files of a .tar lie: one pass over its headers, nothing unpacked.
-
-`tarfile` builds an object for every member, which would be most of the time and memory of opening an image set; an
-index needs the name, the offset and the size. What is understood: POSIX ustar and pax, GNU (long names, base-256
-numbers) and the old V7 headers. Format: IEEE Std 1003.1, pax, "ustar Interchange Format".
-"""
+"""Where the files of a .tar lie: one pass over its headers by the standard library, nothing unpacked."""
 
 from __future__ import annotations
 
 import os
 import posixpath
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 from seal_fast.utils.errors import RunError, UsageError
 
-BLOCK = 512
-_NOTHING = bytes(BLOCK)
-_FILE, _HARD_LINK, _SYMLINK, _FOLDER = (b"0", b"\0", b"7"), b"1", b"2", b"5"
-_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
-_DEVICES = (b"3", b"4", b"6")
+_CHUNK = 1 << 20
+_MAX_LINKS = 40  # as Linux follows
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
-def index_tar(descriptor: int, path: Path) -> tuple[dict[str, tuple[int, int]], set[str], list[str]]:
-    """Lists an uncompressed tar.
+class Folder(NamedTuple):
+    """A folder on disk or in a tar.
+
+    Attributes:
+        identity: equal for the same folder reached by two ways.
+        children: names with what they are: a folder, (offset, size) in bytes of a file, or None for anything else.
+    """
+
+    identity: Any
+    children: Callable[[], Iterable[tuple[str, Folder | tuple[int, int] | None]]]
+
+
+def index_tar(descriptor: int, path: Path) -> Folder:
+    """The root folder of an uncompressed tar, or of several joined end to end.
+
+    Links to files and folders in the archive are resolved. Of entries with the same name the last one counts, as when
+    the tar is unpacked.
 
     Args:
         descriptor: of the open file.
         path: its path, for messages.
 
-    Returns:
-        Name to (offset, size) in bytes, in the archive's order, hard and symbolic links to files resolved (a name that
-        occurs twice means its last entry, as for tar); the names of folders; and the names of entries that are neither
-        a file nor a folder nor a link to a file in the archive.
-
     Raises:
         UsageError: not an uncompressed tar.
-        RunError: truncated or damaged, with the place.
+        RunError: truncated, damaged or sparse, with the place.
     """
-    end = os.fstat(descriptor).st_size
-    files: dict[str, tuple[int, int]] = {}
-    folders: set[str] = set()
-    links: dict[str, str] = {}
-    odd: list[str] = []
-    extended: dict[str, str] = {}  # what an extended header said about the entry that follows it
-    at = 0
-    while True:
-        header = os.pread(descriptor, BLOCK, at)
-        if header == _NOTHING:
-            break
-        if len(header) < BLOCK or not _intact(header):
-            raise _broken(path, header, at)
-        kind = header[156:157]
-        size = _number(header[124:136], path, at)
-        name = extended.get("path") or _name(header)
-        if kind not in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
-            size = int(extended.get("size", size))
-        data = at + BLOCK
-        has_data = kind not in (_HARD_LINK, _SYMLINK, _FOLDER, *_DEVICES)
-        at = data + (-(-size // BLOCK) * BLOCK if has_data else 0)
-        if has_data and data + size > end:
-            raise RunError(f"{path} is truncated: {name} should end at byte {data + size}, the file ends at {end}")
-        if kind in (_LONG_NAME, _LONG_LINK):
-            text = os.pread(descriptor, size, data).rstrip(b"\0")
-            extended["path" if kind == _LONG_NAME else "linkpath"] = text.decode(errors="surrogateescape")
-            continue
-        if kind == _PAX:
-            extended |= _pax_records(os.pread(descriptor, size, data), path, data)
-            continue
-        if kind == _PAX_GLOBAL:
-            continue  # comments and defaults of owner and time; none concerns where the bytes lie
-        if any(key.startswith("GNU.sparse") for key in extended) or kind == b"S":
+    root: dict[str, Any] = {}  # a folder is a dict, a file (offset, size), a link the str it leads to
+
+    def resolve(target: str, hops: int = _MAX_LINKS) -> Any:
+        node: Any = root
+        for part in () if target == "." else target.split("/"):
+            node = node.get(part) if isinstance(node, dict) else None
+            if isinstance(node, str):
+                node = resolve(node, hops - 1) if hops else None
+        return node
+
+    def folder(node: dict[str, Any]) -> Folder:
+        def children() -> Iterator[tuple[str, Any]]:
+            for name, child in node.items():
+                child = resolve(child) if isinstance(child, str) else child
+                yield name, folder(child) if isinstance(child, dict) else child
+
+        return Folder(id(node), children)
+
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        for member in _members(file, path):
+            name = _clean(member.name)
+            *parents, last = name.split("/")
+            node = root
+            for part in parents:
+                if not isinstance(node.get(part), dict):
+                    node[part] = {}
+                node = node[part]
+            if member.isdir():
+                if last != "." and not isinstance(node.get(last), dict):
+                    node[last] = {}
+            elif member.isreg():
+                node[last] = member.offset_data, member.size
+            elif member.islnk():  # means what the other name means now, whatever becomes of that name later
+                target = _clean(member.linkname)
+                node[last] = resolve(target) or target
+            elif member.issym():
+                node[last] = _clean(posixpath.join(posixpath.dirname(name), member.linkname))
+            else:
+                node[last] = None
+    return folder(root)
+
+
+def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
+    """All entries; raises as `index_tar`."""
+    end = os.fstat(file.fileno()).st_size
+    at: int | None = 0
+    while at is not None:
+        file.seek(at)
+        try:
+            tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # holds every entry otherwise
+                if member.issparse():
+                    raise RunError(
+                        f"{path}: {member.name} is stored sparse and cannot be read in place: make the tar without "
+                        "--sparse"
+                    )
+                if member.size < 0:
+                    raise ValueError("negative size")
+                at = tar.offset
+                if member.isreg() and member.offset_data + member.size > end:
+                    should = f"should end at byte {member.offset_data + member.size}, the file ends at {end}"
+                    raise RunError(f"{path} is truncated: {member.name} {should}")
+                yield member
+        except (tarfile.TarError, ValueError, IndexError) as error:
+            file.seek(at)
+            header = file.read(tarfile.BLOCKSIZE)
+            if at == 0 and not header[257:].startswith(b"ustar"):
+                raise _foreign(path, header) from None
             raise RunError(
-                f"{path}: {name} is stored sparse and cannot be read in place: make the tar without --sparse"
-            )
-        clean = posixpath.normpath(name).lstrip("/")
-        if kind == _FOLDER or (kind in _FILE and name.endswith("/")):
-            folders.add(clean)
-        elif kind in _FILE:
-            files[clean] = data, size
-        elif kind in (_HARD_LINK, _SYMLINK):
-            target = extended.get("linkpath") or _text(header[157:257])
-            where = "" if kind == _HARD_LINK else posixpath.dirname(clean)
-            links[clean] = posixpath.normpath(posixpath.join(where, target)).lstrip("/")
-        else:
-            odd.append(clean)
-        extended = {}
-    for link in links:
-        target, hops = links[link], 0
-        while target in links and target not in files and hops < 8:
-            target, hops = links[target], hops + 1
-        if target in files:
-            files[link] = files[target]
-        else:
-            odd.append(link)
-    return files, folders, odd
+                f"{path} is truncated or damaged: {error} in the entry at byte {at}; copy or download it again"
+            ) from None
+        at = _next_archive(file, tar.offset, path)
 
 
-def _intact(header: bytes) -> bool:
-    """Whether the checksum holds: the sum of all bytes, its own field read as eight spaces."""
-    field = header[148:156].strip(b" \0")
-    try:
-        return int(field, 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    except ValueError:
-        return False
+def _next_archive(file: BinaryIO, at: int, path: Path) -> int | None:
+    """Where another archive begins behind the one whose end mark is at byte `at`, if one does."""
+    file.seek(at)
+    mark = file.read(tarfile.BLOCKSIZE)
+    if mark != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile takes anything that is no header for the end
+        why = "holds no tar header where one is due" if len(mark) == tarfile.BLOCKSIZE else "ends without an end mark"
+        raise RunError(f"{path} is truncated or damaged: it {why}, at byte {at}; copy or download it again")
+    while chunk := file.read(_CHUNK):
+        if rest := chunk.lstrip(tarfile.NUL):
+            first = file.tell() - len(rest)
+            return first - first % tarfile.BLOCKSIZE
+    return None
 
 
-def _broken(path: Path, header: bytes, at: int) -> Exception:
-    if at:
-        why = "ends without the mark that ends a tar" if len(header) < BLOCK else "holds no tar header where one is due"
-        return RunError(f"{path} is truncated or damaged: it {why}, at byte {at}; copy or download it again")
+def _foreign(path: Path, header: bytes) -> UsageError:
     for magic, program in _COMPRESSED.items():
         if header.startswith(magic):
             return UsageError(f"{path} is compressed with {program}: images are read in place, so decompress it once")
     return UsageError(f"{path} is no .tar: name a folder or an uncompressed .tar of one")
 
 
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode(errors="surrogateescape")
-
-
-def _name(header: bytes) -> str:
-    name = _text(header[:100])
-    # GNU tar, whose magic is "ustar " with a space, keeps other things in the place of the prefix.
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
-
-
-def _number(field: bytes, path: Path, at: int) -> int:
-    if field[0] & 0x80:
-        return int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise RunError(f"{path} is damaged: unreadable size in the tar header at byte {at}") from None
-
-
-def _pax_records(data: bytes, path: Path, at: int) -> dict[str, str]:
-    """Records of the form "LENGTH KEY=VALUE" and a newline, LENGTH counting the whole record."""
-    records: dict[str, str] = {}
-    try:
-        while data:
-            length = int(data[: data.index(b" ")])
-            key, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
-            records[key.decode()] = value.decode(errors="surrogateescape")
-            if length < 5:
-                raise ValueError
-            data = data[length:]
-    except ValueError:
-        raise RunError(f"{path} is damaged: unreadable extended tar header at byte {at}") from None
-    return records
+def _clean(name: str) -> str:
+    return posixpath.normpath(name).lstrip("/") or "."

@@ -245,7 +245,7 @@ def test_stream_keeps_the_batch_size_and_masks_bad_ones(tmp_path):
 def test_nothing_but_bad_images_is_an_error(tmp_path, kind):
     files = image_folder_files()
     folder = write(tmp_path / "pets", {n: data[:50] if n.startswith("train") else data for n, data in files.items()})
-    with pytest.raises(RunError, match=r"corrupt or truncated"):
+    with pytest.raises(RunError, match=r"every image of a batch is corrupt|class cat has no readable image"):
         list(build(folder, kind, on_bad_image="skip").train(0, 0))
 
 

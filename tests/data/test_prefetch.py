@@ -1,11 +1,11 @@
-"""The thread that works ahead: order, exceptions, and its end."""
+"""The thread that prefetches: order, exceptions, and its end."""
 
 import threading
 import time
 
 import pytest
 
-from seal_fast.data.prefetch import ahead
+from seal_fast.data.prefetch import prefetch
 
 
 def threads():
@@ -13,7 +13,7 @@ def threads():
 
 
 def test_order_is_kept_and_the_thread_ends():
-    assert list(ahead(iter(range(100)))) == list(range(100))
+    assert list(prefetch(iter(range(100)))) == list(range(100))
     assert threads() == []
 
 
@@ -25,7 +25,7 @@ def test_it_works_ahead_but_not_without_limit():
             made.append(number)
             yield number
 
-    running = ahead(items(), depth=3)
+    running = prefetch(items(), depth=3)
     assert next(running) == 0
     deadline = time.monotonic() + 5
     while len(made) < 5 and time.monotonic() < deadline:
@@ -41,7 +41,7 @@ def test_an_exception_comes_in_its_place():
         yield 1
         raise ValueError("here")
 
-    running = ahead(items())
+    running = prefetch(items())
     assert next(running) == 1
     with pytest.raises(ValueError, match="here"):
         next(running)

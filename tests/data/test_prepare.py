@@ -11,7 +11,7 @@ import pytest
 from image_files import tiny_imagenet_files
 
 from seal_fast.data import open_images
-from seal_fast.data.prepare import ARCHIVES, Archive, main, prepare
+from seal_fast.data.prepare import DOWNLOADS, Download, main, prepare
 from seal_fast.utils.errors import RunError, UsageError
 
 
@@ -62,7 +62,7 @@ def server():
 @pytest.fixture
 def archive(server):
     url = f"http://127.0.0.1:{server.server_port}/a.zip"
-    return Archive(url, hashlib.md5(server.data).hexdigest(), "tiny-imagenet-200", classes=3, train_each=3, val_each=2)
+    return Download(url, hashlib.md5(server.data).hexdigest(), "tiny-imagenet-200", classes=3, train_each=3, val_each=2)
 
 
 def test_it_makes_a_tar_that_opens(tmp_path, archive):
@@ -156,7 +156,7 @@ def test_a_full_disk_and_a_locked_folder(tmp_path, archive, monkeypatch):
 
 
 def test_the_command(tmp_path, archive, monkeypatch, capsys):
-    monkeypatch.setitem(ARCHIVES, "tiny-imagenet", archive)
+    monkeypatch.setitem(DOWNLOADS, "tiny-imagenet", archive)
     assert main(["tiny-imagenet", "--folder", str(tmp_path)]) == 0
     assert "is complete: train on it with --data" in capsys.readouterr().out
     with pytest.raises(UsageError, match="cannot prepare 'cifar': known data sets are tiny-imagenet"):
@@ -164,6 +164,6 @@ def test_the_command(tmp_path, archive, monkeypatch, capsys):
 
 
 def test_the_official_archive():
-    official = ARCHIVES["tiny-imagenet"]
+    official = DOWNLOADS["tiny-imagenet"]
     assert official.md5 == "90528d7ca1a48142e341f4ef8d21d0de"
     assert (official.classes, official.train_each, official.val_each) == (200, 500, 50)

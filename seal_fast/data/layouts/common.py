@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from seal_fast.data.archive import Container
+from seal_fast.data.archive import Archive, shown
 from seal_fast.data.split import Files, Split
 from seal_fast.utils.errors import RunError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .ppm .pgm .pnm .jp2".split())
+MAY_HAVE_16_BITS = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
 CURE = "mend it, or leave such images out with --on-bad-image skip"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a layout reads from its container.
+    """What a layout reads from its archive.
 
     Attributes:
         classes: names, in the order of the labels.
@@ -28,6 +31,7 @@ class Contents:
         mirror: whether an image flipped left to right is still one of its class.
         mean: of each channel, white being 1.
         std: of each channel, same unit.
+        notes: sentences about what was left out or assumed.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +40,7 @@ class Contents:
     mirror: bool = True
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    notes: tuple[str, ...] = ()
 
 
 class Faults:
@@ -48,59 +53,82 @@ class Faults:
         self.skipped: dict[str, str] = {}
 
     def report(self, name: str, sentence: str) -> None:
-        """Takes note of one unusable image.
+        """Take note of one unusable image.
 
         Raises:
             RunError: unless bad images are skipped.
         """
         if not self.skip:
             raise RunError(f"{sentence}: {CURE}")
-        self.skipped[name] = sentence
+        self.skipped[shown(name)] = sentence
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix is one of an image format that DALI decodes."""
+    """Whether the suffix is one of an image format that is read."""
     return name.lower().endswith(SUFFIXES)
 
 
-def class_folders(container: Container, root: str, faults: Faults) -> dict[str, list[str]]:
-    """Images by class: everything below `root/CLASS/`, classes and images sorted.
+def class_folders(archive: Archive, root: str, faults: Faults) -> dict[str, list[str]]:
+    """Images by class: everything below `root/CLASS/`, classes and images sorted; a class may be empty.
 
     Raises:
-        RunError: a class folder without any image, or an image beside the class folders.
+        RunError: an image lies beside the class folders.
     """
     by_class: dict[str, list[str]] = {
         folder.removeprefix(root): []
-        for folder in sorted(container.folders)
+        for folder in sorted(archive.folders)
         if folder.startswith(root) and "/" not in folder.removeprefix(root)
     }
-    for name in container.files:
+    for name in archive.files:
         if not name.startswith(root) or not is_image(name):
             continue
         label, slash, _ = name.removeprefix(root).partition("/")
         if slash:
             by_class[label].append(name)
         else:
-            faults.report(name, f"{container.where(name)} lies beside the class folders and so has no class")
-    for label, names in by_class.items():
-        if not names:
-            raise RunError(
-                f"{container.where(root + label)} holds no image: each class needs at least one, so remove the folder "
-                f"or fill it ({', '.join(SUFFIXES)})"
-            )
+            faults.report(name, f"{archive.where(name)} lies beside the class folders and so has no class")
     return by_class
 
 
-def labelled_files(container: Container, pairs: Iterable[tuple[str, int]], faults: Faults) -> Split:
+def check_filled(archive: Archive, root: str, by_class: dict[str, list[str]]) -> None:
+    """Check that each class has an image.
+
+    Raises:
+        RunError: naming the first class folder that has none.
+    """
+    for label, names in by_class.items():
+        if not names:
+            raise RunError(
+                f"{archive.where(root + label)} holds no image: each class needs at least one, so remove the folder "
+                f"or fill it ({', '.join(SUFFIXES)})"
+            )
+
+
+def other_files(archive: Archive, roots: Iterable[str], known: str = "\0") -> tuple[str, ...]:
+    """A note that counts the files in class folders that are no images, by suffix; `known` ends names to leave out."""
+    prefixes = tuple(roots)
+    counts = Counter(
+        PurePosixPath(shown(name)).suffix.lower() or "without suffix"
+        for name in archive.files
+        if name.startswith(prefixes) and not is_image(name) and not name.endswith(known)
+    )
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return (f"left out {counts.total()} files whose suffix is none of an image format that is read: {listed}",) * bool(
+        counts
+    )
+
+
+def labelled_files(archive: Archive, pairs: Iterable[tuple[str, int]], faults: Faults) -> Split:
     """A split of image files with their labels, in the order given; empty files are faults."""
     usable = []
     for name, label in pairs:
-        if container.files[name][1] == 0:
-            faults.report(name, f"{container.where(name)} is empty (0 bytes)")
+        if archive.files[name][1] == 0:
+            faults.report(name, f"{archive.where(name)} is empty (0 bytes)")
         else:
             usable.append((name, label))
-    names = tuple(name for name, _ in usable)
-    return Split(names, np.array([label for _, label in usable], np.int64), Files(container, names))
+    names = [name for name, _ in usable]
+    labels = np.array([label for _, label in usable], np.int64)
+    return Split(tuple(map(shown, names)), labels, Files(archive, names))
 
 
 def grey_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-from seal_fast.data.archive import Container
+from seal_fast.data.archive import Archive
 from seal_fast.data.layouts.common import Contents, Faults, grey_statistics
 from seal_fast.data.split import Pixels, Split
 from seal_fast.utils.errors import RunError
@@ -23,59 +23,59 @@ DESCRIPTION = "idx files ({train,t10k}-{images-idx3,labels-idx1}-ubyte, .gz too)
 _FILE = re.compile(r"(?:.*/)?(train|t10k|test)[-_](images|labels)[-_.]idx([13])[-_]ubyte(\.gz)?")
 
 
-def matches(container: Container) -> bool:
+def matches(archive: Archive) -> bool:
     """Whether there is a file of training images."""
-    return ("train", "images") in _found(container)
+    return ("train", "images") in _found(archive)
 
 
-def read(container: Container, faults: Faults) -> Contents:
+def read(archive: Archive, faults: Faults) -> Contents:
     """All pixels and labels; classes are the numbers from 0 to the largest label.
 
     Raises:
         RunError: a file is missing, damaged or truncated, or images and labels differ in number.
     """
-    found = _found(container)
+    found = _found(archive)
     held_out = "test" if ("test", "images") in found else "t10k"
-    (train, pixels), (val, held_out_pixels) = _split(container, found, "train"), _split(container, found, held_out)
+    (train, pixels), (val, held_out_pixels) = _split(archive, found, "train"), _split(archive, found, held_out)
     if pixels.shape[1:] != held_out_pixels.shape[1:]:
         shapes = [" x ".join(map(str, array.shape[1:])) for array in (pixels, held_out_pixels)]
-        raise RunError(f"{container.path}: training images of {shapes[0]} pixels, test images of {shapes[1]}")
+        raise RunError(f"{archive.path}: training images of {shapes[0]} pixels, test images of {shapes[1]}")
     classes = tuple(str(label) for label in range(int(train.labels.max(initial=-1)) + 1))
     mean, std = grey_statistics(pixels)
     return Contents(classes, train, val, mirror=False, mean=mean, std=std)
 
 
-def _found(container: Container) -> dict[tuple[str, str], str]:
+def _found(archive: Archive) -> dict[tuple[str, str], str]:
     """(part, kind) to file name; a plain file is preferred to a compressed one."""
     found: dict[tuple[str, str], str] = {}
-    for name in sorted(container.files, reverse=True):
+    for name in sorted(archive.files, reverse=True):
         if match := _FILE.fullmatch(name):
             found[match[1], match[2]] = name
     return found
 
 
-def _split(container: Container, found: dict[tuple[str, str], str], part: str) -> tuple[Split, np.ndarray]:
+def _split(archive: Archive, found: dict[tuple[str, str], str], part: str) -> tuple[Split, np.ndarray]:
     arrays = []
     for kind, dimensions in (("images", 3), ("labels", 1)):
         if (part, kind) not in found:
             raise RunError(
-                f"{container.path}: the idx file {part}-{kind}-idx{dimensions}-ubyte is missing (.gz would do)"
+                f"{archive.path}: the idx file {part}-{kind}-idx{dimensions}-ubyte is missing (.gz would do)"
             )
-        arrays.append(_array(container, found[part, kind], dimensions))
+        arrays.append(_array(archive, found[part, kind], dimensions))
     pixels, labels = arrays
     images = found[part, "images"]
     if len(pixels) != len(labels):
         raise RunError(
-            f"{container.where(images)} holds {len(pixels)} images, but {found[part, 'labels']} {len(labels)} labels"
+            f"{archive.where(images)} holds {len(pixels)} images, but {found[part, 'labels']} {len(labels)} labels"
         )
     names = tuple(f"{images}[{row:06d}]" for row in range(len(pixels)))
     return Split(names, labels.astype(np.int64), Pixels(pixels)), pixels
 
 
-def _array(container: Container, name: str, dimensions: int) -> np.ndarray:
+def _array(archive: Archive, name: str, dimensions: int) -> np.ndarray:
     """The elements of one idx file, uint8."""
-    where = container.where(name)
-    file = io.BytesIO(container.read(name).tobytes())
+    where = archive.where(name)
+    file = io.BytesIO(archive.read(name).tobytes())
     try:
         with gzip.open(file) if name.endswith(".gz") else file as stream:
             magic = stream.read(4)

@@ -1,40 +1,103 @@
-"""An image folder: train/CLASS/*, and val/CLASS/* or test/CLASS/*."""
+"""Class folders: train/CLASS/* with val/CLASS/* or test/CLASS/*, or CLASS/* alone, without a split."""
 
 from __future__ import annotations
 
-from seal_fast.data.archive import Container
-from seal_fast.data.layouts.common import Contents, Faults, class_folders, labelled_files
+import unicodedata
+
+import numpy as np
+
+from seal_fast.data.archive import Archive
+from seal_fast.data.layouts.common import (
+    Contents,
+    Faults,
+    check_filled,
+    class_folders,
+    is_image,
+    labelled_files,
+    other_files,
+)
 from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 
 NAME = "image-folder"
 DESCRIPTION = "an image folder (train/CLASS/*, with val/CLASS/* or test/CLASS/*)"
+_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_HELD_OUT = 0.2
 
 
-def matches(container: Container) -> bool:
+def matches(archive: Archive) -> bool:
     """Whether there is a folder train/ and one to evaluate on."""
-    return "train" in container.folders and bool({"val", "test"} & container.folders)
+    return "train" in archive.folders and bool({"val", "test"} & archive.folders)
 
 
-def read(container: Container, faults: Faults) -> Contents:
+def has_no_split(archive: Archive) -> bool:
+    """Whether there are two or more top folders that hold images, none of them named as a part of a split."""
+    tops = {name.partition("/")[0] for name in archive.files if "/" in name and is_image(name)}
+    return len(tops) > 1 and not tops & _PARTS
+
+
+def read(archive: Archive, faults: Faults) -> Contents:
     """Names and labels; classes are sorted, and val/ is preferred to test/.
 
     Raises:
         RunError: a class folder is empty, or one of val/ is not in train/.
     """
-    held_out = "val/" if "val" in container.folders else "test/"
-    train = class_folders(container, "train/", faults)
-    val = class_folders(container, held_out, faults)
+    held_out = "val/" if "val" in archive.folders else "test/"
+    train = class_folders(archive, "train/", faults)
+    val = class_folders(archive, held_out, faults)
+    stray = [label for label in val if label not in train and not val[label]]
+    for label in stray:
+        del val[label]
+    check_filled(archive, "train/", train)
+    check_filled(archive, held_out, val)
     classes = tuple(train)
     for label in val:
         if label not in train:
-            raise RunError(
-                f"{container.where(held_out + label)} is no class of train/: both need the same class folders"
-            )
+            _refuse(archive, held_out, label, classes)
+    notes = other_files(archive, ("train/", held_out))
+    if stray:
+        notes += (f"left out {len(stray)} empty folders that are no class of train/, {held_out}{stray[0]} first",)
+    return Contents(
+        classes, _split(archive, train, classes, faults), _split(archive, val, classes, faults), notes=notes
+    )
+
+
+def read_pool(archive: Archive, faults: Faults, seed: int) -> Contents:
+    """Class folders without a split: a fifth of each class, at least one image, is drawn by `seed` and held out.
+
+    Raises:
+        RunError: a class has fewer than two images.
+    """
+    by_class = class_folders(archive, "", faults)
+    check_filled(archive, "", by_class)
+    whole = _split(archive, by_class, tuple(by_class), faults)
+    held_out = np.zeros(len(whole), bool)
+    words = np.random.Philox(key=seed).random_raw(len(whole))
+    for label, name in enumerate(by_class):
+        rows = np.flatnonzero(whole.labels == label)
+        if len(rows) < 2:
+            raise RunError(f"{archive.where(name)} holds one usable image: to be split, each class needs at least two")
+        held_out[rows[np.argsort(words[rows])][: max(1, round(_HELD_OUT * len(rows)))]] = True
+    train, val = (whole.take(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
+    note = f"no train/ and val/: one pool of {len(whole)} images, of which seed {seed} holds out {len(val)} where asked"
+    return Contents(tuple(by_class), train, val, notes=(*other_files(archive, ("",)), note))
+
+
+def _split(archive: Archive, by_class: dict[str, list[str]], classes: tuple[str, ...], faults: Faults) -> Split:
     label_of = {name: label for label, name in enumerate(classes)}
+    pairs = ((name, label_of[label]) for label, names in by_class.items() for name in names)
+    return labelled_files(archive, pairs, faults)
 
-    def split(by_class: dict[str, list[str]]) -> Split:
-        pairs = ((name, label_of[label]) for label, names in by_class.items() for name in names)
-        return labelled_files(container, pairs, faults)
 
-    return Contents(classes, split(train), split(val))
+def _refuse(archive: Archive, held_out: str, label: str, classes: tuple[str, ...]) -> None:
+    where = archive.where(held_out + label)
+    for other in classes:
+        if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", label):
+            forms = [
+                form for name in (label, other) for form in ("NFC", "NFD") if unicodedata.is_normalized(form, name)
+            ]
+            raise RunError(
+                f"{where} and train/{other} are one name in two Unicode forms ({' and '.join(forms)}): rename one so "
+                "that the forms agree"
+            )
+    raise RunError(f"{where} is no class of train/: both need the same class folders")

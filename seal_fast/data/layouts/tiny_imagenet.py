@@ -2,63 +2,89 @@
 
 from __future__ import annotations
 
-from seal_fast.data.archive import Container
-from seal_fast.data.layouts.common import Contents, Faults, class_folders, is_image, labelled_files
+from seal_fast.data.archive import Archive, shown
+from seal_fast.data.layouts.common import (
+    Contents,
+    Faults,
+    check_filled,
+    class_folders,
+    is_image,
+    labelled_files,
+    other_files,
+)
 from seal_fast.utils.errors import RunError
 
 NAME = "tiny-imagenet"
 DESCRIPTION = "Tiny-ImageNet (wnids.txt, train/WNID/images/*, val/images/*, val/val_annotations.txt)"
 _ANNOTATIONS = "val/val_annotations.txt"
+_IMAGES = "val/images/"
 
 
-def matches(container: Container) -> bool:
-    """Whether wnids.txt is there, and the flat val folder or its annotations."""
-    return "wnids.txt" in container.files and ("val/images" in container.folders or _ANNOTATIONS in container.files)
+def matches(archive: Archive) -> bool:
+    """Whether wnids.txt is there, and val/ is not sorted into class folders."""
+    if "wnids.txt" not in archive.files or not ("val/images" in archive.folders or _ANNOTATIONS in archive.files):
+        return False
+    val = [name for name in archive.files if name.startswith("val/") and is_image(name)]
+    return not val or any(name.startswith(_IMAGES) for name in val)
 
 
-def read(container: Container, faults: Faults) -> Contents:
+def read(archive: Archive, faults: Faults) -> Contents:
     """Names and labels; classes are the WordNet ids, sorted.
 
     Raises:
         RunError: the class folders are not those of wnids.txt, or the annotations do not fit the images.
     """
-    wnids = set(container.read("wnids.txt").tobytes().decode(errors="replace").split())
-    train = class_folders(container, "train/", faults)
+    wnids = set(_text(archive, "wnids.txt").split())
+    train = class_folders(archive, "train/", faults)
     for wnid in sorted(wnids ^ train.keys()):
         raise RunError(
-            f"{container.where('train/' + wnid)}: no such class folder, though wnids.txt lists it"
+            f"{archive.where('train/' + wnid)}: no such class folder, though wnids.txt lists it"
             if wnid in wnids
-            else f"{container.where('train/' + wnid)}: wnids.txt does not list this class"
+            else f"{archive.where('train/' + wnid)}: wnids.txt does not list this class"
         )
+    check_filled(archive, "train/", train)
     label_of = {wnid: label for label, wnid in enumerate(train)}
     pairs = ((name, label_of[wnid]) for wnid, names in train.items() for name in names)
+    notes = other_files(archive, ("train/", _IMAGES), known="_boxes.txt")
+    elsewhere = [n for n in archive.files if n.startswith("val/") and not n.startswith(_IMAGES) and is_image(n)]
+    if elsewhere:
+        notes += (f"left out {len(elsewhere)} images in val/ outside {_IMAGES}, {shown(elsewhere[0])} first",)
     return Contents(
         tuple(train),
-        labelled_files(container, pairs, faults),
-        labelled_files(container, _val(container, label_of, faults), faults),
+        labelled_files(archive, pairs, faults),
+        labelled_files(archive, _val(archive, label_of, faults), faults),
+        notes=notes,
     )
 
 
-def _val(container: Container, label_of: dict[str, int], faults: Faults) -> list[tuple[str, int]]:
+def _val(archive: Archive, label_of: dict[str, int], faults: Faults) -> list[tuple[str, int]]:
     """The val images with their labels, sorted; a line of the annotations is FILE, WNID and four numbers of a box."""
-    if _ANNOTATIONS not in container.files:
-        raise RunError(f"{container.where(_ANNOTATIONS)} is missing: it holds the labels of val/images")
-    images = {name for name in container.files if name.startswith("val/images/") and is_image(name)}
+    if _ANNOTATIONS not in archive.files:
+        raise RunError(f"{archive.where(_ANNOTATIONS)} is missing: it holds the labels of val/images")
+    images = {name for name in archive.files if name.startswith(_IMAGES) and is_image(name)}
     labels: dict[str, int] = {}
-    for number, line in enumerate(container.read(_ANNOTATIONS).tobytes().decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(_text(archive, _ANNOTATIONS).splitlines(), 1):
         if not line.strip():
             continue
-        place = f"{container.where(_ANNOTATIONS)}, line {number}"
-        fields = line.split()
+        place = f"{archive.where(_ANNOTATIONS)}, line {number}"
+        fields = [field.strip() for field in line.split("\t" if "\t" in line.strip() else None)]
         if len(fields) < 2:
-            raise RunError(f"{place}: {line[:60]!r} is no annotation; expected FILE and WNID, separated by a tab")
-        name = f"val/images/{fields[0]}"
+            raise RunError(
+                f"{place}: {shown(line[:60])!r} is no annotation; expected FILE and WNID, separated by a tab"
+            )
+        name = f"{_IMAGES}{fields[0]}"
         if fields[1] not in label_of:
-            raise RunError(f"{place}: {fields[1]!r} is no class of wnids.txt")
-        if name in images:
-            labels[name] = label_of[fields[1]]
-        else:
-            faults.report(name, f"{place}: there is no image {name}")
+            raise RunError(f"{place}: {shown(fields[1])!r} is no class of wnids.txt")
+        label = label_of[fields[1]]
+        if labels.setdefault(name, label) != label:
+            raise RunError(f"{place}: {shown(fields[0])} has two labels, here {fields[1]}: keep the right line only")
+        if name not in images:
+            faults.report(name, f"{place}: there is no image {shown(name)}")
     for name in sorted(images - labels.keys()):
-        faults.report(name, f"{container.where(name)} has no line in val_annotations.txt")
-    return [(name, labels[name]) for name in container.files if name in labels]
+        faults.report(name, f"{archive.where(name)} has no line in val_annotations.txt")
+    return [(name, labels[name]) for name in archive.files if name in images and name in labels]
+
+
+def _text(archive: Archive, name: str) -> str:
+    """A label file, with or without a byte order mark; bytes that are no UTF-8 stay what they are in file names."""
+    return archive.read(name).tobytes().decode("utf-8-sig", errors="surrogateescape")
