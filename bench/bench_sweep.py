@@ -186,13 +186,14 @@ def test_scheduling(benchmark, tmp_path):
 @pytest.mark.parametrize("seeds", [3, 1])
 def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
     """Rows of three seeds each; and rows as a random search makes them, no two runs of the same settings."""
-    sys.path[:0] = [str(TESTS), str(TESTS / "report")]
+    sys.path[:0] = [str(TESTS / "helpers")]
     import browser
     from pretend import pretend_rows
 
+    from seal_fast.report.analyses import Analyses
     from seal_fast.report.content import content
     from seal_fast.report.page import page
-    from seal_fast.report.runs import Run
+    from seal_fast.runs.collection import Run, Runs, group_by_training
 
     if browser.find() is None:
         pytest.skip("no Chromium on this machine")
@@ -201,9 +202,11 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
     for i in range(-(-1000 // seeds)):
         rows = pretend_rows(replace(config, seed=i), 50 + i / 50)
         settings = {"lr": 0.001 * 1.005**i, "method": ("seal", "llf")[i % 2]}
-        runs += [Run(f"{i}-{s}", "finished", replace(config, seed=s, **settings), rows) for s in range(seeds)]
+        configs = [replace(config, seed=s, **settings) for s in range(seeds)]
+        runs += [Run(c, {}, (), Path(f"{i}-{c.seed}"), rows, "finished") for c in configs]
     path = tmp_path / "report.html"
-    writing = seconds(lambda: path.write_text(page(content(runs, "large"))))
+    found, none = Runs(runs, []), Analyses([], {}, [])
+    writing = seconds(lambda: path.write_text(page(content(found, group_by_training(runs), none, "large"))))
     with browser.page() as driver:
         benchmark.pedantic(driver.open, args=(path,))
         timing = driver.run("performance.getEntriesByType('navigation')[0].loadEventEnd")

@@ -79,7 +79,7 @@ def sweep(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
-    """The runs of a sweep, or of any folder of runs, on one HTML page."""
+    """Runs, their seeds and differences, and what the analyses found about them, on one HTML page."""
     from seal_fast.report.command import main
 
     return main(argv)

@@ -1,1 +1,1 @@
-"""`python -m seal_fast report DIR`: the runs of a sweep, or of any folder of runs, on one self-contained HTML page."""
+"""`python -m seal_fast report`: runs, and the analyses of them, on one HTML page. Imports no torch."""

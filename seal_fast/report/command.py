@@ -1,36 +1,108 @@
-"""`python -m seal_fast report`: one page about many runs."""
+"""`python -m seal_fast report`: one page about many runs, and its figures as CSV and JSON."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+from seal_fast.report.analyses import Figure, read_analyses
 from seal_fast.report.content import content
 from seal_fast.report.page import page
-from seal_fast.report.runs import find
-from seal_fast.utils.files import write_text
+from seal_fast.runs.collection import Group, group_by_training, open_runs
+from seal_fast.runs.stats import Interval
+from seal_fast.runs.summary import summarise
+from seal_fast.utils.files import write_json, write_text
+from seal_fast.utils.table import table
+
+_LISTED = 10
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page; returns the exit code.
+    """Write the page, print its tables; returns the exit code.
 
     Raises:
-        UsageError: there are no runs.
-        RunError: the file cannot be written.
+        UsageError: there are no runs, or no results where --results says.
+        RunError: a file cannot be written.
     """
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast report",
-        description="Draw the runs of a sweep, or of a folder of runs, on one HTML page that needs nothing else: "
-        "means over seeds, paired comparison of methods, learning curves, accuracy against settings, throughput.",
+        description="Put runs on one HTML page that needs no network: means over seeds, paired differences, learning "
+        "curves, accuracy against settings, throughput, and what depth, transfer, fewshot and hessian found about "
+        "them. The figures are written beside it as CSV and JSON.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a sweep's --out, or a folder such as runs/")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/report.html")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN|DIR", help="run folders, sweeps, or folders of run folders")
+    add("--results", nargs="+", type=Path, default=[], metavar="DIR", help="folders of results that lie elsewhere")
+    add("--stage", default="last", help="weights that the tables of results are about: last, best, generation-0 ...")
+    add("--out", type=Path, metavar="FILE", help="default: DIR/report.html for one DIR, else ./report.html")
     flags = parser.parse_args(list(argv))
-    runs = find(flags.folder)
-    path = flags.out or flags.folder / "report.html"
-    write_text(path, page(content(runs, flags.folder.resolve().name)))
-    counted = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-    print(f"written: {path} ({counted}, {path.stat().st_size / 1e6:.1f} MB)")
+    found = open_runs(flags.runs)
+    groups = group_by_training(found.kept)
+    places = [*flags.runs, *(run.path.parent for run in found.kept)]
+    analyses = read_analyses(dict.fromkeys(places), flags.results, groups, flags.stage)
+    alone = len(flags.runs) == 1 and not (flags.runs[0] / "config.toml").exists()
+    path = flags.out or (flags.runs[0] if alone else Path()) / "report.html"
+    if path.is_dir():
+        path /= "report.html"
+    shown = content(found, groups, analyses, flags.runs[0].resolve().name if alone else f"{len(found.kept)} runs")
+    write_text(path, page(shown))
+    write_json(path.with_suffix(".json"), shown)
+    write_text(path.with_suffix(".csv"), _csv(groups, analyses.figures))
+    _print(shown)
+    names = ", ".join(path.with_suffix(suffix).name for suffix in (".html", ".csv", ".json"))
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); {names}")
     return 0
+
+
+def _csv(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
+    """Every figure of every network that counts, one a line."""
+    accuracies = [
+        Figure("accuracy", 1, place, run.name, run.seed, which, f"{name} of the {which} epoch (%)", summary[which][key])
+        for place, group in enumerate(groups)
+        for run in group.runs.values()
+        for summary in [summarise(run.rows)]
+        for which in ("best", "last")
+        for key, name in (("val_top1", "top-1"), ("val_top5", "top-5"))
+    ]
+    memory = io.StringIO()
+    writer = csv.DictWriter(memory, [f.name for f in fields(Figure)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(f) | {"group": groups[f.group].label} for f in [*accuracies, *figures])
+    return memory.getvalue()
+
+
+def _print(content: dict[str, Any]) -> None:
+    labels = [group["label"] for group in content["groups"]]
+    rows: list[Sequence[str]] = [("group", "seeds", "left out", "best epoch", "last epoch")]
+    for group in content["groups"]:
+        counts = str(len(group["seeds"])), str(group["left_out"])
+        rows.append((group["label"], *counts, *(_show(group[which]) for which in ("best", "last"))))
+    print(f"top-1 in percent over finished runs, 95 % interval over seeds\n\n{table(rows)}\n")
+    if content["pairs"]:
+        rows = [("first minus second", "pairs", "best epoch", "p (Holm)", "last epoch", "p (Holm)")]
+        for row in content["pairs"]:
+            cells = [text for which in ("best", "last") for text in (_show(row[which]), f"{row[which]['holm']:.3g}")]
+            rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
+        print(f"{table(rows)}\n")
+    for section in content["analyses"]:
+        rows = [("figure", "group", "seeds", "mean")]
+        for figure in section["figures"]:
+            for cell in figure["cells"]:
+                rows.append((figure["name"], labels[cell["group"]], str(cell["count"]), _show(cell)))
+        differ = "".join(f"; {key}: {section['protocol'].get(key)}" for key in section["differ"])
+        print(f"{section['title']}{differ}\n\n{table(rows, left=2)}\n")
+    for name, why in content["left_out"][:_LISTED]:
+        print(f"left out: {name}: {why}")
+    if (more := len(content["left_out"]) - _LISTED) > 0:
+        print(f"left out: {more} more; all are on the page")
+
+
+def _show(cell: dict[str, Any]) -> str:
+    interval = Interval(cell["mean"], cell["low"], cell["high"], cell["count"])
+    return interval.show(2 if abs(interval.mean) >= 0.1 else 4) if interval.count else ""

@@ -7,8 +7,14 @@ const el = (tag, text, cls) => {
   if (cls) node.className = cls;
   return node;
 };
-const methods = [...new Set(data.groups.map((g) => g.method))];
-const colour = (g, i) => `var(--c${(methods.length > 1 ? methods.indexOf(g.method) : i) % 9})`;
+const ranked = data.groups.map((_, i) => i).sort((a, b) => (data.groups[b].best.mean ?? -1) - (data.groups[a].best.mean ?? -1));
+const rank = new Map(ranked.map((group, place) => [group, place]));
+// A colour stands for one group on the whole page: nine that are easy to tell apart, for the best groups, then hues.
+const colour = (group) => {
+  const place = rank.get(group);
+  return place < 9 ? `var(--c${place})` : `hsl(${(place * 137.508) % 360} 60% var(--light))`;
+};
+const label = (group) => data.groups[group].label;
 const fixed = (x, digits = 2) => (x === null || x === undefined ? "" : x.toFixed(digits));
 const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const short = (x) => (typeof x === "number" ? String(Number(x.toPrecision(4))) : x === null ? "" : String(x));
@@ -25,6 +31,7 @@ function interval(cell, at, sign) {
 function sortable(table, columns, rows, sorted, descending, decorate) {
   const head = el("tr");
   const body = el("tbody");
+  if (!table) table = el("table");
   const order = () => {
     const value = columns[sorted].value;
     const missing = (x) => x === null || x === undefined;
@@ -61,6 +68,23 @@ function sortable(table, columns, rows, sorted, descending, decorate) {
   table.append(el("thead"), body);
   table.tHead.append(head);
   order();
+  return table;
+}
+
+const named = (cell, group) => {
+  cell.append(el("span", "", "mark"), label(group));
+  cell.firstChild.style.background = colour(group);
+};
+const difference = (name, at) => [
+  { name, value: (r) => at(r).mean, show: (cell, r) => interval(cell, at(r), true) },
+  { name: "p (Holm)", value: (r) => at(r).holm, show: (cell, r) => (cell.textContent = at(r).holm === null ? "" : String(Number(at(r).holm.toPrecision(2)))) },
+];
+const sides = ["first", "second"].map((side) => ({ name: side, text: true, value: (r) => label(r[side]), show: (cell, r) => named(cell, r[side]) }));
+
+function scroller(table) {
+  const box = el("div", undefined, "scroll");
+  box.append(table);
+  return box;
 }
 
 // --- charts ---------------------------------------------------------------------------------------------------------
@@ -129,60 +153,66 @@ function legend(list, entries) {
   }));
 }
 
-const ranked = [...data.groups].sort((a, b) => (b.best.mean ?? -1) - (a.best.mean ?? -1));
-const shown = new Set(ranked.filter((g) => g.curve.epoch.length).slice(0, 5));
-// Rows of one method share its colour in the tables; curves that are on show together need their own.
-const strokes = () => new Map([...shown].map((g, i) => [g, `var(--c${i % 9})`]));
+const shown = new Set(ranked.filter((i) => data.groups[i].curve.epoch.length).slice(0, 5));
+
+function shade(root, xs, low, high, px, py, fill) {
+  const back = path([...xs].reverse(), [...high].reverse(), px, py).replace("M", "L");
+  svg("path", { d: path(xs, low, px, py) + back + "Z", fill, opacity: 0.16 }, root);
+}
 
 function drawCurves() {
   const chosen = [...shown];
-  if (!chosen.length) return $("curves").replaceChildren(el("p", "Choose a row above."));
-  const x = { min: 0, max: Math.max(...chosen.map((g) => g.curve.epoch.at(-1))), flush: true };
-  const y = range(chosen.flatMap((g) => [...(g.curve.low || g.curve.mean), ...(g.curve.high || g.curve.mean)]));
+  legend($("legend"), chosen.map((i) => [label(i), colour(i)]));
+  if (!chosen.length) return $("curves").replaceChildren(el("p", "No finished run is chosen."));
+  const groups = chosen.map((i) => data.groups[i]);
+  const x = { min: 0, max: Math.max(...groups.map((g) => g.curve.epoch.at(-1))), flush: true };
+  const y = range(groups.flatMap((g) => [...(g.curve.low || g.curve.mean), ...(g.curve.high || g.curve.mean)]));
   const [root, px, py] = frame($("curves"), 340, x, y, "epoch");
-  const stroke = strokes();
-  const phases = new Map(chosen.filter((g) => g.ascents.length).map((g) => [String(g.ascents), g]));
-  for (const g of phases.values())
-    for (const [start, end] of g.ascents) {
+  const phases = new Map(chosen.filter((i) => data.groups[i].ascents.length).map((i) => [String(data.groups[i].ascents), i]));
+  for (const i of phases.values())
+    for (const [start, end] of data.groups[i].ascents) {
       const stretch = { x: px(start), width: px(end) - px(start), y: 8, height: 294, class: "ascent" };
-      svg("rect", phases.size > 1 ? { ...stretch, style: `fill:${stroke.get(g)}` } : stretch, root);
+      svg("rect", phases.size > 1 ? { ...stretch, style: `fill:${colour(i)}` } : stretch, root);
     }
-  for (const g of chosen) {
-    const { epoch, mean, low, high } = g.curve;
-    if (low) {
-      const back = path([...epoch].reverse(), [...high].reverse(), px, py).replace("M", "L");
-      svg("path", { d: path(epoch, low, px, py) + back + "Z", fill: stroke.get(g), opacity: 0.16 }, root);
-    }
-    line(root, epoch, mean, px, py, stroke.get(g), g.label);
+  for (const i of chosen) {
+    const { epoch, mean, low, high } = data.groups[i].curve;
+    if (low) shade(root, epoch, low, high, px, py, colour(i));
+    line(root, epoch, mean, px, py, colour(i), label(i));
   }
-  legend($("legend"), chosen.map((g) => [g.label, stroke.get(g)]));
+}
+
+const reach = (cells) => cells.flatMap((c) => [c.low ?? c.mean, c.high ?? c.mean]);
+
+function dot(root, x, y, cell, group, clip = (v) => v) {
+  const stroke = colour(group);
+  if (cell.low !== null) svg("line", { x1: x, x2: x, y1: y(clip(cell.low)), y2: y(clip(cell.high)), stroke, opacity: 0.5 }, root);
+  const circle = svg("circle", { cx: x, cy: y(cell.mean), r: 3.2, fill: stroke }, root);
+  svg("title", {}, circle).textContent = `${label(group)}: ${short(cell.mean)}`;
 }
 
 function drawSettings() {
-  const scored = data.groups.filter((g) => g.best.mean !== null);
+  const scored = data.groups.map((_, i) => i).filter((i) => data.groups[i].best.mean !== null);
   $("settings-section").hidden = !data.varied.length || !scored.length;
-  if (methods.length > 1) legend($("setting-methods"), methods.map((m, i) => [m, `var(--c${i % 9})`]));
+  if (scored.length <= 12) legend($("setting-groups"), scored.map((i) => [label(i), colour(i)]));
   const figures = data.varied.map((name) => {
-    const values = [...new Set(scored.map((g) => g.settings[name]))];
+    const acting = scored.filter((i) => name in data.groups[i].settings); // without effect elsewhere
+    if (!acting.length) return () => {};
+    const values = [...new Set(acting.map((i) => data.groups[i].settings[name]))];
     const numbers = values.every((v) => typeof v === "number");
     if (numbers) values.sort((a, b) => a - b);
     const log = numbers && values[0] > 0 && values.at(-1) / values[0] > 20;
     const x = numbers ? { ...range(values), log } : { names: values.map(short) };
     if (numbers && (values.length <= 6 || log)) x.marks = values.length <= 12 ? values : [0, 1, 2, 3].map((i) => Math.exp(Math.log(values[0]) + (i / 3) * Math.log(values.at(-1) / values[0])));
-    const y = range(scored.flatMap((g) => [percent(g.best.low ?? g.best.mean), percent(g.best.high ?? g.best.mean)]));
+    const y = range(reach(acting.map((i) => data.groups[i].best)).map(percent));
     const figure = el("figure");
     figure.dataset.setting = name;
     $("settings").append(figure);
     return () => {
       const [root, px, py] = frame(figure, 230, x, y, name.replaceAll("_", " "));
-      scored.forEach((g, i) => {
-        // a little aside, so that methods at one value do not hide each other
-        const aside = methods.length > 1 ? (methods.indexOf(g.method) - (methods.length - 1) / 2) * 3 : 0;
-        const at = px(numbers ? g.settings[name] : values.indexOf(g.settings[name])) + aside;
-        const stroke = colour(g, 0);
-        if (g.best.low !== null) svg("line", { x1: at, x2: at, y1: py(percent(g.best.low)), y2: py(percent(g.best.high)), stroke, opacity: 0.5 }, root);
-        const dot = svg("circle", { cx: at, cy: py(g.best.mean), r: 3.2, fill: stroke }, root);
-        svg("title", {}, dot).textContent = `${g.label}: ${fixed(g.best.mean)} %`;
+      acting.forEach((i, place) => {
+        const value = data.groups[i].settings[name];
+        const aside = ((place % 5) - 2) * 2; // a little aside, so that groups at one value do not hide each other
+        dot(root, px(numbers ? value : values.indexOf(value)) + aside, py, data.groups[i].best, i, percent);
       });
     };
   });
@@ -190,79 +220,111 @@ function drawSettings() {
 }
 
 function drawThroughput() {
-  const rows = data.throughput;
-  if (!rows.length) return $("throughput").replaceChildren(el("p", "Nothing is measured yet."));
+  const rows = [...shown].map((group) => ({ group, ...data.groups[group].throughput })).filter((r) => r.generation.length);
+  if (!rows.length) return $("throughput").replaceChildren(el("p", "No finished run is chosen."));
   const most = Math.max(...rows.flatMap((r) => r.generation));
   const x = { min: 0, max: most, marks: ticks(0, most, Math.min(10, most || 1)).filter(Number.isInteger) };
   const y = { min: 0, max: Math.max(...rows.flatMap((r) => r.images_per_s)) };
   const [root, px, py] = frame($("throughput"), 220, x, y, "generation");
-  const stroke = (r) => `var(--c${methods.indexOf(r.method) % 9})`;
-  for (const r of rows) line(root, r.generation, r.images_per_s, px, py, stroke(r), r.method);
-  legend($("methods"), rows.map((r) => [r.method, stroke(r)]));
+  for (const r of rows) line(root, r.generation, r.images_per_s, px, py, colour(r.group), label(r.group));
+}
+
+const plain = (value) => (value && typeof value === "object" ? Object.entries(value).map(([k, v]) => (Array.isArray(value) ? short(v) : `${k} ${short(v)}`)).join(", ") : short(value));
+
+const about = "Means are over seeds with Student's interval; one seed has the interval over its examples or episodes, if any.";
+
+// A section for each analysis and protocol; returns the function that draws its charts.
+function analysis({ title, protocol, differ, figures, pairs }) {
+  const section = $("analyses").appendChild(el("section"));
+  section.append(el("h2", title));
+  if (differ.length) section.append(el("p", `Not comparable with the other protocols: ${differ.map((key) => `${key.replaceAll("_", " ")} ${plain(protocol[key])}`).join("; ")}.`, "differ"));
+  const rest = Object.entries(protocol).filter(([key]) => !differ.includes(key) && !key.endsWith("sha256"));
+  section.append(el("p", `Protocol: ${rest.map(([key, value]) => `${key.replaceAll("_", " ")} ${plain(value)}`).join("; ")}. ${about}`));
+  const groups = [...new Set(figures.flatMap((f) => f.cells.map((c) => c.group)))].sort((a, b) => a - b);
+  const cell = (f, group) => f.cells.find((c) => c.group === group);
+  const columns = groups.map((group) => ({
+    name: label(group), value: (f) => cell(f, group)?.mean, show: (td, f) => interval(td, cell(f, group)),
+  }));
+  if (groups.length) section.append(scroller(sortable(null, [{ name: "figure", text: true, value: (f) => f.name }, ...columns], figures, 0, false)));
+  if (pairs.length) {
+    const fixedColumns = [{ name: "figure", text: true, value: (r) => r.figure }, ...sides, { name: "pairs", value: (r) => r.count }];
+    section.append(scroller(sortable(null, [...fixedColumns, ...difference("first minus second", (r) => r)], pairs, 0, false)));
+  }
+  legend(section.appendChild(el("ul", undefined, "legend")), groups.map((i) => [label(i), colour(i)]));
+  const grid = section.appendChild(el("div", undefined, "grid"));
+  const draws = figures.flatMap(({ name, cells, curves }) => [
+    cells.length && ((figure) => {
+      const [root, px, py] = frame(figure, 200, { names: cells.map((c) => label(c.group)) }, range(reach(cells)), name);
+      cells.forEach((c, i) => dot(root, px(i), py, c, c.group));
+    }),
+    curves.length && ((figure) => {
+      const at = curves.flatMap((c) => c.at);
+      const [root, px, py] = frame(figure, 200, range(at), range(reach(curves.flatMap((c) => c.points))), `${name}: after each generation and ascent`);
+      for (const { group, at, points } of curves) {
+        line(root, at, points.map((p) => p.mean), px, py, colour(group), label(group));
+        points.forEach((p, i) => dot(root, px(at[i]), py, p, group));
+      }
+    }),
+  ]).filter(Boolean).map((draw) => [draw, grid.appendChild(el("figure"))]);
+  return () => draws.forEach(([draw, figure]) => draw(figure));
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------
 
 document.querySelector("h1").textContent = data.title;
-const states = Object.entries(data.states).map(([state, count]) => `${count} ${state}`).join(", ");
-$("counts").textContent = `${counted(data.runs, "run")}${states ? ` (${states})` : ""} in ${counted(data.groups.length, "row")}`;
+$("counts").textContent = `${counted(data.runs, "finished run")} in ${counted(data.groups.length, "group")}; ${data.left_out.length} left out`;
 
+const groups = data.groups.map((_, i) => i);
 sortable(
   $("groups"),
   [
-    ...(data.varied.length ? data.varied : ["method"]).map((name) => ({
-      name: name.replaceAll("_", " "),
-      text: data.groups.some((g) => typeof (g.settings[name] ?? g.method) !== "number"),
-      value: (g) => (name in g.settings ? g.settings[name] : g.method),
-    })),
-    { name: "seeds", value: (g) => g.seeds.length },
-    { name: "best epoch", value: (g) => g.best.mean, show: (cell, g) => interval(cell, g.best) },
-    { name: "last epoch", value: (g) => g.last.mean, show: (cell, g) => interval(cell, g.last) },
-    { name: "epochs", value: (g) => g.epochs },
-    { name: "images/s", value: (g) => g.images_per_s, show: (cell, g) => (cell.textContent = fixed(g.images_per_s, 0)) },
-    ...(data.groups.some((g) => g.stopped) ? [{ name: "stopped early", value: (g) => g.stopped }] : []),
+    ...(data.varied.length ? data.varied : ["method"]).map((name, column) => {
+      const value = (i) => data.groups[i].settings[name] ?? (data.varied.length ? undefined : data.groups[i].method);
+      const show = (cell, i) => {
+        cell.append(short(value(i) ?? ""));
+        if (column) return;
+        cell.prepend(el("span", "", "mark"));
+        cell.firstChild.style.background = colour(i);
+      };
+      return { name: name.replaceAll("_", " "), text: groups.some((i) => typeof value(i) === "string"), value, show };
+    }),
+    { name: "seeds", value: (i) => data.groups[i].seeds.length },
+    { name: "left out", value: (i) => data.groups[i].left_out },
+    { name: "best epoch", value: (i) => data.groups[i].best.mean, show: (cell, i) => interval(cell, data.groups[i].best) },
+    { name: "last epoch", value: (i) => data.groups[i].last.mean, show: (cell, i) => interval(cell, data.groups[i].last) },
+    { name: "epochs", value: (i) => data.groups[i].epochs },
+    { name: "images/s", value: (i) => data.groups[i].images_per_s, show: (cell, i) => (cell.textContent = fixed(data.groups[i].images_per_s, 0)) },
   ],
-  data.groups,
-  (data.varied.length || 1) + 1,
+  groups,
+  (data.varied.length || 1) + 2,
   true,
-  (row, g) => {
-    row.classList.toggle("on", shown.has(g));
+  (row, i) => {
+    row.classList.toggle("on", shown.has(i));
     row.onclick = () => {
-      shown.delete(g) || shown.add(g);
-      row.classList.toggle("on", shown.has(g));
+      shown.delete(i) || (data.groups[i].curve.epoch.length && shown.add(i));
+      row.classList.toggle("on", shown.has(i));
       drawCurves();
+      drawThroughput();
     };
   },
 );
 
-$("pairs-section").hidden = !data.pairs.rows.length;
-$("pairs-what").textContent =
-  data.pairs.what === "methods"
-    ? "First minus second, in points of top-1, over runs that agree in seed and in every other setting that both vary; with the 95 % interval of the paired differences."
-    : "Best row minus the other, in points of top-1, over the seeds that both have; with the 95 % interval of the paired differences.";
-if (data.pairs.more) $("pairs-what").textContent += ` ${data.pairs.more} more are left out.`;
-sortable(
-  $("pairs"),
-  [
-    { name: "first", text: true, value: (r) => r.first },
-    { name: "second", text: true, value: (r) => r.second },
-    { name: "pairs", value: (r) => r.best.count },
-    { name: "best epoch", value: (r) => r.best.mean, show: (cell, r) => interval(cell, r.best, true) },
-    { name: "last epoch", value: (r) => r.last.mean, show: (cell, r) => interval(cell, r.last, true) },
-  ],
-  data.pairs.rows,
-  3,
-  true,
-);
+$("pairs-section").hidden = !data.pairs.length;
+if (data.more_pairs) $("pairs-more").textContent = `${data.more_pairs} more are in no table; Holm's adjustment counts them.`;
+const differences = [...difference("best epoch", (r) => r.best), ...difference("last epoch", (r) => r.last)];
+sortable($("pairs"), [...sides, { name: "pairs", value: (r) => r.best.count }, ...differences], data.pairs, 4, false);
 
-$("failed-section").hidden = !data.failed.length;
-$("failed").append(...data.failed.map((f) => el("li", `${f.name}: ${f.message}`)));
+$("left-out-section").hidden = !data.left_out.length;
+$("left-out").append(...data.left_out.map(([name, why]) => el("li", `${name}: ${why}`)));
 
 const settings = drawSettings();
+const sections = data.analyses.map(analysis);
 const draw = () => {
   drawCurves();
   settings();
   drawThroughput();
+  sections.forEach((section) => section());
+  for (const box of document.querySelectorAll(".scroll")) box.toggleAttribute("data-more", box.scrollWidth > box.clientWidth + 1);
 };
 draw();
 let width = innerWidth;

@@ -13,7 +13,7 @@ from seal_fast.utils.files import to_json
 def page(content: dict[str, Any]) -> str:
     """The page; the content travels inside it as JSON, in a place where it cannot execute."""
     part = resources.files("seal_fast.report")
-    style, script, body = ((part / name).read_text() for name in ("page.css", "page.js", "page.html"))
+    style, script, body = ((part / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html"))
     data = json.dumps(to_json(content), separators=(",", ":")).replace("<", "\\u003c")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

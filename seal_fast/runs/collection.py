@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,11 @@ from seal_fast.config import Config, check, load
 from seal_fast.methods import timeline
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.identity import Training, labels, read_object, read_provenance, varied_settings
-from seal_fast.runs.summary import summarise
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import to_json
 
 _COLUMNS = ("phase", "val_loss", "val_top1", "val_top5")
 _NUMBERS = ("seconds", "images", "compile_seconds", "input_wait_seconds")
-FIGURES = {"best": "best epoch", "last": "last epoch"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +50,18 @@ class Run(Training):
         """The seed of the training."""
         return self.config.seed
 
+    @cached_property
     def top1(self) -> dict[str, float]:
         """Validation top-1 in percent of the best and the last evaluated epoch; empty if none was evaluated."""
-        summary = summarise(self.rows)
-        return {which: summary[which]["val_top1"] for which in FIGURES if summary[which]}
+        values = [row["val_top1"] for row in self.rows if row["val_top1"] is not None]
+        return {"best": max(values), "last": values[-1]} if values else {}
 
     def excluded(self) -> str:
         """Why the run counts in no mean; empty if it does."""
         if self.state != "finished":
             epochs = f"{self.state} after {len(self.rows)} of {timeline(self.config).total_epochs()} epochs"
             return f"{epochs}: {self.message}" if self.message else epochs
-        return "" if self.top1() else "never evaluated to a finite accuracy"
+        return "" if self.top1 else "never evaluated to a finite accuracy"
 
 
 @dataclass(frozen=True)

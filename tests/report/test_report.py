@@ -1,6 +1,13 @@
+import csv
+import json
 import math
+import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import browser
 import pytest
@@ -8,12 +15,19 @@ from pretend import pretend_rows, pretend_run
 
 from seal_fast.__main__ import main
 from seal_fast.config import Config
-from seal_fast.report.content import content
+from seal_fast.report.analyses import Analyses
+from seal_fast.report.content import content as content_of
 from seal_fast.report.page import page
-from seal_fast.report.runs import Run, find
+from seal_fast.runs.collection import Run, Runs, group_by_training
+from seal_fast.runs.stats import holm, paired, paired_p
 
 BASE = Config(data="digits", generations=3, epochs=8, ascent_epochs=2, eval_every=1)
 LEVELS = {"seal": 60.0, "llf": 57.0, "restart": 50.0}
+NONE = Analyses([], {}, [])
+
+
+def run(name, config, rows, state="finished"):
+    return Run(config, {}, (), Path(name), rows, state)
 
 
 def runs(methods=LEVELS, scales=(0.01,), seeds=range(3)):
@@ -23,83 +37,158 @@ def runs(methods=LEVELS, scales=(0.01,), seeds=range(3)):
             for seed in seeds:
                 config = replace(BASE, method=method, ascent_scale=scale, seed=seed)
                 rows = pretend_rows(config, LEVELS[method] + 10 * scale + seed)
-                found.append(Run(f"{method}-{scale}-{seed}", "finished", config, rows))
+                found.append(run(f"{method}-{scale}-{seed}", config, rows))
     return found
+
+
+def content(found, title="t"):
+    return content_of(Runs(found, []), group_by_training(found), NONE, title)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "my <runs>"
-    for run in runs(scales=(0.001, 0.01, 0.1)):
-        pretend_run(path / run.name, run.config, LEVELS[run.config.method] + run.config.seed)
+    for one in runs(scales=(0.001, 0.01, 0.1)):
+        pretend_run(path / one.name, one.config, LEVELS[one.config.method] + one.config.seed)
     assert main(["report", str(path)]) == 0
     return path
 
 
-def best(run):
-    return max(row["val_top1"] for row in run.rows)
+def best(found):
+    return max(row["val_top1"] for row in found.rows)
 
 
 def test_means_and_intervals_are_those_of_the_seeds():
     found = runs(("seal",))
-    (group,) = content(found, "t")["groups"]
-    x = [best(run) for run in found]
+    (group,) = content(found)["groups"]
+    x = [best(one) for one in found]
     mean = sum(x) / 3
     half = 4.302652729911275 * math.sqrt(sum((v - mean) ** 2 for v in x) / 2 / 3)  # t of two degrees of freedom
     assert group["best"]["mean"] == pytest.approx(mean, abs=1e-9)
     assert group["best"]["low"] == pytest.approx(mean - half, abs=1e-6) and group["seeds"] == [0, 1, 2]
     assert group["curve"]["epoch"] == list(range(1, 25)) and group["ascents"] == [(8, 10), (16, 18)]
-    last = [run.rows[-1]["val_top1"] for run in found]
+    last = [one.rows[-1]["val_top1"] for one in found]
     assert group["curve"]["mean"][-1] == pytest.approx(sum(last) / 3, abs=0.006)
     assert group["curve"]["low"][-1] == pytest.approx(min(last), abs=0.006)
     assert group["images_per_s"] == pytest.approx(sum(600 + 2 * g for g in range(3)) / 6)
+    assert group["throughput"] == {"generation": [0, 1, 2], "images_per_s": [300.0, 301.0, 302.0]}
 
 
-def test_methods_are_compared_over_the_same_seeds():
+def test_methods_are_compared_over_the_same_seeds_with_holm_beside_them():
     found = runs()
     del found[4]  # llf's seed 1
-    said = content(found, "t")["pairs"]
-    rows = {(row["first"], row["second"]): row["best"] for row in said["rows"]}
-    by = {(run.config.method, run.config.seed): best(run) for run in found}
-    assert set(rows) == {("seal", "llf"), ("seal", "restart"), ("llf", "restart")}
-    assert rows["seal", "llf"]["count"] == 2 and rows["seal", "restart"]["count"] == 3
-    for first, second in (("seal", "llf"), ("llf", "restart")):
-        expected = sum(by[first, s] - by[second, s] for s in (0, 2)) / 2
-        assert rows[first, second]["mean"] == pytest.approx(expected, abs=1e-9)
+    shown = content(found)
+    labels = [group["label"] for group in shown["groups"]]
+    rows = {(labels[row["first"]], labels[row["second"]]): row["best"] for row in shown["pairs"]}
+    by = {(one.config.method, one.seed): best(one) for one in found}
+    seeds = {("seal", "llf"): (0, 2), ("seal", "restart"): (0, 1, 2), ("llf", "restart"): (0, 2)}
+    assert set(rows) == set(seeds)
+    p_values = []
+    for pair, shared in seeds.items():
+        first, second = ([by[method, seed] for seed in shared] for method in pair)
+        expected = paired(first, second)
+        assert rows[pair]["count"] == len(shared)
+        assert (rows[pair]["mean"], rows[pair]["low"]) == pytest.approx((expected.mean, expected.low), abs=1e-9)
+        p_values.append(paired_p(first, second))
+    assert [rows[pair]["holm"] for pair in seeds] == pytest.approx(holm(p_values))
 
 
-def test_a_setting_that_one_method_alone_varies_makes_rows():
-    rows = content(runs(("seal", "llf"), scales=(0.01, 0.1)), "t")["pairs"]["rows"]
-    assert [(r["first"], r["second"]) for r in rows] == [
-        ("seal, ascent scale 0.01", "llf"), ("seal, ascent scale 0.1", "llf"),
-    ]  # fmt: skip
+def labelled(shown):
+    labels = [group["label"] for group in shown["groups"]]
+    return {(labels[row["first"]], labels[row["second"]]) for row in shown["pairs"]}
+
+
+def test_methods_are_compared_where_they_agree_in_what_acts_on_both():
+    scales = content(runs(("seal", "llf"), scales=(0.01, 0.1)))
+    assert labelled(scales) == {("seal, ascent scale 0.01", "llf"), ("seal, ascent scale 0.1", "llf")}
+    assert "ascent_scale" not in scales["groups"][2]["settings"]
+    found = [
+        run(f"{m}{lr}", replace(BASE, method=m, lr=lr), pretend_rows(BASE, 50))
+        for m in ("seal", "llf")
+        for lr in (1, 2)
+    ]
+    assert labelled(content(found)) == {("seal, lr 1", "llf, lr 1"), ("seal, lr 2", "llf, lr 2")}
 
 
 def test_of_one_method_the_best_settings_are_compared_with_the_others():
-    said = content(runs(("seal",), scales=(0.01, 0.1)), "t")["pairs"]
-    assert said["what"] == "groups"
-    assert [(r["first"], r["second"]) for r in said["rows"]] == [("ascent scale 0.1", "ascent scale 0.01")]
+    assert labelled(content(runs(("seal",), scales=(0.01, 0.1)))) == {("ascent scale 0.1", "ascent scale 0.01")}
 
 
-def test_one_seed_has_no_interval_and_an_unevaluated_run_no_figure():
-    found = [*runs(("seal",), seeds=[0]), Run("new", "waiting", replace(BASE, method="llf"), [])]
-    first, second = content(found, "t")["groups"]
-    assert math.isnan(first["best"]["low"]) and math.isnan(second["best"]["mean"]) and second["seeds"] == []
-    assert "NaN" not in page(content(found, "t"))
+def test_one_seed_has_no_interval_and_what_is_unfinished_counts_nowhere():
+    half = run("half", replace(BASE, seed=1), pretend_rows(BASE, 90, generations=1), "stopped early")
+    found = [*runs(("seal",), seeds=[0]), half, run("new", replace(BASE, method="llf"), [], "unfinished")]
+    shown = content(found)
+    first, second = shown["groups"]
+    assert first["best"]["mean"] == best(found[0]) and math.isnan(first["best"]["low"]) and first["left_out"] == 1
+    assert math.isnan(second["best"]["mean"]) and second["seeds"] == [] and second["curve"]["epoch"] == []
+    assert len(first["curve"]["epoch"]) == 24 and "high" not in first["curve"]
+    assert shown["left_out"] == [
+        ("half", "stopped early after 8 of 24 epochs"), ("new", "unfinished after 0 of 24 epochs"),
+    ]  # fmt: skip
+    assert shown["runs"] == 1 and "NaN" not in page(shown)
 
 
 def test_a_page_has_no_address_in_it_and_no_way_out_of_its_data(folder):
     text = (folder / "report.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|@import|url\(""", text)
     assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}
-    hostile = [Run("x", "failed", BASE, [], "</script><script>document.title='out'</script>")]
-    text = page(content(hostile, "<b>"))
+    shown = content([run("</script><script>document.title='out'</script>", BASE, [], "failed")], "<b>")
+    text = page(shown)
     assert "</script><script>document" not in text and "<title>&lt;b&gt;</title>" in text
+
+
+def test_figures_are_written_as_csv_and_json_too(folder):
+    rows = list(csv.DictReader((folder / "report.csv").open()))
+    assert len(rows) == 15 * 4 and {row["group"] for row in rows} >= {"llf", "seal, ascent scale 0.001"}
+    shown = json.loads((folder / "report.json").read_text())
+    values = [float(r["value"]) for r in rows if r["group"] == "llf" and r["name"] == "top-1 of the best epoch (%)"]
+    (llf,) = (group for group in shown["groups"] if group["label"] == "llf")
+    assert llf["best"]["mean"] == pytest.approx(sum(values) / 3) and len(values) == 3
+
+
+def test_runs_may_be_named_one_by_one_and_a_damaged_one_is_named(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bad = Path(os.fsdecode(b"ba\xefd"))
+    shutil.copytree(folder / "llf-0.01-0", bad)
+    text = (bad / "metrics.jsonl").read_text()
+    (bad / "metrics.jsonl").write_text(text.replace('"val_top1"', '"val_top2"', 1))
+    assert main(["report", *(str(folder / f"llf-0.01-{seed}") for seed in range(3)), str(bad)]) == 0
+    said = capsys.readouterr().out
+    assert "left out: ba\\xefd: line 1 of metrics.jsonl is damaged (no val_top1)" in said
+    shown = json.loads(Path("report.json").read_text())
+    assert [group["seeds"] for group in shown["groups"]] == [[0, 1, 2]]
+    assert "ba\\\\xefd" in Path("report.html").read_text()
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2 and "neither a sweep nor run folders" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "missing")]) == 2
+
+
+def test_a_sweep_is_found_with_what_became_of_its_trials(tmp_path):
+    from seal_fast.sweep.folder import SweepFolder
+    from seal_fast.sweep.plan import Plan, Trial
+
+    sweep = SweepFolder(tmp_path)
+    trials = tuple(Trial(f"{s}", {"seed": s}, replace(BASE, seed=s)) for s in range(4))
+    sweep.write_plan(Plan(trials))
+    ledger = sweep.open_ledger({t.name: t for t in trials})
+    pretend_run(sweep.trials / "0", trials[0].config, 50)
+    pretend_run(sweep.trials / "1", trials[1].config, 50, generations=1)
+    ledger.record("1", "running", generation=1, value=3.0)
+    ledger.record("1", "stopped")
+    ledger.record("2", "failed", failures=3, message="out of memory")
+    assert main(["report", str(tmp_path)]) == 0
+    shown = json.loads((tmp_path / "report.json").read_text())
+    assert shown["groups"][0]["seeds"] == [0]
+    assert {Path(name).name: why for name, why in shown["left_out"]} == {
+        "1": "stopped early after 8 of 24 epochs", "2": "failed: out of memory", "3": "not started",
+    }  # fmt: skip
+
+
+def test_a_report_imports_no_torch():
+    code = "import sys, seal_fast.report.command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +226,10 @@ def test_in_a_browser_it_sorts_draws_and_asks_for_nothing(folder, chromium):
     assert chromium.run(curves) == 4
     figures = chromium.run("[...document.querySelectorAll('#settings figure')].map(f => f.dataset.setting)")
     assert figures == ["method", "ascent_scale"]
-    assert chromium.run("document.querySelectorAll('#settings circle').length") == 10
-    said = chromium.run("document.getElementById('setting-methods').innerText").split()
-    assert sorted(said) == ["llf", "restart", "seal"]
-    assert chromium.run("document.querySelectorAll('#throughput path').length") == 3
+    assert chromium.run("document.querySelectorAll('#settings circle').length") == 8
+    said = chromium.run("document.getElementById('setting-groups').innerText").splitlines()
+    assert sorted(said)[:3] == ["llf", "restart", "seal, ascent scale 0.001"] and len(said) == 5
+    assert chromium.run("document.querySelectorAll('#throughput path').length") == 4  # of the chosen groups
     assert len(first_column(chromium, "pairs", 0)) == 7
     bad = "[...document.querySelectorAll('svg *')].filter(n => /NaN|Infinity|undefined/.test(n.outerHTML)).length"
     assert chromium.run(bad) == 0
@@ -165,7 +254,7 @@ def test_the_axis_of_accuracy_holds_what_is_possible(tmp_path, chromium):
     for scale in (0.01, 0.1):
         for seed in range(2):
             config = replace(BASE, seed=seed, ascent_scale=scale)
-            found.append(Run(f"{scale}-{seed}", "finished", config, pretend_rows(config, 40.0 + 40 * seed)))
+            found.append(run(f"{scale}-{seed}", config, pretend_rows(config, 40.0 + 40 * seed)))
     best = content(found, "wide")["groups"][0]["best"]
     assert best["low"] < 0 and best["high"] > 100
     (tmp_path / "page.html").write_text(page(content(found, "wide")))
@@ -184,7 +273,7 @@ def test_each_rows_ascents_are_shaded(tmp_path, chromium):
     found = []
     for seed, length in enumerate(lengths):
         config = replace(BASE, seed=seed, ascent_epochs=length)
-        found.append(Run(str(seed), "finished", config, pretend_rows(config, 60.0 + seed)))
+        found.append(run(str(seed), config, pretend_rows(config, 60.0 + seed)))
     (tmp_path / "page.html").write_text(page(content(found, "lengths")))
     chromium.open(tmp_path / "page.html")
     assert chromium.run("document.querySelectorAll('#curves .ascent').length") == 4
@@ -195,8 +284,7 @@ def test_each_rows_ascents_are_shaded(tmp_path, chromium):
 def test_one_run_is_counted_as_one(tmp_path, chromium):
     (tmp_path / "page.html").write_text(page(content(runs(("seal",), seeds=[0]), "alone")))
     chromium.open(tmp_path / "page.html")
-    assert chromium.run("document.getElementById('counts').textContent").startswith("1 run (")
-    assert chromium.run("document.getElementById('counts').textContent").endswith(" in 1 row")
+    assert chromium.run("document.getElementById('counts').textContent") == "1 finished run in 1 group; 0 left out"
 
 
 def test_a_thousand_runs_stay_small(tmp_path, chromium):
@@ -205,27 +293,9 @@ def test_a_thousand_runs_stay_small(tmp_path, chromium):
     for i in range(334):
         shared = pretend_rows(replace(config, seed=i), 50 + i / 50)  # invented once for three seeds, to be quick
         settings = {"lr": 0.001 * 1.02**i, "method": ("seal", "llf")[i % 2]}
-        found += [Run(f"{i}-{s}", "finished", replace(config, seed=s, **settings), shared) for s in range(3)]
+        found += [run(f"{i}-{s}", replace(config, seed=s, **settings), shared) for s in range(3)]
     path = tmp_path / "report.html"
     path.write_text(page(content(found, "large")))
     assert path.stat().st_size < 10e6
     chromium.open(path)
     assert chromium.run("document.querySelectorAll('#groups tbody tr').length") == 334
-
-
-def test_a_sweep_is_found_with_its_states(tmp_path):
-    from seal_fast.sweep.folder import SweepFolder
-    from seal_fast.sweep.plan import Plan, Trial
-
-    sweep = SweepFolder(tmp_path)
-    trials = tuple(Trial(f"{s}", {"seed": s}, replace(BASE, seed=s)) for s in range(3))
-    sweep.write_plan(Plan(trials))
-    ledger = sweep.open_ledger({t.name: t for t in trials})
-    for trial in trials[:2]:
-        pretend_run(sweep.trials / trial.name, trial.config, 50)
-    ledger.record("1", "running", generation=1, value=3.0)
-    ledger.record("1", "stopped")
-    ledger.record("2", "failed", failures=3, message="out of memory")
-    found = find(tmp_path)
-    assert [(run.state, len(run.rows)) for run in found] == [("waiting", 24), ("stopped", 8), ("failed", 0)]
-    assert content(found, "t")["failed"] == [{"name": "2", "message": "out of memory"}]

@@ -125,7 +125,7 @@ def test_a_line_being_written_is_not_damage_and_nan_is_no_accuracy(tmp_path):
     row = json.loads(last)
     folder.metrics.write_text("".join(lines) + json.dumps(row | {"val_top1": float("nan")}) + "\n")
     run = open_run(folder.path)
-    assert run.rows[-1]["val_top1"] is None and run.top1()["last"] == json.loads(lines[-1])["val_top1"]
+    assert run.rows[-1]["val_top1"] is None and run.top1["last"] == json.loads(lines[-1])["val_top1"]
     nothing = [json.dumps(json.loads(line) | {"val_top1": float("nan")}) + "\n" for line in (*lines, last)]
     folder.metrics.write_text("".join(nothing))
     assert groups(tmp_path) == ({"seal": []}, {"a": "never evaluated to a finite accuracy"})

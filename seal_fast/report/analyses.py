@@ -1,0 +1,235 @@
+"""Results of the analyses that lie beside runs; figures stand together only where their protocols are equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seal_fast.report.pairs import Pairs, adjusted, differences
+from seal_fast.runs.collection import Group, Run, shown
+from seal_fast.runs.identity import weights_sha256
+from seal_fast.runs.stats import Interval, student
+from seal_fast.utils.errors import UsageError
+
+TITLES = {
+    "depth": "Prediction depth",
+    "transfer": "Transfer",
+    "fewshot": "Few-shot",
+    "hessian": "Hessian of the training loss",
+}
+_PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
+_HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
+_EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue", "trace": "trace"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of one network.
+
+    Attributes:
+        analysis: a key of `TITLES`.
+        protocol: number of the protocol among those of its analysis, from 1.
+        group: place of the run's group.
+        run: the run folder's name.
+        seed: of the run.
+        stage: of the weights, such as "last" or "generation-0".
+        name: what the number is, its unit included.
+        value: the number.
+        low: lower end of its own 95 % interval, over examples or episodes; None where it has none.
+        high: upper end.
+    """
+
+    analysis: str
+    protocol: int
+    group: int
+    run: str
+    seed: int
+    stage: str
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Analyses:
+    """The figures of finished runs, the protocols by analysis, and the files and results left out with the reason."""
+
+    figures: list[Figure]
+    protocols: dict[str, list[dict[str, Any]]]
+    left_out: list[tuple[str, str]]
+    stage: str = "last"
+
+    def content(self, groups: int, pairs: Pairs) -> list[dict[str, Any]]:
+        """One section for each protocol, as plain values."""
+        sections = []
+        for analysis, protocols in self.protocols.items():
+            differ = [
+                key
+                for key in dict.fromkeys(key for protocol in protocols for key in protocol)
+                if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols)
+            ]
+            for number, protocol in enumerate(protocols, 1):
+                mine = [f for f in self.figures if (f.analysis, f.protocol) == (analysis, number)]
+                figures, compared = [], []
+                for name in dict.fromkeys(f.name for f in mine):
+                    same = [f for f in mine if f.name == name]
+                    found = [_by_seed(same, group, self.stage) for group in range(groups)]
+                    cells = [{"group": i} | _mean(by_seed).json() for i, by_seed in enumerate(found) if by_seed]
+                    figures.append({"name": name, "cells": cells, "curves": _curves(same, groups)})
+                    values = [{seed: f.value for seed, f in by_seed.items()} for by_seed in found]
+                    compared += [{"figure": name} | row for row in differences(pairs, values)]
+                title = TITLES[analysis] + (f", protocol {number}" if len(protocols) > 1 else "")
+                section = {"title": title, "protocol": protocol, "differ": differ, "figures": figures}
+                sections.append(section | {"pairs": adjusted(compared)})
+        return sections
+
+
+def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequence[Group], stage: str) -> Analyses:
+    """The results in these folders, and in the folders directly inside them, that are of the groups' weights.
+
+    Args:
+        places: folders that may hold results.
+        named: folders that must hold some.
+        groups: their finished runs count.
+        stage: of the weights that tables and pairs are about.
+
+    Raises:
+        UsageError: a named folder holds no result file.
+    """
+    files = dict.fromkeys(file for place in places for file in _files(place))
+    for place in named:
+        if not (inside := _files(place)):
+            expected = ", ".join(f"{command}.json" for command in TITLES)
+            raise UsageError(f"--results {shown(str(place))}: holds none of {expected}; name the --out of an analysis")
+        files |= dict.fromkeys(inside)
+    results: list[tuple[str, str, dict[str, Any]]] = []
+    left_out: list[tuple[str, str]] = []
+    for file in sorted({file.resolve() for file in files}, key=lambda file: -file.stat().st_mtime):  # the newest counts
+        where = shown(str(file))
+        try:
+            found = json.loads(file.read_bytes())
+            for result in found if isinstance(found, list) else [found]:
+                if why := _fault(file.stem, result):
+                    left_out.append((where, why))
+                else:
+                    results.append((where, file.stem, result))
+        except (OSError, ValueError) as error:
+            left_out.append((where, f"not readable JSON ({error}); run the analysis again"))
+    places_of = _places(groups, {stage, "last", *(result["stage"] for *_, result in results)}) if results else {}
+    figures: list[Figure] = []
+    protocols: dict[str, list[dict[str, Any]]] = {}
+    taken: dict[tuple[Any, ...], str] = {}
+    for where, analysis, result in sorted(results, key=lambda item: list(TITLES).index(item[1])):
+        name = f"{result['subject']} in {where}"
+        if not (mine := places_of.get(result["weights_sha256"])):
+            left_out.append((name, "of no weights of the finished runs"))
+            continue
+        known = protocols.setdefault(analysis, [])
+        if result["protocol"] not in known:
+            known.append(result["protocol"])
+        number = known.index(result["protocol"]) + 1
+        if first := taken.get(key := (analysis, number, result["weights_sha256"])):
+            left_out.append((name, f"measured again in {first}"))
+            continue
+        taken[key] = where
+        try:
+            values = list(_figures(analysis, result))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            left_out.append((name, f"damaged ({type(error).__name__}: {error}); run the analysis again"))
+            continue
+        figures += [
+            Figure(analysis, number, g, run.name, run.seed, at, *value) for g, run, at in mine for value in values
+        ]
+    return Analyses(figures, protocols, left_out, stage)
+
+
+def _files(place: Path) -> list[Path]:
+    try:
+        folders = [place, *sorted(inside for inside in place.iterdir() if inside.is_dir())]
+    except OSError:
+        return []
+    return [file for folder in folders for command in TITLES if (file := folder / f"{command}.json").is_file()]
+
+
+def _fault(analysis: str, result: Any) -> str:
+    """Why a result cannot be used."""
+    if not isinstance(result, dict):
+        return "holds something else than results"
+    protocol = result.get("protocol")
+    if not isinstance(protocol, dict) or protocol.get("analysis") != analysis:
+        return "does not say its whole protocol, as older versions did not; run the analysis again"
+    for key in ("subject", "stage", "weights_sha256"):
+        if not isinstance(result.get(key), str):
+            return f"does not say {key} of each network; run the analysis again"
+    return f"{result['subject']} was interrupted" if result.get("interrupted") else ""
+
+
+def _places(groups: Sequence[Group], stages: set[str]) -> dict[str, list[tuple[int, Run, str]]]:
+    """By hash of weights: (place of the group, run, stage)."""
+    found: dict[str, list[tuple[int, Run, str]]] = {}
+    for place, group in enumerate(groups):
+        for run in group.runs.values():
+            for stage in sorted(stages | {f"generation-{run.rows[-1]['generation']}"}):  # the last weights' other name
+                file = run.path / "weights" / f"{stage}.safetensors"
+                if stage and file.is_file():
+                    found.setdefault(weights_sha256(file), []).append((place, run, stage))
+    return found
+
+
+def _figures(analysis: str, result: dict[str, Any]) -> Iterator[tuple[str, float, float | None, float | None]]:
+    """Name, value and own interval of each number of a result."""
+    if analysis == "depth":
+        for split, found in result["splits"].items():
+            for key, name in (("mean_depth", f"mean depth, {split}"), ("without_depth", f"without depth, {split} (%)")):
+                if found[key]["mean"] is not None:
+                    yield name, found[key]["mean"], found[key]["low"], found[key]["high"]
+    if analysis == "transfer":
+        for target, probes in result["targets"].items():
+            for probe, title in _PROBES.items():
+                if probe in probes:
+                    yield f"{target}, {title} (%)", probes[probe]["top1"], None, None
+    if analysis == "fewshot":
+        for target, by_shots in result["targets"].items():
+            for shots, heads in by_shots.items():
+                for head, found in heads.items():
+                    name = f"{target}, {shots}-shot, {_HEADS.get(head, head)} (%)"
+                    yield name, found["mean"], found["low"], found["high"]
+    if analysis == "hessian":
+        for key, name in _EIGENVALUES.items():
+            value = result.get(key)
+            value = (value[0] if value else None) if isinstance(value, list) else value
+            if value is not None:
+                yield name, float(value), None, None
+
+
+def _by_seed(figures: Sequence[Figure], group: int, stage: str) -> dict[int, Figure]:
+    return {f.seed: f for f in figures if (f.group, f.stage) == (group, stage)}
+
+
+def _mean(by_seed: dict[int, Figure]) -> Interval:
+    """Mean over seeds with Student's interval; of one seed the figure's own interval where it has one."""
+    first = next(iter(by_seed.values()))
+    if len(by_seed) == 1 and first.low is not None and first.high is not None:
+        return Interval(first.value, first.low, first.high, 1)
+    return student([f.value for f in by_seed.values()])
+
+
+def _curves(figures: Sequence[Figure], groups: int) -> list[dict[str, Any]]:
+    """Each group's means at the ends of ascents and generations, where there are several."""
+    stages = sorted({f.stage for f in figures if f.stage.startswith("generation-")}, key=_moment)
+    curves = []
+    for group in range(groups):
+        found = [(_moment(stage), _mean(v).json()) for stage in stages if (v := _by_seed(figures, group, stage))]
+        if len(found) > 1:
+            curves.append({"group": group, "at": [at for at, _ in found], "points": [point for _, point in found]})
+    return curves
+
+
+def _moment(stage: str) -> float:
+    """Where a stage stands among generations: the end of an ascent half-way between the ends of two."""
+    number = stage.removeprefix("generation-").removesuffix("-ascent")
+    return int(number) - 0.5 * stage.endswith("-ascent") if number.isdecimal() else 0.0

@@ -1,0 +1,65 @@
+"""Which groups a report compares, and their differences paired by seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seal_fast.runs.collection import Group
+from seal_fast.runs.identity import pair_by_seed
+from seal_fast.runs.stats import Interval, holm, paired, paired_p, student
+
+Pairs = Sequence[tuple[int, int]]
+"""Groups to compare, by their places."""
+FIGURES = ("best", "last")
+
+
+def choose_pairs(groups: Sequence[Group]) -> Pairs:
+    """Groups of different methods that agree in all other settings that act on both.
+
+    Where there are none, the group with the best mean is compared with every other one.
+    """
+    known = [i for i, group in enumerate(groups) if group.runs]
+
+    def comparable(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        both = (a.keys() & b.keys()) - {"method"}
+        return a.get("method") != b.get("method") and all(a[name] == b[name] for name in both)
+
+    pairs = [(i, j) for i, j in itertools.combinations(known, 2) if comparable(groups[i].settings, groups[j].settings)]
+    if pairs or not known:
+        return pairs
+    best = max(known, key=lambda i: mean_top1(groups[i], "best").mean)
+    return [(best, other) for other in known if other != best]
+
+
+def mean_top1(group: Group, which: str) -> Interval:
+    """Top-1 in percent over the group's runs; NaN where it has none."""
+    values = [run.top1[which] for run in group.runs.values()]
+    return student(values) if values else Interval(math.nan, math.nan, math.nan, 0)
+
+
+def accuracy_differences(groups: Sequence[Group], pairs: Pairs) -> list[dict[str, Any]]:
+    """A row for each pair with a common seed, in points of top-1 for each of `FIGURES`; the smallest p first."""
+    best, last = (
+        adjusted(differences(pairs, [{seed: run.top1[which] for seed, run in g.runs.items()} for g in groups]))
+        for which in FIGURES
+    )
+    rows = [{"first": a["first"], "second": a["second"], "best": a, "last": b} for a, b in zip(best, last, strict=True)]
+    return sorted(rows, key=lambda row: row["best"]["p"] if row["best"]["count"] > 1 else 2.0)
+
+
+def differences(pairs: Pairs, values: Sequence[Mapping[int, float]]) -> list[dict[str, Any]]:
+    """First minus second over common seeds, with 95 % interval and p of the paired t-test; values by group and seed."""
+    rows = []
+    for first, second in pairs:
+        if common := pair_by_seed(values[first], values[second]):
+            a, b = zip(*common, strict=True)
+            rows.append({"first": first, "second": second, **paired(a, b).json(), "p": paired_p(a, b)})
+    return rows
+
+
+def adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `holm`, p adjusted for their number."""
+    return [row | {"holm": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
