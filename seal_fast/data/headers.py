@@ -75,8 +75,8 @@ def unread(data: np.ndarray) -> str:
     if (name := kind(data)) not in _READ and name:
         return f"in content {name}{_CONVERT if name != 'Git LFS pointer' else ', not the image: run `git lfs pull`'}"
     tags = _tiff_tags(data) if name == "TIFF" else {}
-    if tags.get(_BITS, (8,))[0] not in (8, 16):
-        return f"a TIFF image of {tags[_BITS][0]} bits a sample{_CONVERT}"
+    if tags and (bits := tags.get(_BITS, (1,))[0]) not in (8, 16):
+        return f"a TIFF image of {bits}-bit samples{_CONVERT}"
     if name == "JPEG 2000":
         return "a JPEG 2000 image that is damaged or of a kind that is not read (grey with alpha): convert it to PNG"
     return "not a readable image (corrupt or truncated): replace or remove it"
@@ -122,9 +122,9 @@ def _misread_tiff(data: np.ndarray) -> str:
     if samples == 2 or samples > 4:
         what = f"of {samples} samples a pixel"
     elif form == 2:
-        what = f"of signed numbers of {bits} bits"
+        what = f"of signed {bits}-bit samples"
     elif bits == 32 and form == 1:
-        what = "of 32 bits a sample"
+        what = "of 32-bit samples"
     elif form == 3 and not _within_one(data, tags, bits):
         what = "of floating-point numbers that are compressed or lie outside 0 to 1"
     elif tags.get(_PHOTOMETRIC, (1,))[0] in (8, 9, 10):

@@ -112,7 +112,7 @@ def other_files(archive: Archive, roots: Iterable[str], known: str = "\0") -> tu
         for name in archive.files
         if name.startswith(prefixes) and not is_image(name) and not name.endswith(known)
     )
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     return (f"left out {counts.total()} files whose suffix is none of an image format that is read: {listed}",) * bool(
         counts
     )
