@@ -27,19 +27,10 @@ _EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of one network.
+    """One number of one network, with its own 95 % interval over examples or episodes where it has one.
 
-    Attributes:
-        analysis: a key of `TITLES`.
-        protocol: number of the protocol among those of its analysis, from 1.
-        group: place of the run's group.
-        run: the run folder's name.
-        seed: of the run.
-        stage: of the weights, such as "last" or "generation-0".
-        name: what the number is, its unit included.
-        value: the number.
-        low: lower end of its own 95 % interval, over examples or episodes; None where it has none.
-        high: upper end.
+    `analysis` is a key of `TITLES`; `protocol` numbers the protocols of an analysis from 1; `group` is the place of the
+    run's group; `stage` names the weights, such as "last" or "generation-0".
     """
 
     analysis: str
@@ -81,7 +72,7 @@ class Analyses:
                     cells = [{"group": i} | _mean(by_seed).json() for i, by_seed in enumerate(found) if by_seed]
                     figures.append({"name": name, "cells": cells, "curves": _curves(same, groups)})
                     values = [{seed: f.value for seed, f in by_seed.items()} for by_seed in found]
-                    compared += [{"figure": name} | row for row in differences(pairs, values)]
+                    compared += [{"name": name} | row for row in differences(pairs, values)]
                 title = TITLES[analysis] + (f", protocol {number}" if len(protocols) > 1 else "")
                 section = {"title": title, "protocol": protocol, "differ": differ, "figures": figures}
                 sections.append(section | {"pairs": adjusted(compared)})
@@ -100,30 +91,31 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
     Raises:
         UsageError: a named folder holds no result file.
     """
-    files = dict.fromkeys(file for place in places for file in _files(place))
+    files = {file.resolve() for place in places for file in _files(place)}
     for place in named:
         if not (inside := _files(place)):
             expected = ", ".join(f"{command}.json" for command in TITLES)
             raise UsageError(f"--results {shown(str(place))}: holds none of {expected}; name the --out of an analysis")
-        files |= dict.fromkeys(inside)
+        files.update(file.resolve() for file in inside)
     results: list[tuple[str, str, dict[str, Any]]] = []
     left_out: list[tuple[str, str]] = []
-    for file in sorted({file.resolve() for file in files}, key=lambda file: -file.stat().st_mtime):  # the newest counts
+    for file in sorted(files, key=lambda file: (list(TITLES).index(file.stem), -file.stat().st_mtime)):  # newest first
         where = shown(str(file))
         try:
-            found = json.loads(file.read_bytes())
-            for result in found if isinstance(found, list) else [found]:
-                if why := _fault(file.stem, result):
-                    left_out.append((where, why))
-                else:
-                    results.append((where, file.stem, result))
+            content = json.loads(file.read_bytes())
         except (OSError, ValueError) as error:
             left_out.append((where, f"not readable JSON ({error}); run the analysis again"))
+            continue
+        for result in content if isinstance(content, list) else [content]:
+            if why := _fault(file.stem, result):
+                left_out.append((where, why))
+            else:
+                results.append((where, file.stem, result))
     places_of = _places(groups, {stage, "last", *(result["stage"] for *_, result in results)}) if results else {}
     figures: list[Figure] = []
     protocols: dict[str, list[dict[str, Any]]] = {}
     taken: dict[tuple[Any, ...], str] = {}
-    for where, analysis, result in sorted(results, key=lambda item: list(TITLES).index(item[1])):
+    for where, analysis, result in results:
         name = f"{result['subject']} in {where}"
         if not (mine := places_of.get(result["weights_sha256"])):
             left_out.append((name, "of no weights of the finished runs"))

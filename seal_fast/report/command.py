@@ -82,21 +82,19 @@ def _print(content: dict[str, Any]) -> None:
     rows: list[Sequence[str]] = [("group", "seeds", "left out", "best epoch", "last epoch")]
     for group in content["groups"]:
         counts = str(len(group["seeds"])), str(group["left_out"])
-        rows.append((group["label"], *counts, *(_show(group[which]) for which in ("best", "last"))))
+        rows.append((group["label"], *counts, _show(group["best"]), _show(group["last"])))
     print(f"top-1 in percent over finished runs, 95 % interval over seeds\n\n{table(rows)}\n")
+    rows = [("first minus second", "pairs", "best epoch", "p (Holm)", "last epoch", "p (Holm)")]
+    for row in content["pairs"]:
+        cells = [text for one in (row["best"], row["last"]) for text in (_show(one), f"{one['holm']:.3g}")]
+        rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
     if content["pairs"]:
-        rows = [("first minus second", "pairs", "best epoch", "p (Holm)", "last epoch", "p (Holm)")]
-        for row in content["pairs"]:
-            cells = [text for which in ("best", "last") for text in (_show(row[which]), f"{row[which]['holm']:.3g}")]
-            rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
         print(f"{table(rows)}\n")
     for section in content["analyses"]:
         rows = [("figure", "group", "seeds", "mean")]
-        for figure in section["figures"]:
-            for cell in figure["cells"]:
-                rows.append((figure["name"], labels[cell["group"]], str(cell["count"]), _show(cell)))
-        differ = "".join(f"; {key}: {section['protocol'].get(key)}" for key in section["differ"])
-        print(f"{section['title']}{differ}\n\n{table(rows, left=2)}\n")
+        for name, cell in ((figure["name"], cell) for figure in section["figures"] for cell in figure["cells"]):
+            rows.append((name, labels[cell["group"]], str(cell["count"]), _show(cell)))
+        print(f"{section['title']}\n\n{table(rows, left=2)}\n")
     for name, why in content["left_out"][:_LISTED]:
         print(f"left out: {name}: {why}")
     if (more := len(content["left_out"]) - _LISTED) > 0:
@@ -104,5 +102,4 @@ def _print(content: dict[str, Any]) -> None:
 
 
 def _show(cell: dict[str, Any]) -> str:
-    interval = Interval(cell["mean"], cell["low"], cell["high"], cell["count"])
-    return interval.show(2 if abs(interval.mean) >= 0.1 else 4) if interval.count else ""
+    return Interval(**{key: cell[key] for key in ("mean", "low", "high", "count")}).show() if cell["count"] else ""

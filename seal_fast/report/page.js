@@ -7,7 +7,8 @@ const el = (tag, text, cls) => {
   if (cls) node.className = cls;
   return node;
 };
-const ranked = data.groups.map((_, i) => i).sort((a, b) => (data.groups[b].best.mean ?? -1) - (data.groups[a].best.mean ?? -1));
+const groups = data.groups.map((_, i) => i); // a group is its place in data.groups
+const ranked = [...groups].sort((a, b) => (data.groups[b].best.mean ?? -1) - (data.groups[a].best.mean ?? -1));
 const rank = new Map(ranked.map((group, place) => [group, place]));
 // A colour stands for one group on the whole page: nine that are easy to tell apart, for the best groups, then hues.
 const colour = (group) => {
@@ -15,6 +16,12 @@ const colour = (group) => {
   return place < 9 ? `var(--c${place})` : `hsl(${(place * 137.508) % 360} 60% var(--light))`;
 };
 const label = (group) => data.groups[group].label;
+const marked = (tag, group, text = label(group)) => {
+  const node = el(tag);
+  node.append(el("span", "", "mark"), text);
+  node.firstChild.style.background = colour(group);
+  return node;
+};
 const fixed = (x, digits = 2) => (x === null || x === undefined ? "" : x.toFixed(digits));
 const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const short = (x) => (typeof x === "number" ? String(Number(x.toPrecision(4))) : x === null ? "" : String(x));
@@ -28,10 +35,10 @@ function interval(cell, at, sign) {
 }
 
 // columns: {name, text?, value(row), show?(cell, row)}; rows keep their identity while they are sorted
-function sortable(table, columns, rows, sorted, descending, decorate) {
+function sortable(box, columns, rows, sorted, descending, decorate) {
+  const table = box.appendChild(el("table"));
   const head = el("tr");
   const body = el("tbody");
-  if (!table) table = el("table");
   const order = () => {
     const value = columns[sorted].value;
     const missing = (x) => x === null || x === undefined;
@@ -49,43 +56,29 @@ function sortable(table, columns, rows, sorted, descending, decorate) {
     const line = el("tr");
     for (const column of columns) {
       const cell = line.appendChild(el("td", undefined, column.text ? "text" : ""));
-      if (column.show) column.show(cell, row);
-      else cell.textContent = short(column.value(row));
+      column.show ? column.show(cell, row) : cell.append(short(column.value(row) ?? ""));
     }
-    if (decorate) decorate(line, row);
+    decorate?.(line, row);
     return [row, line];
   }));
   columns.forEach((column, i) => {
-    const button = el("button", column.name);
-    button.type = "button";
+    const button = head.appendChild(el("th", undefined, column.text ? "text" : "")).appendChild(el("button", column.name));
     button.onclick = () => {
       descending = i === sorted ? !descending : !column.text;
       sorted = i;
       order();
     };
-    head.appendChild(el("th", undefined, column.text ? "text" : "")).append(button);
   });
   table.append(el("thead"), body);
   table.tHead.append(head);
   order();
-  return table;
 }
 
-const named = (cell, group) => {
-  cell.append(el("span", "", "mark"), label(group));
-  cell.firstChild.style.background = colour(group);
-};
-const difference = (name, at) => [
-  { name, value: (r) => at(r).mean, show: (cell, r) => interval(cell, at(r), true) },
-  { name: "p (Holm)", value: (r) => at(r).holm, show: (cell, r) => (cell.textContent = at(r).holm === null ? "" : String(Number(at(r).holm.toPrecision(2)))) },
-];
-const sides = ["first", "second"].map((side) => ({ name: side, text: true, value: (r) => label(r[side]), show: (cell, r) => named(cell, r[side]) }));
-
-function scroller(table) {
-  const box = el("div", undefined, "scroll");
-  box.append(table);
-  return box;
-}
+const mean = (name, at, sign) => ({ name, value: (r) => at(r)?.mean, show: (cell, r) => interval(cell, at(r), sign) });
+const difference = (name, at) => [mean(name, at, true), { name: "p (Holm)", value: (r) => at(r).holm && Number(at(r).holm.toPrecision(2)) }];
+const sides = ["first", "second"].map((side) => ({
+  name: side, text: true, value: (r) => label(r[side]), show: (cell, r) => cell.append(marked("span", r[side])),
+}));
 
 // --- charts ---------------------------------------------------------------------------------------------------------
 
@@ -110,6 +103,7 @@ function frame(place, height, x, y, xLabel) {
   const width = Math.max(240, place.clientWidth);
   const [left, right, top, bottom] = [46, 12, 8, 38];
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  place.replaceChildren(root);
   const pad = (y.max - y.min || 1) * 0.06;
   const [low, high] = [y.min - pad, y.max + pad];
   const py = (v) => height - bottom - ((v - low) / (high - low)) * (height - top - bottom);
@@ -130,7 +124,6 @@ function frame(place, height, x, y, xLabel) {
     svg("text", { x: px(at), y: height - bottom + 16, "text-anchor": "middle" }, root).textContent =
       String(name).length > letters ? String(name).slice(0, Math.max(2, letters - 1)) + "…" : name;
   svg("text", { x: left + span / 2, y: height - 4, "text-anchor": "middle" }, root).textContent = xLabel;
-  place.replaceChildren(root);
   return [root, px, py];
 }
 
@@ -138,35 +131,24 @@ const path = (xs, ys, px, py) => xs.map((x, i) => `${i ? "L" : "M"}${px(x).toFix
 const range = (values) => ({ min: Math.min(...values), max: Math.max(...values) });
 const percent = (value) => Math.min(100, Math.max(0, value)); // an interval over two seeds can reach beyond
 
-function line(root, xs, ys, px, py, stroke, label) {
+function line(root, xs, ys, px, py, group) {
+  const stroke = colour(group);
   const drawn = svg("path", { d: path(xs, ys, px, py), fill: "none", stroke, "stroke-width": 1.8 }, root);
-  svg("title", {}, drawn).textContent = label;
+  svg("title", {}, drawn).textContent = label(group);
   if (xs.length === 1) svg("circle", { cx: px(xs[0]), cy: py(ys[0]), r: 3, fill: stroke }, root);
 }
 
-function legend(list, entries) {
-  list.replaceChildren(...entries.map(([name, stroke]) => {
-    const item = el("li");
-    item.append(el("span"), name);
-    item.firstChild.style.background = stroke;
-    return item;
-  }));
-}
+const legend = (list, chosen) => list.replaceChildren(...chosen.map((group) => marked("li", group)));
 
 const shown = new Set(ranked.filter((i) => data.groups[i].curve.epoch.length).slice(0, 5));
 
-function shade(root, xs, low, high, px, py, fill) {
-  const back = path([...xs].reverse(), [...high].reverse(), px, py).replace("M", "L");
-  svg("path", { d: path(xs, low, px, py) + back + "Z", fill, opacity: 0.16 }, root);
-}
-
 function drawCurves() {
   const chosen = [...shown];
-  legend($("legend"), chosen.map((i) => [label(i), colour(i)]));
+  legend($("legend"), chosen);
   if (!chosen.length) return $("curves").replaceChildren(el("p", "No finished run is chosen."));
-  const groups = chosen.map((i) => data.groups[i]);
-  const x = { min: 0, max: Math.max(...groups.map((g) => g.curve.epoch.at(-1))), flush: true };
-  const y = range(groups.flatMap((g) => [...(g.curve.low || g.curve.mean), ...(g.curve.high || g.curve.mean)]));
+  const curves = chosen.map((i) => data.groups[i].curve);
+  const x = { min: 0, max: Math.max(...curves.map((c) => c.epoch.at(-1))), flush: true };
+  const y = range(curves.flatMap((c) => [...(c.low || c.mean), ...(c.high || c.mean)]));
   const [root, px, py] = frame($("curves"), 340, x, y, "epoch");
   const phases = new Map(chosen.filter((i) => data.groups[i].ascents.length).map((i) => [String(data.groups[i].ascents), i]));
   for (const i of phases.values())
@@ -176,11 +158,13 @@ function drawCurves() {
     }
   for (const i of chosen) {
     const { epoch, mean, low, high } = data.groups[i].curve;
-    if (low) shade(root, epoch, low, high, px, py, colour(i));
-    line(root, epoch, mean, px, py, colour(i), label(i));
+    const back = low ? path([...epoch].reverse(), [...high].reverse(), px, py).replace("M", "L") : "";
+    if (low) svg("path", { d: `${path(epoch, low, px, py)}${back}Z`, fill: colour(i), opacity: 0.16 }, root);
+    line(root, epoch, mean, px, py, i);
   }
 }
 
+// Least and greatest value of means and their intervals.
 const reach = (cells) => cells.flatMap((c) => [c.low ?? c.mean, c.high ?? c.mean]);
 
 function dot(root, x, y, cell, group, clip = (v) => v) {
@@ -191,9 +175,9 @@ function dot(root, x, y, cell, group, clip = (v) => v) {
 }
 
 function drawSettings() {
-  const scored = data.groups.map((_, i) => i).filter((i) => data.groups[i].best.mean !== null);
+  const scored = groups.filter((i) => data.groups[i].best.mean !== null);
   $("settings-section").hidden = !data.varied.length || !scored.length;
-  if (scored.length <= 12) legend($("setting-groups"), scored.map((i) => [label(i), colour(i)]));
+  if (scored.length <= 12) legend($("setting-groups"), scored);
   const figures = data.varied.map((name) => {
     const acting = scored.filter((i) => name in data.groups[i].settings); // without effect elsewhere
     if (!acting.length) return () => {};
@@ -220,53 +204,52 @@ function drawSettings() {
 }
 
 function drawThroughput() {
-  const rows = [...shown].map((group) => ({ group, ...data.groups[group].throughput })).filter((r) => r.generation.length);
-  if (!rows.length) return $("throughput").replaceChildren(el("p", "No finished run is chosen."));
-  const most = Math.max(...rows.flatMap((r) => r.generation));
+  const rates = new Map([...shown].map((i) => [i, data.groups[i].throughput]));
+  if (!rates.size) return $("throughput").replaceChildren(el("p", "No finished run is chosen."));
+  const all = [...rates.values()];
+  const most = Math.max(...all.flatMap((r) => r.generation));
   const x = { min: 0, max: most, marks: ticks(0, most, Math.min(10, most || 1)).filter(Number.isInteger) };
-  const y = { min: 0, max: Math.max(...rows.flatMap((r) => r.images_per_s)) };
+  const y = { min: 0, max: Math.max(...all.flatMap((r) => r.images_per_s)) };
   const [root, px, py] = frame($("throughput"), 220, x, y, "generation");
-  for (const r of rows) line(root, r.generation, r.images_per_s, px, py, colour(r.group), label(r.group));
+  for (const [i, r] of rates) line(root, r.generation, r.images_per_s, px, py, i);
 }
 
 const plain = (value) => (value && typeof value === "object" ? Object.entries(value).map(([k, v]) => (Array.isArray(value) ? short(v) : `${k} ${short(v)}`)).join(", ") : short(value));
-
-const about = "Means are over seeds with Student's interval; one seed has the interval over its examples or episodes, if any.";
+const listed = (protocol, keys) => keys.map((key) => `${key.replaceAll("_", " ")} ${plain(protocol[key] ?? null)}`).join("; ");
 
 // A section for each analysis and protocol; returns the function that draws its charts.
 function analysis({ title, protocol, differ, figures, pairs }) {
   const section = $("analyses").appendChild(el("section"));
+  const box = () => section.appendChild(el("div", undefined, "scroll"));
+  const common = Object.keys(protocol).filter((key) => !differ.includes(key) && !key.endsWith("sha256"));
   section.append(el("h2", title));
-  if (differ.length) section.append(el("p", `Not comparable with the other protocols: ${differ.map((key) => `${key.replaceAll("_", " ")} ${plain(protocol[key])}`).join("; ")}.`, "differ"));
-  const rest = Object.entries(protocol).filter(([key]) => !differ.includes(key) && !key.endsWith("sha256"));
-  section.append(el("p", `Protocol: ${rest.map(([key, value]) => `${key.replaceAll("_", " ")} ${plain(value)}`).join("; ")}. ${about}`));
-  const groups = [...new Set(figures.flatMap((f) => f.cells.map((c) => c.group)))].sort((a, b) => a - b);
-  const cell = (f, group) => f.cells.find((c) => c.group === group);
-  const columns = groups.map((group) => ({
-    name: label(group), value: (f) => cell(f, group)?.mean, show: (td, f) => interval(td, cell(f, group)),
-  }));
-  if (groups.length) section.append(scroller(sortable(null, [{ name: "figure", text: true, value: (f) => f.name }, ...columns], figures, 0, false)));
-  if (pairs.length) {
-    const fixedColumns = [{ name: "figure", text: true, value: (r) => r.figure }, ...sides, { name: "pairs", value: (r) => r.count }];
-    section.append(scroller(sortable(null, [...fixedColumns, ...difference("first minus second", (r) => r)], pairs, 0, false)));
-  }
-  legend(section.appendChild(el("ul", undefined, "legend")), groups.map((i) => [label(i), colour(i)]));
+  if (differ.length) section.append(el("p", `Not comparable with the other protocols: ${listed(protocol, differ)}.`, "differ"));
+  section.append(el("p", `Protocol: ${listed(protocol, common)}.`));
+  const known = groups.filter((i) => figures.some((f) => f.cells.some((c) => c.group === i)));
+  const columns = known.map((i) => mean(label(i), (f) => f.cells.find((c) => c.group === i)));
+  const first = { name: "figure", text: true, value: (row) => row.name };
+  if (known.length) sortable(box(), [first, ...columns], figures, 0, false);
+  const compared = [first, ...sides, { name: "pairs", value: (r) => r.count }, ...difference("first minus second", (r) => r)];
+  if (pairs.length) sortable(box(), compared, pairs, 0, false);
+  legend(section.appendChild(el("ul", undefined, "legend")), known);
   const grid = section.appendChild(el("div", undefined, "grid"));
-  const draws = figures.flatMap(({ name, cells, curves }) => [
-    cells.length && ((figure) => {
+  const draws = figures.flatMap(({ name, cells, curves }) => {
+    const means = (figure) => {
       const [root, px, py] = frame(figure, 200, { names: cells.map((c) => label(c.group)) }, range(reach(cells)), name);
       cells.forEach((c, i) => dot(root, px(i), py, c, c.group));
-    }),
-    curves.length && ((figure) => {
-      const at = curves.flatMap((c) => c.at);
-      const [root, px, py] = frame(figure, 200, range(at), range(reach(curves.flatMap((c) => c.points))), `${name}: after each generation and ascent`);
+    };
+    const overGenerations = (figure) => {
+      const x = range(curves.flatMap((c) => c.at));
+      const [root, px, py] = frame(figure, 200, x, range(reach(curves.flatMap((c) => c.points))), `${name}, by generation`);
       for (const { group, at, points } of curves) {
-        line(root, at, points.map((p) => p.mean), px, py, colour(group), label(group));
+        line(root, at, points.map((p) => p.mean), px, py, group);
         points.forEach((p, i) => dot(root, px(at[i]), py, p, group));
       }
-    }),
-  ]).filter(Boolean).map((draw) => [draw, grid.appendChild(el("figure"))]);
-  return () => draws.forEach(([draw, figure]) => draw(figure));
+    };
+    return [...(cells.length ? [means] : []), ...(curves.length ? [overGenerations] : [])];
+  });
+  const places = draws.map(() => grid.appendChild(el("figure")));
+  return () => draws.forEach((draw, i) => draw(places[i]));
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------
@@ -274,40 +257,27 @@ function analysis({ title, protocol, differ, figures, pairs }) {
 document.querySelector("h1").textContent = data.title;
 $("counts").textContent = `${counted(data.runs, "finished run")} in ${counted(data.groups.length, "group")}; ${data.left_out.length} left out`;
 
-const groups = data.groups.map((_, i) => i);
-sortable(
-  $("groups"),
-  [
-    ...(data.varied.length ? data.varied : ["method"]).map((name, column) => {
-      const value = (i) => data.groups[i].settings[name] ?? (data.varied.length ? undefined : data.groups[i].method);
-      const show = (cell, i) => {
-        cell.append(short(value(i) ?? ""));
-        if (column) return;
-        cell.prepend(el("span", "", "mark"));
-        cell.firstChild.style.background = colour(i);
-      };
-      return { name: name.replaceAll("_", " "), text: groups.some((i) => typeof value(i) === "string"), value, show };
-    }),
-    { name: "seeds", value: (i) => data.groups[i].seeds.length },
-    { name: "left out", value: (i) => data.groups[i].left_out },
-    { name: "best epoch", value: (i) => data.groups[i].best.mean, show: (cell, i) => interval(cell, data.groups[i].best) },
-    { name: "last epoch", value: (i) => data.groups[i].last.mean, show: (cell, i) => interval(cell, data.groups[i].last) },
-    { name: "epochs", value: (i) => data.groups[i].epochs },
-    { name: "images/s", value: (i) => data.groups[i].images_per_s, show: (cell, i) => (cell.textContent = fixed(data.groups[i].images_per_s, 0)) },
-  ],
-  groups,
-  (data.varied.length || 1) + 2,
-  true,
-  (row, i) => {
+const names = data.varied.length ? data.varied : ["method"];
+const setting = (name) => (i) => (data.varied.length ? data.groups[i].settings[name] : data.groups[i].method);
+const columns = [
+  ...names.map((name) => ({ name: name.replaceAll("_", " "), text: groups.some((i) => typeof setting(name)(i) === "string"), value: setting(name) })),
+  { name: "seeds", value: (i) => data.groups[i].seeds.length },
+  { name: "left out", value: (i) => data.groups[i].left_out },
+  mean("best epoch", (i) => data.groups[i].best),
+  mean("last epoch", (i) => data.groups[i].last),
+  { name: "epochs", value: (i) => data.groups[i].epochs },
+  { name: "images/s", value: (i) => data.groups[i].images_per_s, show: (cell, i) => cell.append(fixed(data.groups[i].images_per_s, 0)) },
+];
+columns[0].show = (cell, i) => cell.append(marked("span", i, short(setting(names[0])(i) ?? "")));
+sortable($("groups"), columns, groups, names.length + 2, true, (row, i) => {
+  row.classList.toggle("on", shown.has(i));
+  row.onclick = () => {
+    shown.delete(i) || (data.groups[i].curve.epoch.length && shown.add(i));
     row.classList.toggle("on", shown.has(i));
-    row.onclick = () => {
-      shown.delete(i) || (data.groups[i].curve.epoch.length && shown.add(i));
-      row.classList.toggle("on", shown.has(i));
-      drawCurves();
-      drawThroughput();
-    };
-  },
-);
+    drawCurves();
+    drawThroughput();
+  };
+});
 
 $("pairs-section").hidden = !data.pairs.length;
 if (data.more_pairs) $("pairs-more").textContent = `${data.more_pairs} more are in no table; Holm's adjustment counts them.`;
@@ -317,6 +287,7 @@ sortable($("pairs"), [...sides, { name: "pairs", value: (r) => r.best.count }, .
 $("left-out-section").hidden = !data.left_out.length;
 $("left-out").append(...data.left_out.map(([name, why]) => el("li", `${name}: ${why}`)));
 
+$("analyses-section").hidden = !data.analyses.length;
 const settings = drawSettings();
 const sections = data.analyses.map(analysis);
 const draw = () => {

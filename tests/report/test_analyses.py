@@ -173,7 +173,7 @@ def test_a_colour_stands_for_one_group_on_the_whole_page(runs):
         shown = (
             "[...document.querySelectorAll('svg title')].map(t => t.textContent.split(':')[0] + ' ' + "
             "getComputedStyle(t.parentNode)[t.parentNode.tagName == 'path' ? 'stroke' : 'fill'])",
-            "[...document.querySelectorAll('.mark, .legend span')].map(m => m.nextSibling.textContent + ' ' + "
+            "[...document.querySelectorAll('.mark')].map(m => m.nextSibling.textContent + ' ' + "
             "getComputedStyle(m).backgroundColor)",
         )
         drawn = {name for script in shown for name in driver.run(script)}
