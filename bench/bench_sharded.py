@@ -1,9 +1,8 @@
 """Processes against threads, and against torch's own sharded optimiser: ratios in one run, contenders taking turns.
 
 ResNet-18, 64x64, bfloat16 autocast, 128 images a step over all processes, input included. The contenders run in
-processes of their own, of which all but one wait. Wire bytes are those of processes that do not share memory, as on
-several machines; counted twice: by the exchanges themselves, and by the kernel on the loopback device, which all
-programs of the machine share.
+processes of their own, of which all but one wait. Bytes are those on the loopback device, which all programs of the
+machine share.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node"]
 def test_processes(benchmark, data, tmp_path):
     cores = len(os.sched_getaffinity(0))
     ways = {  # processes, kind, threads of each
-        "python": (0, "engine", cores),
-        "torchrun, 1 process": (1, "engine", cores),
-        f"torchrun, {cores} processes of a thread": (cores, "engine", 1),
+        "python": (0, "trainer", cores),
+        "torchrun, 1 process": (1, "trainer", cores),
+        f"torchrun, {cores} processes of a thread": (cores, "trainer", 1),
         f"DDP and ZeroRedundancyOptimizer, {cores} processes": (cores, "zero", 1),
-        f"without common memory, {cores} processes": (cores, "sockets", 1),
     }
     with contextlib.ExitStack() as stack:
         asked = {}
@@ -42,9 +40,8 @@ def test_processes(benchmark, data, tmp_path):
         asked = {name: stack.enter_context(listener.accept()) for name, listener in asked.items()}
         answers: dict[str, list[dict]] = {name: [] for name in asked}
 
-        def one_round(names=tuple(ways)[:-1]):
-            for name in names:
-                way = asked[name]
+        def one_round():
+            for name, way in asked.items():
                 way.send("go")
                 answers[name].append(way.recv())
 
@@ -52,13 +49,10 @@ def test_processes(benchmark, data, tmp_path):
         for rows in answers.values():
             rows.clear()
         benchmark.pedantic(one_round, rounds=ROUNDS)
-        for _ in range(4):
-            one_round(tuple(ways)[-1:])
         for way in asked.values():
             way.send("end")
 
-    plain, one, many, zero, sockets = answers.values()
-    sockets = sockets[1:]
+    plain, one, many, zero = answers.values()
     info = benchmark.extra_info
     info["images/s, python"] = 128 / statistics.median(a["seconds"] for a in plain)
     for name, rows, base in (
@@ -71,19 +65,9 @@ def test_processes(benchmark, data, tmp_path):
         info[f"{name}, range"] = f"{min(ratios):.3f} to {max(ratios):.3f}"
     whole = many[0]["parameters"]
 
-    def middle(rows, value):
-        return statistics.median(value(row) for row in rows)
-
-    info["bytes a process sends a step / parameters' bytes, counted"] = sockets[0]["bytes"] / whole
-    for name, rows in (("", sockets), (", common memory", many), (", DDP and ZeroRedundancyOptimizer", zero)):
-        passed = middle(rows, lambda a: a["loopback"]) / (cores * STEPS * whole)
-        info[f"the same, on the loopback device{name}"] = passed
-    for name, rows in (("common memory", many), ("sockets", sockets)):
-        info[f"exchanges alone, ms, {name}"] = 1e3 * middle(rows, lambda a: a["exchanges"])
-    info["the same, sockets, by the model"] = 1e3 * middle(sockets, lambda a: a["by the model"])
-    info["ms a step, common memory"] = 1e3 * middle(many, lambda a: a["seconds"])
-    info["ms a step, sockets"] = 1e3 * middle(sockets, lambda a: a["seconds"])
-    info["collectives a step"] = many[0]["collectives"]
+    for name, rows in (("ours", many), ("DDP and ZeroRedundancyOptimizer", zero)):
+        sent = statistics.median(row["loopback"] for row in rows) / (cores * STEPS * whole)
+        info[f"bytes a process sends a step / parameters' bytes, {name}"] = sent
     info["state of a process / of python's"] = many[0]["state"] / plain[0]["state"]
     info["the same, ZeroRedundancyOptimizer"] = zero[0]["state"] / plain[0]["state"]
     info["n"] = f"{ROUNDS} rounds of {STEPS} steps"

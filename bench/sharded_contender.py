@@ -1,7 +1,6 @@
 """One way to train, in processes of its own: waits to be told, takes an epoch of a few steps, says how long it took.
 
-python bench/sharded_contender.py KIND ADDRESS DATA THREADS           KIND: engine, sockets: that without common memory,
-                                                                      or zero: torch's own sharding
+python bench/sharded_contender.py KIND ADDRESS DATA THREADS           KIND: trainer, or zero: torch's own sharding
 torchrun --nproc-per-node 2 bench/sharded_contender.py ...
 """
 
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from seal_fast.config import Config
@@ -26,7 +24,6 @@ from seal_fast.data import open_images
 from seal_fast.distributed import world as distributed
 from seal_fast.distributed.world import World
 from seal_fast.models import build
-from seal_fast.optim import collectives, mapped
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
 from seal_fast.training import runtime
@@ -37,7 +34,7 @@ BATCH, IMAGES = 128, 1024
 
 
 @contextlib.contextmanager
-def engine(world: World, data: str, threads: int, **changes) -> Iterator[Trainer]:
+def trainer(world: World, data: str, threads: int, **changes) -> Iterator[Trainer]:
     images = open_images(data)
     config = Config(
         data=images.source, image_size=64, batch_size=BATCH, limit_train=IMAGES, amp=True, threads=threads,
@@ -54,25 +51,14 @@ def engine(world: World, data: str, threads: int, **changes) -> Iterator[Trainer
         yield built
 
 
-def engine_turn(built: Trainer) -> Callable[[], dict[str, Any]]:
-    optimizer: Any = built.state.optimizer
-
+def trainer_turn(built: Trainer) -> Callable[[], dict[str, Any]]:
     def turn() -> dict[str, Any]:
-        before = vars(optimizer.exchange.traffic).copy() if built.world.size > 1 else {}
         built.state.position = Position()
         passed = loopback_bytes()
         built.train()
-        passed = loopback_bytes() - passed
-        steps = built.input.steps_per_epoch
-        sent = {k: (v - before[k]) / steps for k, v in vars(optimizer.exchange.traffic).items()} if before else {}
-        momentum = optimizer._momentum
-        begin = time.perf_counter()
-        alone = {"exchanges": exchanges(optimizer)} if before else {}
-        if before and type(optimizer.exchange) is collectives.Exchange:
-            alone["by the model"] = by_the_model(optimizer)
-        beside = time.perf_counter() - begin
+        momentum = built.state.optimizer._momentum
         state = momentum.numel() * momentum.element_size()
-        return {"state": state, "loopback": passed, "beside": beside, **alone, **sent}
+        return {"state": state, "loopback": loopback_bytes() - passed}
 
     return turn
 
@@ -82,41 +68,12 @@ def loopback_bytes() -> int:
     return next(int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:"))
 
 
-def exchanges(optimizer: Any) -> float:
-    """Seconds that a step's exchanges take with nothing else to do."""
-    dist.barrier()
-    begin = time.perf_counter()
-    for bucket in optimizer._buckets:
-        gradients = [optimizer._leaf(i).detach() for i in bucket.members]  # as large as those
-        optimizer.exchange.reduce_scatter(bucket.everyones, bucket.members, gradients)()
-    for bucket in optimizer._buckets:
-        optimizer.exchange.all_gather(bucket.everyones)()
-    return time.perf_counter() - begin
-
-
-def by_the_model(optimizer: Any) -> float:
-    """Seconds that those take by docs/scaling.md: hops, and bytes over a rate that other sizes were timed at."""
-
-    def seconds(count: int) -> float:
-        sent, received = torch.zeros(2, count)
-        dist.barrier()
-        begin = time.perf_counter()
-        dist.all_to_all_single(received, sent)
-        return time.perf_counter() - begin
-
-    large = 1 << 20
-    seconds(large)  # the first finds no memory for it
-    hop = min(seconds(64) for _ in range(5))
-    of_one = min(seconds(large) - hop for _ in range(3)) / large
-    return sum(2 * (hop + of_one * (b.everyones.stop - b.everyones.start)) for b in optimizer._buckets)
-
-
 def zero_turn(built: Trainer) -> Callable[[], dict[str, Any]]:
     """The same network and input under DistributedDataParallel and ZeroRedundancyOptimizer around torch's fused SGD."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
     from torch.nn.parallel import DistributedDataParallel
 
-    # not the engine's network, on which its own optimiser listens
+    # not the trainer's network, whose gradients ShardedSGD takes
     model = build("resnet18", built.input.num_classes).to(memory_format=torch.channels_last).train()  # pyright: ignore
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = ZeroRedundancyOptimizer(
@@ -138,22 +95,20 @@ def zero_turn(built: Trainer) -> Callable[[], dict[str, Any]]:
 
 
 def main(kind: str, address: str, data: str, threads: int) -> None:
-    if kind == "sockets":
-        mapped.common_memory = lambda *_: None
-    with distributed.joined(False, 300) as world, engine(world, data, threads) as built:
-        turn = (zero_turn if kind == "zero" else engine_turn)(built)
+    with distributed.joined(False, 300) as world, trainer(world, data, threads) as built:
+        turn = (zero_turn if kind == "zero" else trainer_turn)(built)
         steps = built.input.steps_per_epoch
         with Client(address) if world.is_main else contextlib.nullcontext() as ask:
             while True:
                 if world.broadcast_object(ask.recv() if ask else None) == "end":
                     return
                 begin = time.perf_counter()
-                said = turn()
-                (state,) = world.max(said["state"])
-                seconds = (time.perf_counter() - begin - said.get("beside", 0.0)) / steps
+                row = turn()
+                (state,) = world.max(row["state"])
+                seconds = (time.perf_counter() - begin) / steps
                 if ask:
                     parameters = sum(p.numel() * p.element_size() for p in built.state.model.parameters())
-                    ask.send({"seconds": seconds, "parameters": parameters} | said | {"state": state})
+                    ask.send({"seconds": seconds, "parameters": parameters} | row | {"state": state})
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ T* pointer(uintptr_t address) {
 
 void bind_annealed_sgd(nanobind::module_& m);
 void bind_augment(nanobind::module_& m);
-void bind_gradients(nanobind::module_& m);
 void bind_gram_schmidt(nanobind::module_& m);
 void bind_max_pool(nanobind::module_& m);
 void bind_nearest(nanobind::module_& m);

@@ -50,6 +50,11 @@ def foreach_copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     torch._foreach_copy_(targets, sources)  # pyright: ignore
 
 
+def foreach_lerp_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
+    """Move each target by `weight` towards its end in one launch. Public torch has no multi-tensor operations."""
+    torch._foreach_lerp_(targets, ends, weight)  # pyright: ignore
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over the default process group; traceable and differentiable, unlike torch.distributed.all_reduce."""
     from torch.distributed._functional_collectives import all_reduce

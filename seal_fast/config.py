@@ -60,6 +60,9 @@ class Config:
     """Compute each step in so many parts, to fit in memory; BatchNorm then sees a part at a time."""
     sync_batchnorm: bool = False
     """Under torchrun, BatchNorm statistics over all processes: the numbers of one process, for more communication."""
+    ema: float = 0.0
+    """Keep averages of weights and BatchNorm statistics with this factor on the old average, updated every step from
+    the initial values on; they are evaluated (val_ema_*) and saved (*-ema.safetensors) beside the others. 0: none."""
     label_smoothing: float = 0.1
     """Label smoothing of the cross entropy, in training and evaluation."""
     seed: int = 0
@@ -98,6 +101,9 @@ class Config:
     """Checkpoint at least this often, in seconds, and at every generation's end."""
     log_every: int = 50
     """Read the training counters from the device every so many steps."""
+    log_norms: bool = False
+    """Log squared norms by group, each the mean over the epoch's steps: grad_norm2_GROUP of the gradient (unscaled,
+    before weight decay), update_norm2_GROUP of the weights' change. A step that the gradient scaler skips is zero."""
     hessian_every: int = 0
     """Log the Hessian's extreme eigenvalues every so many generations, at the end of each phase; 0: never."""
     hessian_images: int = 128
@@ -128,8 +134,8 @@ class Config:
 
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
-    "out resume keep checkpoint_seconds log_every hessian_every hessian_images profile wandb threads dist_timeout "
-    "deterministic data init_weights init_fc on_bad_image".split()
+    "out resume keep checkpoint_seconds log_every log_norms hessian_every hessian_images profile wandb threads "
+    "dist_timeout deterministic data init_weights init_fc on_bad_image".split()
 )
 
 
@@ -169,7 +175,7 @@ def check(config: Config) -> Config:
             raise UsageError(f"{flag(name)} {value}: must be a finite number that is not negative")
     if not 0 < config.dist_timeout < float("inf"):
         raise UsageError(f"--dist-timeout {config.dist_timeout}: must be a finite number of seconds above 0")
-    for name in ("momentum", "label_smoothing"):
+    for name in ("momentum", "label_smoothing", "ema"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"{flag(name)} {getattr(config, name)}: must be at least 0 and below 1")
     for name in ("ascent_epochs", "warmup_epochs"):

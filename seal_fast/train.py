@@ -25,6 +25,7 @@ from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.methods.partition import Partition, split
 from seal_fast.models import build, load_weights, synchronise_
 from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.optim.ema import ModelEMA
 from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
 from seal_fast.runs import plots
 from seal_fast.runs.folder import RunFolder
@@ -216,11 +217,14 @@ def make_state(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         backend=config.kernels,
+        ema_decay=config.ema or None,
         bf16_copy=runtime.bf16_weights,
+        norms=config.log_norms,
     )
+    ema = ModelEMA(model, optimizer, config.ema) if config.ema else None
     counters = torch.zeros(4, dtype=torch.float64, device=runtime.device)
     scaler = runtime.scaler() if world.size == 1 else runtime.scaler(SharedScaler)
-    return TrainState(model, optimizer, scaler, counters)
+    return TrainState(model, optimizer, scaler, counters, ema)
 
 
 def resume(

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from seal_fast.kernels.annealed_sgd.layout import ALIGNMENT, BEGIN, is_dense, same_order, segment_table
-from seal_fast.kernels.pages import flat_zeros
 
 
 class FlatParameters:
@@ -18,16 +17,16 @@ class FlatParameters:
     parameters, line up with it element by element.
 
     Args:
-        params: dense tensors of one type (float32 or float64) on one device.
-        names: what to call them in errors.
-        groups: the group of each, a row of the `hyper` table; those of one group stand side by side.
-        shards: each group's stretch of the buffer can be cut into so many equal slices.
+        params: dense tensors of one type (float32 or float64) on one device, which share no memory.
+        names: of the parameters, for errors and states.
+        groups: the group of each, a row of the `hyper` table; those of one group are neighbours.
+        shards: each group's region of the buffer can be cut into so many equal slices.
 
     Attributes:
         buffer: the weights [n].
         segments: where each lies, for `annealed_sgd_`.
-        regions: first and past-the-last element of each group's stretch, padding included.
-        copies_read: none, or a copy of each parameter, whose gradient counts where the parameter itself has none.
+        regions: first and past-the-last element of each group's region, padding included.
+        bf16_weights: none, or a copy of each parameter, whose gradient is added to the parameter's.
 
     Raises:
         ValueError: the parameters cannot share a buffer; the message says which and why.
@@ -41,23 +40,12 @@ class FlatParameters:
         self.begins: list[int] = self.segments[:, BEGIN].tolist()
         starts = [b for b, group, before in zip(self.begins, groups, [None, *groups], strict=False) if group != before]
         self.regions = list(zip(starts, [*starts[1:], elements], strict=True))
-        self._buffers = 1
-        self.copies_read: Sequence[Tensor] = ()
-        self.move(flat_zeros(elements, first.dtype, first.device))
-
-    def move(self, buffer: Tensor) -> None:
-        """Put the weights into another buffer of this layout."""
-        self.buffer = buffer
-        for p, view in zip(self.params, self.views(buffer), strict=True):
+        self.bf16_weights: Sequence[Tensor] = ()
+        self.buffer = torch.zeros(elements, dtype=first.dtype, device=first.device)
+        for p, view in zip(self.params, self.views(self.buffer), strict=True):
             view.copy_(p.detach())
             p.data = view
-        self._places = [p.data_ptr() for p in self.params]
-
-    def zeros(self, dtype: torch.dtype | None = None, elements: int | None = None) -> Tensor:
-        """Another buffer of this layout, of the weights' type unless another is named; or of so many elements."""
-        self._buffers += 1
-        dtype = dtype or self.buffer.dtype
-        return flat_zeros(elements or self.buffer.numel(), dtype, self.buffer.device, self._buffers - 1)
+        self._addresses = [p.data_ptr() for p in self.params]
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """A buffer of this layout, seen as tensors of the parameters' shapes and strides."""
@@ -89,36 +77,47 @@ class FlatParameters:
 
     def check_in_place(self) -> None:
         """Raise RuntimeError if a parameter was moved out of the buffer; reads no device memory."""
-        places = list(map(Tensor.data_ptr, self.params))
-        if places != self._places:
-            name = next(n for n, a, b in zip(self.names, places, self._places, strict=True) if a != b)
+        addresses = list(map(Tensor.data_ptr, self.params))
+        if addresses != self._addresses:
+            name = next(n for n, a, b in zip(self.names, addresses, self._addresses, strict=True) if a != b)
             raise RuntimeError(
                 f"parameter {name} was moved (by model.to() or a new .data) after its optimiser was built: "
                 "move the model first, then build the optimiser"
             )
 
+    def gradient(self, index: int) -> Tensor | None:
+        """A parameter's gradient: its own, its bfloat16 copy's, or the sum of both in the parameter's type.
+
+        Raises:
+            ValueError: it is sparse, or neither of the parameter's type nor bfloat16.
+        """
+        param = self.params[index]
+        own, copy = param.grad, self.bf16_weights[index].grad if self.bf16_weights else None
+        gradient = own if copy is None else copy if own is None else own + copy
+        if gradient is None:
+            return None
+        if gradient.layout is not torch.strided:
+            raise ValueError(
+                f"the gradient of {self.names[index]} is sparse, and this update takes dense ones only: "
+                "build its layer with sparse=False"
+            )
+        if gradient.dtype not in (param.dtype, torch.bfloat16):
+            raise ValueError(
+                f"the gradient of {self.names[index]} is {gradient.dtype}: it must be {param.dtype} or bfloat16"
+            )
+        return gradient
+
     def gradients(self) -> list[Tensor | None]:
         """The gradients as autograd left them; one in another memory order than its parameter is copied.
 
         Raises:
-            RuntimeError: a parameter was moved, or it and its copy have a gradient each.
-            ValueError: a gradient is neither of its parameter's type nor bfloat16.
+            RuntimeError: a parameter was moved.
+            ValueError: see `gradient`.
         """
         self.check_in_place()
-        grads = [p.grad for p in self.params]
-        for i, copy in enumerate(self.copies_read):
-            if copy.grad is not None:
-                if grads[i] is not None:
-                    raise RuntimeError(
-                        f"both {self.names[i]} and its copy have a gradient: read one of them in the forward pass"
-                    )
-                grads[i] = copy.grad
+        grads = [self.gradient(i) for i in range(len(self.params))]
         for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
-            if g is None:
-                continue
-            if g.dtype not in (p.dtype, torch.bfloat16):
-                raise ValueError(f"the gradient of {self.names[i]} is {g.dtype}: it must be {p.dtype} or bfloat16")
-            if not (g.stride() == p.stride() or (is_dense(g) and same_order(g, p))):
+            if g is not None and not (g.stride() == p.stride() or (is_dense(g) and same_order(g, p))):
                 grads[i] = torch.empty_like(p).copy_(g.detach())
         return grads
 
@@ -136,5 +135,16 @@ class FlatParameters:
                     f"parameter {name} is {p.dtype} on {p.device} and {self.names[0]} is {first.dtype} on "
                     f"{first.device}: parameters share one buffer, so give them one type and one device"
                 )
-            if not is_dense(p):
+            if p.layout is not torch.strided or not is_dense(p):
                 raise ValueError(f"parameter {name} is not dense in memory: make it contiguous first")
+        ranges = sorted(
+            (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), name)
+            for name, p in zip(self.names, self.params, strict=True)
+            if p.numel()
+        )
+        for (_, end, name), (begin, _, other) in zip(ranges, ranges[1:], strict=False):
+            if begin < end:
+                raise ValueError(
+                    f"parameters {name} and {other} share memory (tied weights, or views of one tensor): "
+                    "give shared weights once, as model.parameters() does, and clone views"
+                )

@@ -46,27 +46,21 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def shard_table(table: Tensor, begin: int, end: int, *, flat_gradient: bool = False) -> Tensor:
-    """The table of the slice [begin, end) of the flat buffer; its `begin` column counts from the slice's start.
+def shard_table(table: Tensor, begin: int, end: int) -> Tensor:
+    """The table of the slice [begin, end) of the flat buffer, whose gradient is one tensor that covers the same slice.
 
     Args:
         table: a table of the whole flat buffer.
-        begin: first element of the slice.
+        begin: first element of the slice; the table's `begin` column counts from here.
         end: one past its last element.
-        flat_gradient: the gradient is one tensor that covers the same slice (as a reduce-scatter leaves it) instead of
-            one tensor a parameter.
     """
     first = table[:, BEGIN].clamp(min=begin)
     last = (table[:, BEGIN] + table[:, LENGTH]).clamp(max=end)
     here = first < last
     shard = table[here].clone()
-    shard[:, BEGIN] = first[here] - begin
+    shard[:, BEGIN] = shard[:, OFFSET] = first[here] - begin
     shard[:, LENGTH] = (last - first)[here]
-    if flat_gradient:
-        shard[:, GRAD] = 0
-        shard[:, OFFSET] = shard[:, BEGIN]
-    else:
-        shard[:, OFFSET] += (first - table[:, BEGIN])[here]
+    shard[:, GRAD] = 0
     return shard
 
 

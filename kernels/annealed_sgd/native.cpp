@@ -5,20 +5,15 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <memory>
 #include <span>
-#include <type_traits>
-#include <utility>
 #include <vector>
-
-#include "gradients.h"
 
 namespace nb = nanobind;
 
 namespace seal_fast {
 namespace {
 
-// One row of the segment table, and one row of the hyper table: see layout.py and HYPER in __init__.py.
+// One row of the segment table, and one row of the hyper table: see layout.py and buffers.py.
 struct Segment {
   int64_t begin, length, group, grad, offset;
 };
@@ -98,11 +93,6 @@ Update<T, G> choose(bool ema, bool half, bool norms) {
   return table[ema * 4 + half * 2 + norms];
 }
 
-struct Scalars {
-  const Hyper* hyper;
-  double inv_scale, ema_decay;
-};
-
 // A stretch of one segment: what a thread takes at a time. Small enough that a thread held up by something else on the
 // machine does not hold up the others, large enough that taking one costs nothing.
 struct Piece {
@@ -110,46 +100,6 @@ struct Piece {
   int64_t from, to;
 };
 constexpr int64_t kPieceElements = 131072;
-
-// Elements whose parts are added up before they are used, while they are in the first cache.
-constexpr int64_t kSumElements = 2048;
-
-template <typename T, typename G, bool kFirst>
-void add(T* __restrict sum, const G* __restrict part, int64_t n) {
-  for (int64_t start = 0; start < n; start += kStride) {
-    const int64_t stop = std::min(n, start + kStride);
-    fetch(part + start);
-#pragma omp simd
-    for (int64_t i = start; i < stop; ++i) sum[i] = kFirst ? static_cast<T>(part[i]) : sum[i] + static_cast<T>(part[i]);
-  }
-}
-
-// The parts' sum, in their order: the same to the last bit every time.
-template <typename T>
-void add_up(T* sum, const Gradients& grads, int64_t index, int64_t begin, int64_t n) {
-  for (int64_t part = 0; part < grads.parts; ++part) {
-    const uintptr_t grad = grads.at(index, part);
-    auto run = [&](auto* from) {
-      using G = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
-      part == 0 ? add<T, G, true>(sum, from + begin, n) : add<T, G, false>(sum, from + begin, n);
-    };
-    if (grad & 1)
-      run(pointer<const bf16>(grad - 1));
-    else
-      run(pointer<const T>(grad));
-  }
-}
-
-// The buffers that an update works on, and how it is dealt out. All addresses; null where something is not asked for.
-struct Plan {
-  bool is_double;
-  uintptr_t param, momentum, ema, half;
-  const Hyper* hyper;
-  const double* ema_decay;
-  double* norms;
-  std::vector<Piece> pieces;
-  int64_t elements;
-};
 
 std::vector<Piece> cut(std::span<const Segment> segments) {
   std::vector<Piece> pieces;
@@ -159,92 +109,57 @@ std::vector<Piece> cut(std::span<const Segment> segments) {
   return pieces;
 }
 
+// Everything here is an address; null where it is not asked for. A gradient's lowest bit is set where it is bfloat16
+// (tagged_addresses in layout.py), and it is 0 where there is none.
 template <typename T>
-void update_all(const Plan& plan, const Gradients& grads, const Scalars& scalars) {
-  const Flat<T> flat{pointer<T>(plan.param), pointer<T>(plan.momentum), pointer<T>(plan.ema), pointer<bf16>(plan.half)};
-  double* norms = plan.norms;
-  Update<T, T> full = choose<T, T>(flat.ema, flat.half, norms);
-  Update<T, bf16> half = choose<T, bf16>(flat.ema, flat.half, norms);
-  const int64_t count = plan.pieces.size();
+void update_all(const Flat<T>& flat, std::span<const Segment> segments, const std::vector<uintptr_t>& grads,
+                const Hyper* hyper, double ema_decay, double* norms, double inv_scale) {
+  const Update<T, T> full = choose<T, T>(flat.ema, flat.half, norms);
+  const Update<T, bf16> half = choose<T, bf16>(flat.ema, flat.half, norms);
+  const std::vector<Piece> pieces = cut(segments);
+  const int64_t count = pieces.size();
+  int64_t elements = 0;
+  for (const Segment& s : segments) elements += s.length;
   // Norms are summed up piece by piece and then in the order of the pieces: the same to the last bit every time.
   std::vector<double> sums(norms ? 2 * count : 0, 0.0);
 
-#pragma omp parallel for schedule(dynamic) if (plan.elements >= kSerialElements)
+#pragma omp parallel for schedule(dynamic) if (elements >= kSerialElements)
   for (int64_t i = 0; i < count; ++i) {
-    const auto& [s, from, to] = plan.pieces[i];
-    const uintptr_t grad = grads.at(s.grad);
+    const auto& [s, from, to] = pieces[i];
+    const uintptr_t grad = grads[s.grad];
     if (grad == 0) continue;
-    const Hyper& h = scalars.hyper[s.group];
-    Coefficients<T> c{static_cast<T>(scalars.inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
-                      static_cast<T>(h.sign * h.lr_multiplier * h.lr), static_cast<T>(1 - scalars.ema_decay)};
-    auto run = [&](auto f, auto* gradient, int64_t begin, int64_t n) {
-      int64_t at = s.begin + begin;
-      f(flat.param + at, flat.momentum + at, gradient, flat.ema ? flat.ema + at : nullptr,
-        flat.half ? flat.half + at : nullptr, n, c, norms ? &sums[2 * i] : nullptr);
+    const Hyper& h = hyper[s.group];
+    Coefficients<T> c{static_cast<T>(inv_scale), static_cast<T>(h.momentum), static_cast<T>(h.weight_decay),
+                      static_cast<T>(h.sign * h.lr_multiplier * h.lr), static_cast<T>(1 - ema_decay)};
+    auto run = [&](auto f, auto* gradient) {
+      const int64_t at = s.begin + from;
+      f(flat.param + at, flat.momentum + at, gradient + s.offset + from, flat.ema ? flat.ema + at : nullptr,
+        flat.half ? flat.half + at : nullptr, to - from, c, norms ? &sums[2 * i] : nullptr);
     };
-    if (grads.parts > 1) {
-      alignas(64) T sum[kSumElements];
-      for (int64_t begin = from; begin < to; begin += kSumElements) {
-        const int64_t n = std::min(kSumElements, to - begin);
-        add_up(sum, grads, s.grad, s.offset + begin, n);
-        run(full, sum, begin, n);
-      }
-    } else if (grad & 1) {
-      run(half, pointer<const bf16>(grad - 1) + s.offset + from, from, to - from);
-    } else {
-      run(full, pointer<const T>(grad) + s.offset + from, from, to - from);
-    }
+    if (grad & 1)
+      run(half, pointer<const bf16>(grad - 1));
+    else
+      run(full, pointer<const T>(grad));
   }
-  for (size_t i = 0; i < sums.size(); ++i) norms[2 * plan.pieces[i / 2].segment.group + i % 2] += sums[i];
+  for (size_t i = 0; i < sums.size(); ++i) norms[2 * pieces[i / 2].segment.group + i % 2] += sums[i];
 }
 
-nb::capsule annealed_sgd_plan(bool is_double, uintptr_t param, uintptr_t momentum, uintptr_t ema, uintptr_t half,
-                              uintptr_t segments, int64_t segment_count, uintptr_t hyper, uintptr_t ema_decay,
-                              uintptr_t norms) {
-  auto plan = std::make_unique<Plan>(Plan{is_double, param, momentum, ema, half, pointer<const Hyper>(hyper),
-                                          pointer<const double>(ema_decay), pointer<double>(norms),
-                                          cut({pointer<const Segment>(segments), size_t(segment_count)}), 0});
-  for (const Piece& piece : plan->pieces) plan->elements += piece.to - piece.from;
-  return nb::capsule(plan.release(), [](void* p) noexcept { delete static_cast<Plan*>(p); });
-}
-
-void run(nb::capsule plan, const Gradients& grads, uintptr_t grad_scale, uintptr_t found_inf) {
-  const Plan& known = *static_cast<const Plan*>(plan.data());
+void annealed_sgd(bool is_double, int64_t segment_count, const std::vector<uintptr_t>& grads, uintptr_t param,
+                  uintptr_t momentum, uintptr_t ema, uintptr_t half, uintptr_t segments, uintptr_t hyper,
+                  uintptr_t ema_decay, uintptr_t norms, uintptr_t grad_scale, uintptr_t found_inf) {
   nb::gil_scoped_release release;
   if (found_inf && *pointer<float>(found_inf) != 0) return;
-  Scalars scalars{known.hyper, 1, known.ema_decay ? *known.ema_decay : 1};
-  if (grad_scale) scalars.inv_scale = 1 / static_cast<double>(*pointer<float>(grad_scale));
-  known.is_double ? update_all<double>(known, grads, scalars) : update_all<float>(known, grads, scalars);
-}
-
-void annealed_sgd(nb::capsule plan, std::vector<uintptr_t> addresses, int64_t parts, uintptr_t grad_scale,
-                  uintptr_t found_inf) {
-  run(plan, {std::move(addresses), parts}, grad_scale, found_inf);
-}
-
-// The same for gradients that are still to be looked at, in one call: what Python looks up after a backward pass is in
-// no cache. False, and nothing is done, where anything is out of the ordinary. announce: called before anything is
-// written; grad_scale, found_inf: tensors or None.
-bool annealed_sgd_at_sight(nb::capsule plan, nb::capsule places, nb::list params, nb::list copies,
-                           nb::callable announce, nb::handle grad_scale, nb::handle found_inf) {
-  const Places& known = *static_cast<const Places*>(places.data());
-  std::vector<nb::object> held;  // the gradients must outlive the update
-  Gradients grads{{}, 1};
-  uintptr_t scale = 0, infinite = 0;
-  if (!known.table.number(grad_scale, scale) || !known.table.number(found_inf, infinite)) return false;
-  if (!known.look(params, copies, grads.addresses, held)) return false;
-  announce();
-  run(plan, grads, scale, infinite);
-  return true;
+  auto run = [&]<typename T>(T) {
+    update_all<T>({pointer<T>(param), pointer<T>(momentum), pointer<T>(ema), pointer<bf16>(half)},
+                  {pointer<const Segment>(segments), size_t(segment_count)}, grads, pointer<const Hyper>(hyper),
+                  ema_decay ? *pointer<double>(ema_decay) : 1, pointer<double>(norms),
+                  grad_scale ? 1 / static_cast<double>(*pointer<float>(grad_scale)) : 1);
+  };
+  is_double ? run(double{}) : run(float{});
 }
 
 }  // namespace
 
-void bind_annealed_sgd(nb::module_& m) {
-  m.def("annealed_sgd_plan", &annealed_sgd_plan);
-  m.def("annealed_sgd", &annealed_sgd);
-  m.def("annealed_sgd_at_sight", &annealed_sgd_at_sight, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg().none(), nb::arg().none());
-}
+void bind_annealed_sgd(nb::module_& m) { m.def("annealed_sgd", &annealed_sgd); }
 
 }  // namespace seal_fast

@@ -7,50 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seal_fast.kernels.annealed_sgd.buffers import Buffers
 from seal_fast.kernels.annealed_sgd.layout import memory_order
 
 
-def added_up(grads: Sequence[Tensor | None], parts: int, dtype: torch.dtype) -> list[Tensor | None]:
-    """Gradients that come in parts, as `annealed_sgd_` describes: their sums, each flat and of `dtype`."""
-    if parts == 1:
-        return list(grads)
-    sums, count = [], len(grads) // parts
-    for first, *others in zip(*(grads[part * count :][:count] for part in range(parts)), strict=True):
-        total = None if first is None else memory_order(first).to(dtype, copy=True)
-        for other in others:
-            total = None if total is None else total.add_(memory_order(other).to(dtype))
-        sums.append(total)
-    return sums
-
-
 def annealed_sgd_(
-    param: Tensor,
-    momentum_buffer: Tensor,
-    grads: Sequence[Tensor | None],
-    segments: Tensor,
-    hyper: Tensor,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    ema: Tensor | None,
-    ema_decay: Tensor | None,
-    bf16: Tensor | None,
-    norms: Tensor | None,
+    buffers: Buffers, grads: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> None:
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
+    ema, ema_decay, bf16, norms = buffers.ema, buffers.ema_decay, buffers.bf16, buffers.norms
     keep = None if found_inf is None else found_inf.reshape(()) != 0
 
     def store(target: Tensor, value: Tensor) -> None:
         target.copy_(value if keep is None else torch.where(keep, target, value))
 
-    for begin, length, group, index, offset in segments.tolist():
+    for begin, length, group, index, offset in buffers.segments.tolist():
         grad = grads[index]
         if grad is None or length == 0:
             continue
         here = slice(begin, begin + length)
-        p, buf = param[here], momentum_buffer[here]
+        p, buf = buffers.param[here], buffers.momentum[here]
         g = memory_order(grad)[offset : offset + length].to(p.dtype)
         # Scalars stay 0-dimensional tensors: they neither promote p's type nor leave the device.
-        lr, momentum, weight_decay, sign, lr_multiplier = hyper[group].unbind()
+        lr, momentum, weight_decay, sign, lr_multiplier = buffers.hyper[group].unbind()
         step = sign * lr_multiplier * lr
 
         if grad_scale is not None:

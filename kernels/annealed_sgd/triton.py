@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from seal_fast.kernels.annealed_sgd import plan
+from seal_fast.kernels.annealed_sgd.buffers import Buffers
 from seal_fast.kernels.annealed_sgd.layout import tagged_addresses
 
 # Elements a program handles: 8 a thread, the least with which even the bfloat16 copy is written 128 bits wide.
@@ -90,23 +91,9 @@ def _update(
 
 @triton.jit
 def annealed_sgd_kernel(
-    param,
-    momentum_buffer,
-    grads,
-    tiles,
-    hyper,
-    grad_scale,
-    found_inf,
-    ema,
-    ema_decay,
-    bf16,
-    norms,
-    OWN: tl.constexpr,
-    BF16: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TAIL: tl.constexpr,
-):
+    param, momentum_buffer, grads, tiles, hyper, grad_scale, found_inf, ema, ema_decay, bf16, norms,
+    OWN: tl.constexpr, BF16: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
     """One program a row of `tiles`; whatever is None costs nothing."""
     if found_inf is not None:
         if tl.load(found_inf) != 0:
@@ -161,45 +148,23 @@ def annealed_sgd_kernel(
 
 
 def annealed_sgd_(
-    param: Tensor,
-    momentum_buffer: Tensor,
-    grads: Sequence[Tensor | None],
-    segments: Tensor,
-    hyper: Tensor,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-    ema: Tensor | None,
-    ema_decay: Tensor | None,
-    bf16: Tensor | None,
-    norms: Tensor | None,
+    buffers: Buffers, grads: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> None:
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
-    table = plan.contents(segments)
-    tiles = plan.tiles(table, BLOCK, param.device)
+    b = buffers
+    segments = plan.contents(b.segments)
+    tiles = plan.tiles(segments, BLOCK, b.param.device)
     if len(tiles) == 0:
         return
     addresses = tuple(tagged_addresses(grads))
-    pointers = [t.data_ptr() for t in (param, momentum_buffer, ema, bf16) if t is not None]
-    aligned = plan.aligned(table, ALIGNED_ELEMENTS) and all(a % 16 <= 1 for a in (*addresses, *pointers))
+    pointers = [t.data_ptr() for t in (b.param, b.momentum, b.ema, b.bf16) if t is not None]
+    aligned = plan.aligned(segments, ALIGNED_ELEMENTS) and all(a % 16 <= 1 for a in (*addresses, *pointers))
+    table = _address_table(addresses, b.param.device)
     annealed_sgd_kernel[(len(tiles),)](
-        param,
-        momentum_buffer,
-        _address_table(addresses, param.device),
-        tiles,
-        hyper,
-        grad_scale,
-        found_inf,
-        ema,
-        ema_decay,
-        bf16,
-        norms,
-        OWN=any(a % 2 == 0 for a in addresses),
-        BF16=any(a % 2 for a in addresses),
-        ALIGNED=aligned,
-        BLOCK=BLOCK,
-        TAIL=TAIL,
-        num_warps=WARPS,
-    )
+        b.param, b.momentum, table, tiles, b.hyper, grad_scale, found_inf, b.ema, b.ema_decay, b.bf16, b.norms,
+        OWN=any(a % 2 == 0 for a in addresses), BF16=any(a % 2 for a in addresses), ALIGNED=aligned,
+        BLOCK=BLOCK, TAIL=TAIL, num_warps=WARPS,
+    )  # fmt: skip
 
 
 # Pinned memory for tables in CUDA graphs, by length: one that the next graph may take, and those that were taken.

@@ -30,7 +30,7 @@ PROVENANCE = "provenance.json"
 # Settings of execution that change numbers all the same.
 _INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
 # Settings that change no number, or change it by rounding alone.
-NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size"}
+NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema"}
 # Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
 _IN_TIMELINE = frozenset(
     "method generations epochs warmup_epochs lr weight_decay "

@@ -126,7 +126,9 @@ class Silence(Log):
 def _tag(name: str) -> str:
     """TensorBoard groups charts by what stands before the slash: train/loss, val/top1, lr/early, hessian/top."""
     head, _, tail = name.partition("_")
-    return f"{head}/{tail}" if head in ("train", "val", "lr", "direction", "hessian") else f"run/{name}"
+    return (
+        f"{head}/{tail}" if head in ("train", "val", "lr", "direction", "grad", "update", "hessian") else f"run/{name}"
+    )
 
 
 def _wandb(folder: RunFolder, config: Config) -> Any:

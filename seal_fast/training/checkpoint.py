@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.optim.ema import ModelEMA
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.files import write_atomically
 
@@ -49,6 +50,8 @@ class TrainState:
     """Everything that changes while training.
 
     counters: float64 [4] on the device: sums over this epoch's images of loss, top-1 hits, top-5 hits, and images.
+    ema: averages of the model, with --ema.
+    norms_from: the step of this epoch from which the optimiser's `norms` are summed.
     seconds, wait_seconds: spent on this epoch's steps so far, and within that on waiting for input.
     """
 
@@ -56,6 +59,8 @@ class TrainState:
     optimizer: AnnealedSGD
     scaler: torch.amp.GradScaler
     counters: Tensor
+    ema: ModelEMA | None = None
+    norms_from: int = 0
     position: Position = field(default_factory=Position)
     best: Best = field(default_factory=Best)
     seconds: float = 0.0
@@ -88,9 +93,14 @@ def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World
     """
     tensors = dense(state.model.state_dict(), "model.") if world.is_main else {}
     momentum, counters = state.optimizer.momentum_state(), world.sum(state.counters)
+    average = state.ema.state_dict() if state.ema else {}
+    norms = state.optimizer.norms
+    if norms is not None:
+        norms = world.sum(norms)
     if not world.is_main:
         return
-    tensors |= dense(momentum, "momentum.")
+    tensors |= dense(momentum, "momentum.") | dense(average, "ema.")
+    tensors |= {} if norms is None else {"norms": norms.cpu()}
     tensors |= {"counters": counters.cpu(), "rng": torch.get_rng_state()}
     if state.counters.is_cuda:
         tensors["rng_cuda"] = torch.cuda.get_rng_state(state.counters.device)
@@ -98,6 +108,7 @@ def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World
         "position": asdict(state.position),
         "best": asdict(state.best),
         "scaler": state.scaler.state_dict(),
+        "norms_from": state.norms_from,
         "seconds": state.seconds,
         "wait_seconds": state.wait_seconds,
         "identity": provenance,
@@ -157,11 +168,18 @@ def restore(saved: Saved, state: TrainState, world: World = SINGLE_PROCESS) -> N
     with torch.no_grad():
         for name, tensor in own.items():  # copied in place: parameters stay views into the optimiser's buffer
             tensor.copy_(model[name])
-    world.barrier()  # processes of one machine may share the weights
     state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
+    if state.ema:
+        state.ema.load_state_dict(_part(saved.tensors, "ema."))
     state.counters.copy_(saved.tensors["counters"])
-    if not world.is_main:  # they are added up over the processes
+    norms = state.optimizer.norms
+    state.norms_from = saved.plain.get("norms_from", 0) if "norms" in saved.tensors else saved.position.step
+    if norms is not None and "norms" in saved.tensors:
+        norms.copy_(saved.tensors["norms"])
+    if not world.is_main:  # these are summed over the processes
         state.counters.zero_()
+        if norms is not None:
+            norms.zero_()
     torch.set_rng_state(saved.tensors["rng"])
     if state.counters.is_cuda and "rng_cuda" in saved.tensors:
         torch.cuda.set_rng_state(saved.tensors["rng_cuda"], state.counters.device)

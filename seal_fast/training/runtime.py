@@ -16,7 +16,6 @@ import torch
 
 from seal_fast.config import Config
 from seal_fast.kernels import torch_private
-from seal_fast.kernels.pages import offer_huge_pages
 from seal_fast.utils.errors import UsageError
 
 
@@ -128,9 +127,9 @@ def keep_freed_memory() -> None:
     # The heap grows now, in addresses and not in memory, so that the range that tensors will lie in is known.
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes = [ctypes.c_void_p]
-    size = 4 << 30
+    size, huge = 4 << 30, 2 << 20
     if block := libc.malloc(size):
-        offer_huge_pages(block, size)
+        libc.madvise(ctypes.c_void_p(-(-block // huge) * huge), ctypes.c_size_t(size - huge), 14)  # MADV_HUGEPAGE
         libc.free(block)
 
 

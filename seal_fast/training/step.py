@@ -59,7 +59,8 @@ def bf16_weight_overrides(model: nn.Module, optimizer: AnnealedSGD) -> dict[str,
     """The optimiser's bfloat16 copies of what autocast would cast in every forward pass, by parameter name.
 
     Those are the parameters of convolutions and linear layers; BatchNorm's stay float32. The rounding is the same, so
-    results are those of plain autocast to the bit.
+    a step of one backward pass equals plain autocast's to the bit. Over several passes (`--accumulate`) both add
+    gradients up in float32.
     """
     cast = {
         f"{name}.{parameter}"

@@ -103,6 +103,9 @@ class Trainer:
             if at.epoch == start:
                 self.enter(phase)
             self.state.counters.zero_()
+            self.state.norms_from = 0
+            if self.state.optimizer.norms is not None:
+                self.state.optimizer.norms.zero_()
             self.state.seconds = self.state.wait_seconds = 0.0
         rates = self.set_rates(phase)
         compiling = self.train()
@@ -111,6 +114,7 @@ class Trainer:
         last_of_phase = at.epoch + 1 == start + phase.epochs
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
         val_loss, val_top1, val_top5 = self.evaluate() if due else (None, None, None)
+        average = self.evaluate_average(due)
         curvature = self.measure_curvature() if last_of_phase else {}
         self.log.epoch(
             {
@@ -124,6 +128,8 @@ class Trainer:
                 "val_loss": val_loss,
                 "val_top1": val_top1,
                 "val_top5": val_top5,
+                **average,
+                **self.norms(),
                 "images_per_s": images / max(self.state.seconds, 1e-9),
                 "seconds": self.state.seconds,
                 "input_wait_seconds": self.state.wait_seconds,
@@ -144,7 +150,6 @@ class Trainer:
         Idempotent, so a resumed run may repeat it.
         """
         if phase.forget:
-            self.world.barrier()  # processes of one machine may share the weights
             reinitialise(
                 dict(self.state.model.named_parameters()),
                 self.partition.groups[phase.forget.group],
@@ -214,9 +219,12 @@ class Trainer:
         state.optimizer.sending = cut.last
         state.scaler.scale(loss if cut.weight == 1 else loss * cut.weight).backward()
         if not cut.last:
+            state.optimizer.accumulate()
             return
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        if state.ema:
+            state.ema.update()
         state.optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -231,6 +239,28 @@ class Trainer:
             sums += self.forward(batch.images, batch.labels, batch.valid)[1]
         loss, top1, top5, images = self.world.sum(sums).tolist()
         return loss / images, 100 * top1 / images, 100 * top5 / images
+
+    def evaluate_average(self, due: bool) -> dict[str, float | None]:
+        """The row's columns under --ema: `evaluate` with the averaged weights and statistics."""
+        names = ("val_ema_loss", "val_ema_top1", "val_ema_top5")
+        if not self.state.ema:
+            return {}
+        if not due:
+            return dict.fromkeys(names)
+        with self.state.ema.applied():
+            return dict(zip(names, self.evaluate(), strict=True))
+
+    def norms(self) -> dict[str, float]:
+        """The row's columns under --log-norms: see `Config.log_norms`."""
+        norms, steps = self.state.optimizer.norms, max(1, self.input.steps_per_epoch - self.state.norms_from)
+        if norms is None:
+            return {}
+        rows = dict(zip(self.partition.groups, self.world.sum(norms).tolist(), strict=True))
+        return {
+            f"{what}_norm2_{group}": row[i] / steps
+            for i, what in enumerate(("grad", "update"))
+            for group, row in rows.items()
+        }
 
     def measure_curvature(self) -> dict[str, Any]:
         """The row's figures of curvature, in a generation that is due; a failure is logged and stops nothing.
@@ -299,11 +329,13 @@ class Trainer:
             self.checkpoint()
 
     def save(self, name: str, tensors: dict[str, Tensor] | None = None) -> None:
-        """Write a weights file, whose header describes the network."""
-        if not self.world.is_main:
-            return
-        tensors = self.state.model.state_dict() if tensors is None else tensors
-        checkpoint.save_tensors(self.folder.weights(name), checkpoint.dense(tensors), self.metadata)
+        """Write weights, and their averages unless `tensors` are given; the header describes the network."""
+        files = {name: self.state.model.state_dict() if tensors is None else tensors}
+        if self.state.ema and tensors is None:
+            files[f"{name}-ema"] = self.state.ema.state_dict()  # on all processes
+        for file, values in files.items():
+            if self.world.is_main:
+                checkpoint.save_tensors(self.folder.weights(file), checkpoint.dense(values), self.metadata)
 
     def checkpoint(self) -> None:
         """Write the state if loss and weights are finite, then obey a signal that came.

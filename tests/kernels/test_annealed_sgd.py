@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seal_fast.kernels import native
-from seal_fast.kernels.annealed_sgd import annealed_sgd_, reference, segment_table, shard_table
+from seal_fast.kernels.annealed_sgd import Buffers, annealed_sgd_, reference, segment_table, shard_table
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -81,16 +81,22 @@ class Case:
         self.decay = torch.tensor(0.9, dtype=torch.float64, device=device)
 
     def optional(self):
-        return dict(
-            grad_scale=self.scale, found_inf=self.clean, ema=self.ema, ema_decay=self.decay, bf16=self.bf16,
-            norms=self.norms,
-        )  # fmt: skip
+        return dict(ema=self.ema, ema_decay=self.decay, bf16=self.bf16, norms=self.norms)
+
+    def scaling(self):
+        return dict(grad_scale=self.scale, found_inf=self.clean)
 
     def buffers(self):
         return {"param": self.param, "momentum": self.momentum, "ema": self.ema, "bf16": self.bf16, "norms": self.norms}
 
+    def given(self, **optional):
+        return Buffers(self.param, self.momentum, self.segments, self.hyper, **optional)
+
     def run(self, backend, **optional):
-        annealed_sgd_(self.param, self.momentum, self.grads, self.segments, self.hyper, backend=backend, **optional)
+        annealed_sgd_(self.given(**optional), self.grads, backend=backend)
+
+    def run_with_everything(self, backend):
+        annealed_sgd_(self.given(**self.optional()), self.grads, backend=backend, **self.scaling())
 
     def expect(self, scaled):
         """The buffers' expected values after one step, in float64; what lies between segments stays as it is."""
@@ -133,7 +139,7 @@ def test_everything_in_one_pass(backend, dtype, grad_dtypes):
         between[begin : begin + length] = grad is None
     for _ in range(2):
         want = case.expect(scaled=True)
-        case.run(backend[0], **case.optional())
+        case.run_with_everything(backend[0])
         for name in ("param", "momentum", "ema"):
             close(case.buffers()[name], want[name], dtype)
         np.testing.assert_allclose(case.norms.cpu(), want["norms"], rtol=1e-6 if dtype == torch.float32 else 1e-12)
@@ -150,7 +156,7 @@ def test_found_inf_makes_it_no_operation(backend):
     case.clean.fill_(1)
     case.grads[0][3] = float("inf")
     before = {name: tensor.clone() for name, tensor in case.buffers().items()}
-    case.run(backend[0], **case.optional())
+    case.run_with_everything(backend[0])
     assert all(torch.equal(before[name], tensor) for name, tensor in case.buffers().items())
 
 
@@ -175,55 +181,28 @@ def test_nan_comes_through(backend):
         assert torch.isnan(tensor[:40]).nonzero().flatten().tolist() == [0, 39]
 
 
-@pytest.mark.parametrize("flat_gradient", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_shards_together_do_what_the_whole_does(backend, flat_gradient):
+def test_shards_together_do_what_the_whole_does(backend):
     sizes, groups = [1, 17, 1000, 130], [0, 1, 0, 1]
     whole = Case(sizes, groups, [DESCENT, ASCENT], device=backend[1])
     parts = Case(sizes, groups, [DESCENT, ASCENT], device=backend[1])
     flat = torch.full_like(parts.param, float("nan"))  # what lies between the segments must not be read
     for (begin, length, *_), grad in zip(parts.segments.tolist(), parts.grads, strict=True):
         flat[begin : begin + length] = grad
-    whole.run(backend[0], **whole.optional())
+    whole.run_with_everything(backend[0])
     cuts = [0, 128, 131, 700, parts.n]  # aligned, not aligned, within a parameter
     for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-        annealed_sgd_(
-            parts.param[begin:end],
-            parts.momentum[begin:end],
-            [flat[begin:end]] if flat_gradient else parts.grads,
-            shard_table(parts.segments, begin, end, flat_gradient=flat_gradient),
-            parts.hyper,
-            backend=backend[0],
-            **parts.optional() | {"ema": parts.ema[begin:end], "bf16": parts.bf16[begin:end]},
+        slices = {name: tensor[begin:end] for name, tensor in parts.buffers().items() if name != "norms"}
+        shard = Buffers(
+            segments=shard_table(parts.segments, begin, end),
+            hyper=parts.hyper,
+            ema_decay=parts.decay,
+            norms=parts.norms,
+            **slices,
         )
+        annealed_sgd_(shard, [flat[begin:end]], backend=backend[0], **parts.scaling())
     for name, tensor in parts.buffers().items():
         torch.testing.assert_close(tensor, whole.buffers()[name], rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("dtype, grad_dtypes", TYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_in_parts_are_added_up(backend, dtype, grad_dtypes):
-    """Three parts, one of three parameters without any, over a slice that begins within a parameter."""
-    sizes, groups = [1000, 70, 5000], [0, 0, 1]
-    cases = [Case(sizes, groups, [DESCENT, ASCENT], dtype, grad_dtypes, backend[1], missing=[1])]
-    cases += [Case(sizes, groups, [], dtype, grad_dtypes, backend[1], missing=[1], seed=seed) for seed in (1, 2)]
-    first, *others = cases
-    begin, end = 300, first.n
-    annealed_sgd_(
-        first.param[begin:end], first.momentum[begin:end], [g for case in cases for g in case.grads],
-        shard_table(first.segments, begin, end), first.hyper, parts=3, backend=backend[0],
-        **first.optional() | {"ema": first.ema[begin:end], "bf16": first.bf16[begin:end]},
-    )  # fmt: skip
-    expected = Case(sizes, groups, [DESCENT, ASCENT], dtype, grad_dtypes, backend[1], missing=[1])
-    expected.grads = [
-        None if parts[0] is None else torch.stack([part.double() for part in parts]).sum(0)
-        for parts in zip(*(case.grads for case in cases), strict=True)
-    ]
-    expected.grads[0][:begin] = 0
-    want = expected.expect(scaled=True)
-    for name in ("param", "momentum", "ema"):
-        close(first.buffers()[name][begin:], want[name][begin:], dtype)
-        assert torch.equal(first.buffers()[name][:begin], expected.buffers()[name][:begin])
 
 
 @st.composite
@@ -246,7 +225,7 @@ def cases(draw):
 @given(case=cases())
 def test_any_layout_and_numbers(backend, case):
     want = case.expect(scaled=True)
-    case.run(backend[0], **case.optional())
+    case.run_with_everything(backend[0])
     for name in ("param", "momentum", "ema"):
         close(case.buffers()[name], want[name], case.dtype)
 
@@ -262,10 +241,7 @@ class Syncs(TorchDispatchMode):
 def test_the_reference_does_not_wait_for_the_device():
     case = Case([5, 70], [0, 1], [DESCENT, FROZEN])
     with Syncs():
-        reference.annealed_sgd_(
-            case.param, case.momentum, case.grads, case.segments, case.hyper,
-            case.scale, case.clean, case.ema, case.decay, case.bf16, case.norms,
-        )  # fmt: skip
+        reference.annealed_sgd_(case.given(**case.optional()), case.grads, case.scale, case.clean)
 
 
 @pytest.mark.skipif(not native.available(), reason="installed without native kernels")
@@ -275,7 +251,7 @@ def test_native_result_does_not_depend_on_threads():
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             case = Case([100001, 20011], [0, 1], [DESCENT, ASCENT], torch.float32)
-            case.run("native", **case.optional())
+            case.run_with_everything("native")
             results.append(case)
     finally:
         torch.set_num_threads(before)
@@ -289,7 +265,7 @@ def test_every_module_that_this_cpu_runs(level, monkeypatch):
     monkeypatch.setattr(native, "module", lambda: module)
     case = Case([70, 40000], [0, 1], [DESCENT, ASCENT], torch.float32)
     want = case.expect(scaled=True)
-    case.run("native", **case.optional())
+    case.run_with_everything("native")
     for name in ("param", "momentum", "ema"):
         close(case.buffers()[name], want[name], torch.float32)
 
@@ -299,7 +275,7 @@ def test_opcheck(backend):
     case = Case([5, 70], [0, 1], [DESCENT, ASCENT], missing=[0])
     arguments = (case.param, case.momentum, case.grads, case.segments, case.hyper)
     op = torch.ops.seal_fast.annealed_sgd_.default
-    torch.library.opcheck(op, arguments, case.optional() | {"backend": backend[0]})
+    torch.library.opcheck(op, arguments, case.optional() | case.scaling() | {"backend": backend[0]})
     torch.library.opcheck(op, arguments, {"backend": backend[0]})
 
 
@@ -307,15 +283,8 @@ def test_traced_into_a_graph_it_still_writes_in_place():
     eager, graph = (Case([5, 70], [0, 1], [DESCENT, ASCENT]) for _ in range(2))
     compiled = torch.compile(annealed_sgd_, backend="aot_eager", fullgraph=True)
     for case, run in ((eager, annealed_sgd_), (graph, compiled)):
-        run(case.param, case.momentum, case.grads, case.segments, case.hyper, **case.optional())
+        run(case.given(**case.optional()), case.grads, **case.scaling())
     assert all(torch.equal(tensor, graph.buffers()[name]) for name, tensor in eager.buffers().items())
-
-
-def wrong(**change):
-    case = Case([5, 6], [0, 0], [DESCENT], torch.float32)
-    return dict(
-        param=case.param, momentum_buffer=case.momentum, grads=case.grads, segments=case.segments, hyper=case.hyper
-    ) | {name: value(case) for name, value in change.items()}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -323,7 +292,7 @@ def wrong(**change):
     [
         ("param must be float32", dict(param=lambda c: c.param.half())),
         ("param must be a contiguous", dict(param=lambda c: c.param[None])),
-        ("momentum_buffer must be", dict(momentum_buffer=lambda c: c.momentum[:-1])),
+        ("momentum must be", dict(momentum=lambda c: c.momentum[:-1])),
         ("hyper must be", dict(hyper=lambda c: c.hyper.float())),
         ("norms must be", dict(norms=lambda c: torch.zeros(1, 1))),
         ("bf16 must be", dict(bf16=lambda c: c.param.half())),
@@ -335,16 +304,19 @@ def wrong(**change):
         ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(1).expand(6)])),
         ("gradient 1 must be dense", dict(grads=lambda c: [None, torch.ones(12)[::2]])),
         ("1 gradients given", dict(grads=lambda c: c.grads[:1])),
-        ("2 gradients are no 3 parts of each", dict(parts=lambda c: 3)),
-        ("some of its parts", dict(grads=lambda c: [*c.grads, c.grads[0], None], parts=lambda c: 2)),
         ("segments must be an int64", dict(segments=lambda c: c.segments.int())),
         ("point outside", dict(segments=lambda c: c.segments + 100)),
         ("segments overlap", dict(segments=lambda c: c.segments[[0, 0]])),
     ],
 )
 def test_refuses_what_does_not_fit(message, change):
+    case = Case([5, 6], [0, 0], [DESCENT], torch.float32)
+    values = {name: value(case) for name, value in change.items()}
+    tensors = dict(param=case.param, momentum=case.momentum, segments=case.segments, hyper=case.hyper)
+    grads = values.pop("grads", case.grads)
+    tensors |= {name: values.pop(name) for name in change if name in Buffers.__dataclass_fields__}
     with pytest.raises(ValueError, match=message):
-        annealed_sgd_(**wrong(**change))
+        annealed_sgd_(Buffers(**tensors), grads, **values)
 
 
 @pytest.mark.skipif(INTERPRETING, reason="this is that process")

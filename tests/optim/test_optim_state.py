@@ -1,6 +1,9 @@
 """What AnnealedSGD saves and loads, where its parameters live, and what it refuses."""
 
 import copy
+import io
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -69,6 +72,23 @@ def test_loads_the_state_of_torch_sgd():
         optimizer.load_state_dict(nesterov.state_dict())
 
 
+@pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}], ids=str)
+def test_torch_sgd_loads_its_state(how):
+    ours, theirs = network(channels_last=True), network()
+    optimizer = AnnealedSGD(named_groups(ours), LR, 0.8, 1e-3)
+    train(ours, optimizer)
+    peer = torch.optim.SGD(named_groups(theirs), 0.5, **how)
+    theirs.load_state_dict(ours.state_dict())
+    state = optimizer.state_dict()
+    assert all(values["momentum_buffer"].is_contiguous() for values in state["state"].values())
+    peer.load_state_dict(state)
+    before = optimizer.momentum_state()
+    train(theirs, peer, 2, first=3)
+    assert all(torch.equal(t, before[name]) for name, t in optimizer.momentum_state().items())  # nothing is shared
+    train(ours, optimizer, 2, first=3)
+    close(ours, theirs)
+
+
 def test_a_state_of_other_groups_is_refused_and_changes_nothing():
     model = network()
     optimizer = AnnealedSGD(named_groups(model), LR)
@@ -107,13 +127,19 @@ def test_a_moved_model_is_refused():
         optimizer.step()
 
 
-def test_replaced_groups_are_refused():
-    optimizer = AnnealedSGD(named_groups(network()), LR)
-    with pytest.raises(RuntimeError, match="groups in param_groups cannot be replaced"):
-        optimizer.param_groups[1] = dict(optimizer.param_groups[1])
-    optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
-    with pytest.raises(RuntimeError, match="param_groups was replaced"):
-        optimizer.step()
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_replaced_number_is_refused_with_the_cure(whole):
+    model = network()
+    optimizer = AnnealedSGD(named_groups(model), LR)
+    before = copy.deepcopy(model)
+    train(model, optimizer, 0)
+    if whole:
+        optimizer.param_groups = [group | {"lr": torch.tensor(0.2)} for group in optimizer.param_groups]
+    else:
+        optimizer.param_groups[0]["lr"] = 0.2
+    with pytest.raises(RuntimeError, match="lr of group 'early' was replaced .* use set_hyperparameters"):
+        train(model, optimizer, 1)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +171,57 @@ def test_parameters_that_cannot_share_a_buffer_are_refused():
         AnnealedSGD([nn.Parameter(torch.ones(4)[::2])], LR)
     with pytest.raises(ValueError, match="different names"):
         AnnealedSGD([{"name": "a", "params": [float32]}, {"name": "a", "params": [nn.Parameter(torch.ones(1))]}], LR)
+
+
+def test_weights_that_share_memory_are_refused():
+    p, matrix = nn.Parameter(torch.ones(4)), torch.ones(2, 3)
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    tied[1].weight = nn.Parameter(tied[0].weight.detach())
+    for params in ([p, p], [nn.Parameter(matrix), nn.Parameter(matrix[1])], tied.named_parameters()):
+        with warnings.catch_warnings(), pytest.raises(ValueError, match="share memory .* give shared weights once"):
+            warnings.simplefilter("ignore")  # torch's own of a parameter given twice
+            AnnealedSGD(params, LR)
+    parts = [nn.Parameter(part) for part in torch.ones(6).split(3)]  # neighbours in one storage share nothing
+    AnnealedSGD(parts, LR)
+    tied[1].weight = tied[0].weight
+    AnnealedSGD(tied.parameters(), LR)  # once
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(5, 2, sparse=True)
+    optimizer = AnnealedSGD(table.parameters(), LR)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="gradient of 0 is sparse, .* sparse=False"):
+        optimizer.step()
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+def torch_save(value):
+    torch.save(value, file := io.BytesIO())
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value)), torch_save])
+def test_a_copy_of_model_and_optimiser_trains_on_alike_and_apart(duplicate):
+    model = network(torch.float32, channels_last=True)
+    optimizer = AnnealedSGD(named_groups(model), LR, 0.8, 0.01, ema_decay=0.9, bf16_copy=True, norms=True)
+    optimizer.set_hyperparameters("early", sign=-1, lr_multiplier=0.3)
+    train(model, optimizer, 2)
+    other, second = duplicate((model, optimizer))
+    for name in ("hyper", "norms", "_momentum", "_ema", "_bf16"):
+        assert torch.equal(getattr(optimizer, name), getattr(second, name)), name
+    before = copy.deepcopy(model.state_dict())
+    train(other, second, 2, first=2)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    train(model, optimizer, 2, first=2)
+    close(model, other, torch.float32)
+    for one, two in zip(
+        (*optimizer.ema_state().values(), optimizer.norms), (*second.ema_state().values(), second.norms), strict=True
+    ):
+        assert torch.equal(one, two)
+    assert [g["name"] for g in second.param_groups] == ["early", "late"]
 
 
 def test_groups_are_fixed_for_life():

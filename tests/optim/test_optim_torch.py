@@ -129,7 +129,7 @@ def test_a_compiled_model_is_not_compiled_again_by_a_phase_switch():
     for model in (eager, compiled):
         optimizer = AnnealedSGD(named_groups(model), LR)
         train(model, optimizer, 2)
-        optimizer.set_hyperparameters("early", direction=-1, scale=0.01)
+        optimizer.set_hyperparameters("early", sign=-1, lr_multiplier=0.01)
         optimizer.reset_momentum()
         train(model, optimizer, 2, first=2)
     assert counter.frame_count == 1

@@ -14,9 +14,10 @@ def plain_autocast(monkeypatch):
     monkeypatch.setattr(Runtime, "bf16_weights", property(lambda self: False))
 
 
-def test_a_run_equals_plain_autocast_to_the_bit(image_folder, tmp_path, monkeypatch, small_network):
-    """Generations, ascents, re-initialisations, evaluations and smaller last batches."""
-    config = replace(AMP, data=str(image_folder))
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_run_equals_plain_autocast_to_the_bit(parts, image_folder, tmp_path, monkeypatch, small_network):
+    """Generations, ascents, re-initialisations, evaluations, smaller last batches, gradients of several passes."""
+    config = replace(AMP, data=str(image_folder), accumulate=parts)
     run(replace(config, out=tmp_path / "copy"))
     with monkeypatch.context() as patch:
         plain_autocast(patch)
