@@ -167,7 +167,7 @@ def test_scheduling(benchmark, tmp_path):
     """Pretended trials that take no time: seconds of scheduling, ledger included, and of Ray's start."""
     pytest.importorskip("ray", reason="Ray is an optional extra")
     trials = 1000 if LONG else 40
-    command = [sys.executable, str(TESTS / "sweep" / "stub_sweep.py"), str(tmp_path), str(trials), "2"]
+    command = [sys.executable, str(TESTS / "helpers" / "stub_sweep.py"), str(tmp_path), str(trials), "2"]
     done = {}
 
     def run():
@@ -223,7 +223,7 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
 FIRST_STEP = """
 import os, sys
 from seal_fast import train
-from seal_fast.engine import Trainer
+from seal_fast.training.trainer import Trainer
 step = Trainer.step
 def first(self, *batch):
     step(self, *batch)

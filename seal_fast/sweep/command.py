@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seal_fast.sweep import arguments, suggest
+from seal_fast.sweep import arguments, results, suggest
 from seal_fast.sweep import plan as plans
 from seal_fast.sweep import space as spaces
+from seal_fast.sweep.checks import check_trials
 from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Plan, Trial
+from seal_fast.sweep.process import STOP_SECONDS, wait_until_free
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.table import table
 
@@ -24,132 +28,126 @@ _MOST_SHOWN = 40
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run, resume or only plan a sweep; returns the exit code: 1 where trials have failed.
+    """Run, resume or only plan a sweep; the exit code, which is 1 where trials have failed.
 
     Raises:
-        UsageError: a flag, the space, or a run in it is wrong; nothing has been started.
+        UsageError: a flag, the space or a run in it is wrong; nothing has been started.
         RunError: the sweep cannot go on.
     """
-    flags = arguments.parser().parse_args(list(argv))
+    flags = arguments.make_parser().parse_args(list(argv))
     arguments.check(flags)
     folder = SweepFolder(flags.out)
-    said = {"search": flags.search, "samples": flags.samples, "search_seed": flags.search_seed}
+    metadata: dict[str, Any] = {"search": flags.search, "samples": flags.samples, "search_seed": flags.search_seed}
     made = None
     if flags.space:
-        said["space"] = str(flags.space.absolute())
-        made = _planned(flags, said)
+        metadata["space"] = str(flags.space.absolute())
+        made = _plan(flags, metadata)
     if flags.dry_run:
-        return _dry_run(flags, made or Plan(tuple(folder.read_plan()[0].values())), said["search"])
+        return _dry_run(flags, made, metadata["search"]) if made and not flags.resume else _dry_resume(flags, folder)
     with folder.locked():
-        if not flags.resume:
-            assert made
+        if made and not flags.resume:
             if folder.plan.exists():
                 raise UsageError(
                     f"--out {flags.out} holds a sweep already; continue it with --resume, or use another --out"
                 )
-            return _run(flags, folder, made, said)
-        trials, said = folder.read_plan()
-        if made and said["search"] != "optuna" and {t.name: t.config for t in made.trials} != _configs(trials):
-            raise UsageError(
-                f"{flags.space}: makes other runs than the sweep in {flags.out}; drop it from the command to continue "
-                "that sweep, or choose another --out"
-            )
-        return _run(flags, folder, Plan(tuple(trials.values()), said["repeated"]), said)
+            return _run(flags, folder, made, metadata)
+        trials, metadata = folder.read_plan()
+        if made and metadata["search"] != "optuna":
+            if {t.name: t.config for t in made.trials} != {t.name: t.config for t in trials.values()}:
+                raise UsageError(
+                    f"{flags.space}: makes other runs than the sweep in {flags.out}; drop it from the command to "
+                    "continue that sweep, or choose another --out"
+                )
+        return _run(flags, folder, Plan(tuple(trials.values()), metadata["repeated"]), metadata)
 
 
-def _configs(trials: dict[str, Trial]) -> dict[str, Any]:
-    return {name: trial.config for name, trial in trials.items()}
-
-
-def _planned(flags: argparse.Namespace, said: dict[str, Any]) -> Plan:
-    """The runs; of a learning search, draws that stand for them."""
+def _plan(flags: argparse.Namespace, metadata: dict[str, Any]) -> Plan:
+    """The trials; for Optuna, random draws that stand for its proposals."""
     space = spaces.read(flags.space)
-    said["search"] = flags.search or ("random" if space.drawn else "grid")
-    if said["search"] == "optuna":
+    search = metadata["search"] = flags.search or ("random" if space.drawn else "grid")
+    if search == "optuna":
         suggest.check(space, flags.seeds)
-    search = "grid" if said["search"] == "grid" else "random"
-    if said["search"] == "optuna":  # nothing is listed: a grid's values are drawn from, too
-        space = spaces.all_drawn(space)
+        space, search = spaces.all_drawn(space), "random"
     return plans.make(space, search=search, samples=flags.samples, seeds=flags.seeds, search_seed=flags.search_seed)
 
 
-def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, said: dict[str, Any]) -> int:
+def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: dict[str, Any]) -> int:
     connection, tune = _ray()
-    from seal_fast.sweep.checks import check_trials
     from seal_fast.sweep.table import Display
 
-    learning = said["search"] == "optuna"
-    known = made.trials if flags.resume or not learning else ()
-    trials = {trial.name: trial for trial in known}
-    ledger = folder.open_ledger(trials)
+    learning = metadata["search"] == "optuna"
+    trials = {trial.name: trial for trial in (made.trials if flags.resume or not learning else ())}
+    ledger = _open_ledger(folder, trials)
     if flags.retry_failed:
-        ledger.forgive()
-    check_trials((t for t in made.trials if t.name not in trials or t.name in ledger.left()), here=not flags.address)
+        ledger.retry()
+    left = set(ledger.left())
+    check_trials((t for t in made.trials if t.name not in trials or t.name in left), here=not flags.address)
+    flags.threads = flags.threads or metadata.get("threads")
     concurrent, threads, gpu = _resources(flags, made.trials)
-    threads = flags.threads or said.get("threads") or threads
     with connection.connected(folder.path, flags.address, concurrent) as session:
         if flags.address:
             use_gpus = any(trial.config.device != "cpu" for trial in made.trials)
-            asked = flags.threads or said.get("threads")
-            concurrent, threads, gpu = connection.slots(flags.per_gpu, flags.concurrent, asked, use_gpus)
-        rungs = [flags.first_rung, flags.reduction] if flags.stop_early else said.get("rungs")
-        said = said | {"threads": threads, "rungs": rungs}
+            concurrent, threads, gpu = connection.slots(flags.per_gpu, flags.concurrent, flags.threads, use_gpus)
+        rungs = (flags.first_rung, flags.reduction) if flags.stop_early else metadata.get("rungs")
+        metadata = metadata | {"threads": threads, "rungs": rungs}
 
-        def keep() -> None:
-            folder.write_plan(Plan(tuple(trials.values()), made.repeated), **said)
+        def save() -> None:
+            folder.write_plan(Plan(tuple(trials.values()), made.repeated), **metadata)
 
-        keep()
-        search = _search(said, trials, ledger, keep) if learning else None
-        stops = (rungs[0], rungs[1]) if rungs else None
-        job = tune.Job(folder.path, concurrent, threads, gpu, flags.retries, stops, flags.address is not None)
-        count = said["samples"] if learning else len(trials)
-        ended = len(trials) - len(ledger.left())
+        save()
+        count = len(trials)
+        order = (trials[name] for name in ledger.left())
+        if learning:
+            count, space = metadata["samples"], spaces.read(Path(metadata["space"]))
+            order = suggest.proposals(space, count, metadata["search_seed"], trials, ledger, save)
+        scheduler = tune.asha(ledger, *rungs, max(trial.generations for trial in made.trials)) if rungs else None
+        job: dict[str, Any] = {"concurrent": concurrent, "threads": threads, "gpu": gpu, "retries": flags.retries}
+        ended = len(trials) - len(left)
         print(f"{count - ended} of {count} runs to do, {_pace(concurrent, threads)}; {folder.path}", flush=True)
         display = Display(folder, trials, ledger)
-        session.quiet = display.stop
-        stopped = None
+        stopped = error = None
         try:
-            tune.run(job, trials, ledger, display.tick, search=search, confirm=session.confirm)
+            job |= {"cluster": flags.address is not None, "scheduler": scheduler, "tick": display.tick}
+            tune.run(folder.path, order, ledger, session, **job)
         except tune.Stopped as stop:
             stopped = stop.number
+        except RunError as failure:  # printed here, as leaving a Ray that is lost may end this program
+            error = failure
         finally:
             display.stop()
-        session.exit_code = _conclude(folder, trials, ledger, stopped)
+        rows = results.write(folder, trials, ledger)
+        if stopped is not None:
+            again = shlex.join(["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume"])
+            print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
+            session.exit_code = 128 + stopped
+        elif error is not None:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            results.write_hparams(folder, rows, made.varied)
+            folder.tidy()
+            session.exit_code = _conclude(folder, ledger)
     if stopped is not None:
-        _wait_for(folder, ledger.names("running"))
+        for name in ledger.names("running"):  # they write their checkpoints now that their workers are gone
+            wait_until_free(folder.run(name).path, STOP_SECONDS)
     return session.exit_code
 
 
-def _search(said: dict[str, Any], trials: dict[str, Trial], ledger: Ledger, keep: Any) -> suggest.Search:
-    space = spaces.read(Path(said["space"]))
-    return suggest.Search(space, said["samples"], said["search_seed"], trials, ledger, keep)
-
-
-def _conclude(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger, stopped: int | None) -> int:
-    """Write and say what came of it, before Ray is left; the exit code."""
-    from seal_fast.sweep import results
-
-    rows = results.write(folder, trials, ledger)
-    if stopped is not None:
-        again = f"python -m seal_fast sweep --out {folder.path} --resume"
-        print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
-        return 128 + stopped
-    results.write_hparams(folder, trials, rows)
-    folder.tidy()
+def _conclude(folder: SweepFolder, ledger: Ledger) -> int:
+    """Name the failed trials and the written files; the exit code."""
     failed = ledger.names("failed")
     for name in failed:
         entry = ledger.entries[name]
         print(f"failed after {entry.failures} attempts: {name}: {entry.message}", file=sys.stderr)
-    print(f"written: results.csv, results.json in {folder.path}; see it with: python -m seal_fast report {folder.path}")
+    report = shlex.join(["python", "-m", "seal_fast", "report", str(folder.path)])
+    print(f"written: results.csv, results.json in {folder.path}; see it with: {report}")
     return 1 if failed else 0
 
 
-def _wait_for(folder: SweepFolder, names: Sequence[str]) -> None:
-    """Runs in hand write their checkpoints now that nothing watches them any more."""
-    from seal_fast.sweep.process import STOP_SECONDS, wait_until_free
-
-    for name in names:
-        wait_until_free(folder.run(name).path, STOP_SECONDS)
+def _open_ledger(folder: SweepFolder, trials: dict[str, Trial], settle: bool = True) -> Ledger:
+    ledger = folder.open_ledger(trials, settle=settle)
+    for note in ledger.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return ledger
 
 
 def _resources(flags: argparse.Namespace, trials: Sequence[Trial]) -> tuple[int, int, float]:
@@ -163,28 +161,44 @@ def _resources(flags: argparse.Namespace, trials: Sequence[Trial]) -> tuple[int,
         raise UsageError(f"--per-gpu {flags.per_gpu}: {why}; say --concurrent {flags.per_gpu} instead")
     cores = len(os.sched_getaffinity(0))
     concurrent = flags.concurrent or (gpus * flags.per_gpu if gpus else min(cores, _MOST_ON_A_CPU))
-    return concurrent, max(1, cores // concurrent), 1 / flags.per_gpu if gpus else 0.0
+    threads = flags.threads or max(1, cores // concurrent)
+    return concurrent, threads, 1 / flags.per_gpu if gpus else 0.0
 
 
-def _dry_run(flags: argparse.Namespace, made: Plan, search: str) -> int:
-    from seal_fast.sweep.checks import check_trials
+def _dry_resume(flags: argparse.Namespace, folder: SweepFolder) -> int:
+    """Print what `--resume` would run."""
+    trials, metadata = folder.read_plan()
+    ledger = _open_ledger(folder, trials, settle=False)
+    left = [trials[name] for name in ledger.left() + (ledger.names("failed") if flags.retry_failed else [])]
+    missing = metadata["samples"] - len(trials)
+    if metadata["search"] == "optuna" and missing > 0:
+        space = spaces.all_drawn(spaces.read(Path(metadata["space"])))
+        drawn = plans.make(space, search="random", samples=missing, seeds=None, search_seed=len(trials)).trials
+        left += [replace(trial, name=f"{len(trials) + i:04d}") for i, trial in enumerate(drawn)]
+    flags.threads = flags.threads or metadata.get("threads")
+    trained = {trial.name: len(folder.run(trial.name).rows()) for trial in left}
+    return _dry_run(flags, Plan(tuple(left)), metadata["search"], trained)
+
+
+def _dry_run(flags: argparse.Namespace, made: Plan, search: str, trained: dict[str, int] | None = None) -> int:
+    """Print the runs and the predicted hours; `trained` holds epochs that are done already."""
     from seal_fast.sweep.estimate import estimate
 
-    images = check_trials(made.trials, here=flags.address is None)
+    sizes = check_trials(made.trials, here=flags.address is None)
     names = made.varied
+    left = [(trial, max(trial.epochs - (trained or {}).get(trial.name, 0), 0)) for trial in made.trials]
     rows = [("run", *(name.replace("_", "-") for name in names), "epochs")]
-    rows += [(t.name, *(_cell(t.settings.get(n)) for n in names), str(t.epochs)) for t in made.trials[:_MOST_SHOWN]]
+    rows += [(t.name, *(_cell(t.settings.get(n)) for n in names), str(epochs)) for t, epochs in left[:_MOST_SHOWN]]
     print(table(rows))
     if search == "optuna":
         print("(random draws in place of what Optuna will propose)")
-    if len(made.trials) > _MOST_SHOWN:
-        print(f"... and {len(made.trials) - _MOST_SHOWN} more")
+    if len(left) > _MOST_SHOWN:
+        print(f"... and {len(left) - _MOST_SHOWN} more")
     repeated = f" ({made.repeated} combinations left out: another trains the same)" if made.repeated else ""
     concurrent, threads, _ = _resources(flags, made.trials)
-    threads = flags.threads or threads
-    epochs = sum(trial.epochs for trial in made.trials)
-    print(f"\n{len(made.trials)} runs, {epochs} epochs{repeated}; {_pace(concurrent, threads)}")
-    print(estimate(made.trials, images, concurrent=concurrent, threads=threads))
+    what = "runs" if trained is None else "runs left"
+    print(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {_pace(concurrent, threads)}", flush=True)
+    print(estimate(left, sizes, concurrent=concurrent, threads=threads))
     return 0
 
 

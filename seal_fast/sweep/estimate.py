@@ -1,95 +1,116 @@
-"""How long a sweep will take, predicted from a few training steps taken here and now."""
+"""How long a sweep will take, from short runs of the trainer on this machine."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from seal_fast.config import Config
-from seal_fast.data import ImageSet
+from seal_fast.config import Config, dumps
+from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.plan import Trial
+from seal_fast.sweep.process import environment, last_message
+from seal_fast.utils.errors import RunError
 
 STEPS = 3
-_EVALUATION = 1 / 3  # an evaluated image costs the forward pass, about a third of a training step's share
-_SHAPE = "model stem data image_size input batch_size amp amp_dtype dtype device kernels augmentation".split()
+_EVALUATION = 1 / 3  # cost of an evaluated image relative to a trained one: the forward pass alone
+_SHAPE = "model stem data image_size input batch_size amp amp_dtype dtype device kernels augmentation compile".split()
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A prediction.
+class Speed:
+    """Of a short run: images trained per second, seconds to start, and seconds to compile the first time."""
 
-    Attributes:
-        hours: of the whole sweep.
-        slowest: images per second of the slowest of the measured shapes, one trial at a time.
-        fastest: of the fastest.
+    rate: float
+    start: float
+    compile: float
+
+
+def estimate(
+    trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, int]], *, concurrent: int, threads: int
+) -> str:
+    """A sentence that predicts the hours of a sweep. How much packed trials slow each other down is not known.
+
+    Args:
+        trials: with the epochs that each has left.
+        sizes: numbers of training and validation images by the value of --data.
+        concurrent: trials at a time.
+        threads: CPU threads of each.
+
+    Raises:
+        RunError: a short run failed.
     """
-
-    hours: float
-    slowest: float
-    fastest: float
-
-    def __str__(self) -> str:
-        pace = f"{self.slowest:.0f}" + (f" to {self.fastest:.0f}" if round(self.fastest) > round(self.slowest) else "")
-        return (
-            f"predicted: {self.hours:.2g} hours, from {pace} images/s over {STEPS} uncompiled steps of each network "
-            "and batch size, taken on this machine just now"
-        )
-
-
-def estimate(trials: Iterable[Trial], images: dict[str, ImageSet], *, concurrent: int, threads: int) -> Estimate:
-    """Measure each shape once and add up.
-
-    Packed trials slow each other down where they share more than they have to themselves, which this does not know.
-    """
-    rates: dict[tuple[object, ...], float] = {}
+    speeds: dict[tuple[object, ...], Speed] = {}
     seconds: list[float] = []
-    for trial in trials:
-        config = trial.config
-        shape = tuple(getattr(config, name) for name in _SHAPE)
-        if shape not in rates:
-            rates[shape] = images_per_second(config, images[config.data], threads)
-        train = min(config.limit_train or len(images[config.data].train), len(images[config.data].train))
-        evaluated = len(images[config.data].val) / config.eval_every * _EVALUATION
-        seconds.append(trial.epochs * (train + evaluated) / rates[shape])
-    total = max(sum(seconds) / min(concurrent, len(seconds)), max(seconds))
-    return Estimate(total / 3600, min(rates.values()), max(rates.values()))
+    with tempfile.TemporaryDirectory(prefix="seal-estimate-") as scratch:
+        for trial, epochs in trials:
+            config = trial.config
+            train, val = sizes[config.data]
+            shape = tuple(getattr(config, name) for name in _SHAPE)
+            compiling = shape not in speeds  # the others find its graphs
+            if compiling:
+                speeds[shape] = _measure(trial, train, val, threads, Path(scratch), len(speeds))
+            speed = speeds[shape]
+            images = min(config.limit_train or train, train) + val / config.eval_every * _EVALUATION
+            seconds.append(epochs * images / speed.rate + speed.start + compiling * speed.compile)
+    if not seconds:
+        return "predicted: nothing is left to do"
+    hours = max(sum(seconds) / min(concurrent, len(seconds)), max(seconds)) / 3600
+    rates = sorted(round(speed.rate) for speed in speeds.values())
+    starts = sorted(round(speed.start + speed.compile) for speed in speeds.values())
+    return (
+        f"predicted: {hours:.2g} hours, from {_range(rates)} images/s and {_range(starts)} s to start, measured here "
+        f"by a run of {STEPS} steps of each network, batch size and compute type"
+    )
 
 
-def images_per_second(config: Config, images: ImageSet, threads: int) -> float:
-    """Training images per second of a configuration, uncompiled, after a warm-up of as many steps."""
-    from seal_fast.runs.folder import RunFolder
-    from seal_fast.train import assemble, open_input
-    from seal_fast.training import runtime
+def _range(values: list[int]) -> str:
+    return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
-    short = replace(
-        config,
+
+def _measure(trial: Trial, train: int, val: int, threads: int, scratch: Path, number: int) -> Speed:
+    """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled."""
+    config: Config = replace(
+        trial.config,
         method="restart",
         generations=1,
         epochs=2,
         ascent_epochs=0,
         warmup_epochs=0,
-        limit_train=min(config.batch_size * STEPS, len(images.train)),
+        lr=0.0,
+        eval_every=2,
+        limit_train=min(trial.config.batch_size * STEPS, train),
+        keep="none",
         checkpoint_seconds=1e9,
-        compile=False,
-        threads=threads,
+        hessian_every=0,
         init_weights=None,
-        wandb=False,
         profile=False,
+        wandb=False,
     )
-    machine = runtime.start(short)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        contextlib.closing(open_input(short, machine, images)) as source,
-        contextlib.redirect_stdout(io.StringIO()),
-        assemble(short, machine, images, source, RunFolder(Path(scratch))) as engine,
-    ):
-        phase, _ = engine.timeline.phase(0, 0)
-        engine.set_rates(phase)
-        engine.train()
-        engine.state.position.step, engine.state.seconds = 0, 0.0
-        engine.train()
-        return short.limit_train / max(engine.state.seconds, 1e-9) if short.limit_train else 0.0
+    cold, rows = _train(trial.name, config, threads, scratch, f"{number}")
+    warm, rows = _train(trial.name, config, threads, scratch, f"{number}-warm") if config.compile else (cold, rows)
+    rate = rows[1]["images"] / max(rows[1]["seconds"], 1e-9)
+    start = warm - sum(row["seconds"] for row in rows) - val * _EVALUATION / rate
+    return Speed(rate, max(start, 0.0), max(cold - warm, 0.0))
+
+
+def _train(name: str, config: Config, threads: int, scratch: Path, run: str) -> tuple[float, list[dict[str, Any]]]:
+    """Seconds that a run takes from its process's start to its end, and its metrics."""
+    folder = RunFolder(scratch / run)
+    folder.path.mkdir()
+    folder.config.write_text(dumps(config), encoding="utf-8")
+    command = [sys.executable, "-m", "seal_fast.train", "--out", str(folder.path), "--threads", str(threads)]
+    begin = time.perf_counter()
+    with (folder.path / "output.log").open("wb") as log:
+        code = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(scratch, threads)
+        ).returncode
+    seconds, rows = time.perf_counter() - begin, folder.rows()
+    if code or len(rows) < 2:
+        raise RunError(f"{name}: a short run to measure its speed failed: {last_message(folder.path)}")
+    return seconds, rows

@@ -1,15 +1,14 @@
-"""The folder of a sweep: its plan, its ledger, its run folders and what they came to."""
+"""The folder of a sweep: its plan, ledger, run folders and results."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from seal_fast.methods import timeline
 from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep import plan
 from seal_fast.sweep.ledger import Entry, Ledger
@@ -41,55 +40,52 @@ class SweepFolder:
         return RunFolder(self.trials / name)
 
     def rows(self, name: str, entry: Entry) -> list[dict[str, Any]]:
-        """The metrics of a trial; of one that was stopped early, those that the decision knew of."""
+        """The metrics of a trial; of one that was stopped early, those up to the decision."""
         rows = self.run(name).rows()
         if entry.state == "stopped":
             rows = [row for row in rows if row["generation"] < len(entry.values)]
         return rows
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Make sure that no other process runs this sweep meanwhile.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running this sweep; a sweep that was refused leaves no folder behind.
 
         Raises:
-            UsageError: another one does, or the folder cannot be made.
+            UsageError: another process runs it, or the folder cannot be made.
         """
-        return locked(self.path, "this sweep is running already, in another process")
+        new = [place for place in (self.path, *self.path.absolute().parents) if not place.exists()]
+        try:
+            with locked(self.path, "this sweep is running already, in another process"):
+                yield
+        finally:
+            if new and not self.plan.exists():
+                (self.path / ".lock").unlink(missing_ok=True)
+                for place in new:
+                    with contextlib.suppress(OSError):
+                        place.rmdir()
 
-    def write_plan(self, made: Plan, **said: Any) -> None:
-        """Write the plan and what the sweep was told."""
-        plan.write(made, self.plan, **said)
+    def write_plan(self, made: Plan, **metadata: Any) -> None:
+        """Write the plan and the flags that `--resume` needs."""
+        plan.write(made, self.plan, **metadata)
 
     def read_plan(self) -> tuple[dict[str, Trial], dict[str, Any]]:
-        """Trials by name, and what else the plan says.
+        """Trials by name, and the other values of the plan.
 
         Raises:
             UsageError: there is no sweep here.
         """
         try:
-            content = json.loads(self.plan.read_text())
+            content = json.loads(self.plan.read_bytes())
         except (OSError, ValueError):
             raise UsageError(f"{self.path} holds no sweep (no readable sweep.json)") from None
         if content.get("format") != plan.FORMAT:
             raise UsageError(f"{self.plan} was written by another version of seal_fast")
         return {trial.name: trial for trial in plan.parse(content.pop("trials"), self.plan)}, content
 
-    def open_ledger(self, trials: dict[str, Trial], *, settle: bool = True) -> Ledger:
-        """The ledger; unless it is only looked at, runs that ended just before their sweep was killed are settled."""
-        ledger = Ledger.open(self.ledger, trials, repair=settle)
-        for name in ledger.left() if settle else ():
-            summary = self.run(name).summary
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(summary.read_text()).get("finished"):
-                    for generation, row in enumerate(self.ends(trials[name]), 1):
-                        ledger.record(name, "running", generation=generation, value=row["val_top1"])
-                    ledger.record(name, "finished")
-        return ledger
-
-    def ends(self, trial: Trial) -> list[dict[str, Any]]:
-        """The rows of a trial at which a generation ended."""
-        line = timeline(trial.config)
-        return [r for r in self.run(trial.name).rows() if r["epoch"] == line.epochs(r["generation"]) - 1]
+    def open_ledger(self, trials: Iterable[str], *, settle: bool = True) -> Ledger:
+        """The ledger of these trials; `settle` repairs its last line, for a sweep that will write into it."""
+        return Ledger.open(self.ledger, trials, repair=settle)
 
     def tidy(self) -> None:
-        """Drop what running trials share."""
+        """Remove what running trials share."""
         shutil.rmtree(self.shared, ignore_errors=True)

@@ -1,17 +1,18 @@
-"""What has become of every trial, on the disk: the truth that `--resume` goes by, whatever Ray remembers.
+"""The state of every trial, on the disk. `--resume` goes by it.
 
-An append-only file of one JSON object a line, each flushed to the disk before the sweep goes on. The last word on a
-trial counts; a last line that a crash cut short counts as never written.
+An append-only file with one JSON object per line, flushed to the disk before the sweep goes on. The last line about a
+trial counts. A last line without its end was never written; any other damaged line makes its trial a failed one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from seal_fast.utils.errors import RunError
 
@@ -21,12 +22,12 @@ ENDED = frozenset({"finished", "stopped", "failed"})
 
 @dataclass
 class Entry:
-    """The last word on a trial.
+    """The state of a trial.
 
     Attributes:
-        state: "running" is of a sweep that goes on, or was killed meanwhile.
-        values: what early stopping goes by, at the end of each generation that the sweep has been told of.
-        failures: attempts that ended badly, over all sweeps.
+        state: a trial that is "running" while no sweep is was interrupted.
+        values: validation top-1 in percent at the end of each generation.
+        failures: attempts that failed, over all sweeps.
         message: why the last one did.
     """
 
@@ -38,43 +39,65 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The file and, in memory, the entries by trial."""
+    """The file and the entries by trial.
+
+    Attributes:
+        path: of the file.
+        entries: by name of the trial.
+        notes: a sentence for each damaged line.
+    """
 
     path: Path
     entries: dict[str, Entry] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path, trials: Iterable[str], repair: bool = True) -> Ledger:
-        """The ledger of these trials as the file tells it; lines about others are left alone.
+        """The ledger of these trials; lines about others are ignored.
 
-        A torn last line is cut off, so that the next one is not glued to it, unless the file is only looked at.
+        Args:
+            path: of the file.
+            trials: their names.
+            repair: cut off a last line without its end, so that the next one starts on a line of its own.
 
         Raises:
             RunError: the file cannot be read.
         """
         ledger = cls(path, {name: Entry() for name in trials})
         try:
-            text = path.read_text() if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text and repair:
-                os.truncate(path, len(whole.encode()))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: cannot be read ({error})") from None
-        for line in whole.splitlines():
-            ledger._apply(json.loads(line))
+            content = path.read_bytes() if path.exists() else b""
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content and repair:
+                os.truncate(path, len(whole))
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+        damaged: dict[str, str] = {}
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                event = json.loads(line)
+                ledger._apply(event)
+                if event["state"] == "waiting":  # tried anew since
+                    damaged.pop(event["trial"], None)
+            except (ValueError, KeyError, TypeError):
+                named = re.search(r'"trial": "([^"]*)"', line.decode(errors="replace"))
+                damaged[named[1] if named else ""] = f"line {number} of {path} is damaged"
+        for name, message in damaged.items():
+            if name in ledger.entries:
+                ledger.entries[name] = Entry("failed", message=f"{message}; --resume --retry-failed continues the run")
+            ledger.notes.append(f"{message}; {name or 'a trial that it does not name'} is left out")
         return ledger
 
-    def record(self, trial: str, state: State, **said: Any) -> None:
-        """Say what became of a trial, and have it on the disk before returning.
+    def record(self, trial: str, state: State, **values: Any) -> None:
+        """Append an event and flush it to the disk.
 
         Raises:
-            RunError: the disk is full; what was said before is intact.
+            RunError: the file cannot be written; earlier lines are intact.
         """
-        event = {"trial": trial, "state": state, **said}
+        event = {"trial": trial, "state": state, **values}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(event) + "\n")
+            with self.path.open("ab") as file:
+                file.write(json.dumps(event).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -88,21 +111,25 @@ class Ledger:
         return [name for name, entry in self.entries.items() if entry.state in states]
 
     def left(self) -> list[str]:
-        """Trials to run: those neither finished, stopped nor failed; what was interrupted comes first."""
-        running = self.names("running")
-        return running + self.names("waiting")
+        """Trials to run, in order: the interrupted ones, then the waiting ones."""
+        return self.names("running") + self.names("waiting")
 
-    def forgive(self) -> None:
+    def retry(self) -> None:
         """Let failed trials wait again, with all their attempts."""
         for name in self.names("failed"):
             self.record(name, "waiting", failures=0)
 
     def _apply(self, event: dict[str, Any]) -> None:
-        entry = self.entries.get(event["trial"])
+        name, state = event["trial"], event["state"]
+        if state not in get_args(State):
+            raise ValueError(f"{state} is no state")
+        entry = self.entries.get(name)
         if entry is None:
             return
-        entry.state = event["state"]
-        if "generation" in event:  # a resumed trial says again what it has said before
+        entry.state = state
+        if state == "waiting":
+            entry.values.clear()
+        if "generation" in event:  # a resumed trial repeats what it has reported
             entry.values[event["generation"] - 1 :] = [event["value"]]
         entry.failures = event.get("failures", entry.failures)
         entry.message = event.get("message", entry.message)

@@ -1,4 +1,4 @@
-"""What the trials came to: results.csv, results.json, and TensorBoard's HParams."""
+"""The results of the trials: results.csv, results.json and TensorBoard's HParams."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from seal_fast.utils.files import write_json, write_text
 
 
 def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
-    """A row per trial: its settings, state and figures."""
-    found = []
+    """A row per trial: its settings, state and results."""
+    table = []
     for name, trial in trials.items():
         entry = ledger.entries[name]
         rows = folder.rows(name, entry)
         summary = summarise(rows)
         best, last = summary["best"] or {}, summary["last"] or {}
         images = sum(row["images"] for row in rows)
-        found.append(
+        table.append(
             {"trial": name, "state": entry.state}
             | trial.settings
             | {
@@ -41,7 +41,7 @@ def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> li
                 "message": entry.message if entry.state == "failed" else "",
             }
         )
-    return found
+    return table
 
 
 def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
@@ -53,31 +53,32 @@ def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list
     rows = collect(folder, trials, ledger)
     if not rows:
         return rows
-    memory = io.StringIO()
-    writer = csv.DictWriter(memory, list(rows[0]), lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder.csv, memory.getvalue())
+    write_text(folder.csv, text.getvalue())
     write_json(folder.json, rows)
     return rows
 
 
-def write_hparams(folder: SweepFolder, trials: dict[str, Trial], rows: list[dict[str, Any]]) -> None:
-    """A TensorBoard session per trial that was evaluated: `tensorboard --logdir DIR/tensorboard`."""
+def write_hparams(folder: SweepFolder, rows: list[dict[str, Any]], names: list[str]) -> None:
+    """A TensorBoard session per trial that was evaluated: `tensorboard --logdir DIR/tensorboard`.
+
+    Args:
+        folder: of the sweep.
+        rows: of `collect`.
+        names: of the settings among their columns.
+    """
     from torch.utils.tensorboard.writer import SummaryWriter
 
     for row in rows:
         place = folder.tensorboard / row["trial"]
         if row["best_top1"] is None or row["state"] not in ("finished", "stopped") or place.exists():
             continue
-        settings = {
-            k: v if isinstance(v, bool | int | float | str) else str(v)
-            for k, v in trials[row["trial"]].settings.items()
-        }
-        metrics = {
-            f"hparam/{name}": row[name]
-            for name in ("best_top1", "last_top1", "last_loss", "images_per_s")
-            if row[name] is not None
-        }
+        settings = {name: row[name] for name in names if row.get(name) is not None}
+        settings = {name: v if isinstance(v, bool | int | float) else str(v) for name, v in settings.items()}
+        metrics = ("best_top1", "last_top1", "last_loss", "images_per_s")
         with SummaryWriter(str(place)) as writer:
-            writer.add_hparams(settings, metrics, run_name=".")
+            values = {f"hparam/{name}": row[name] for name in metrics if row[name] is not None}
+            writer.add_hparams(settings, values, run_name=".")

@@ -1,19 +1,20 @@
-"""The space of a sweep: a TOML file that names values for training flags, as a list of settings.
+"""The space of a sweep: a TOML file with values for training flags.
 
-A plain value holds for every run. A table says how a setting varies: `{ grid = [...] }` takes every value,
-`{ choice = [...] }`, `{ uniform = [low, high] }`, `{ loguniform = [low, high] }` and `{ int = [low, high] }` draw one.
-`preset` or `config` name what the settings are laid over. Each `[[union]]` is a space of its own on top of the settings
-before it, so that ablations can vary one thing at a time. Nothing here imports torch or Ray.
+A plain value holds for every run. A table varies a setting: `{ grid = [...] }` takes every value; `{ choice = [...] }`,
+`{ uniform = [low, high] }`, `{ loguniform = [low, high] }` and `{ int = [low, high] }` draw one. `preset` or `config`
+name the settings underneath. Each `[[union]]` is a product of its own over the settings before it, so that ablations
+can vary one setting at a time. Nothing here imports torch or Ray.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,25 @@ from seal_fast.presets import PRESETS
 from seal_fast.utils.errors import UsageError
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
-_OURS = {"out": "the sweep names the run folders", "resume": "the sweep resumes by itself"}
-_OURS["threads"] = "the sweep divides the threads; see --threads"
+_SETTINGS = [field.name for field in fields(Config)]
+_KEYS = ("preset", "config", "union")
+_RESERVED = {
+    "out": "the sweep names the run folders",
+    "resume": "the sweep resumes by itself",
+    "threads": "the sweep divides the threads; see --threads",
+}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How one setting varies: `values` of a grid or choice, or the two ends, both included, of a range."""
+    """How a setting varies: `values` are those of a grid or choice, or the two ends of a range, both included."""
 
     name: str
     kind: str
     values: tuple[Any, ...]
 
     def draw(self, sample: int, seed: int) -> Any:
-        """The value of a sample: a function of the setting's name, the sample's number and the seed alone."""
+        """The value of a sample; it depends on the setting's name, the sample's number and the seed alone."""
         digest = hashlib.sha256(f"{seed} {sample} {self.name}".encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         if self.kind in ("grid", "choice"):
@@ -58,7 +64,7 @@ class Part:
     axes: tuple[Axis, ...]
 
     def settings(self, samples: int, seed: int, enumerate_choices: bool) -> Iterator[dict[str, Any]]:
-        """Every combination; draws are the same for all points of the grid, so that these can be compared in pairs."""
+        """Every combination. All points of the grid get the same draws, so that they can be compared in pairs."""
         listed = [a for a in self.axes if a.kind == "grid" or enumerate_choices and a.kind == "choice"]
         drawn = [a for a in self.axes if a not in listed]
         for sample in range(samples if drawn else 1):
@@ -73,8 +79,9 @@ class Space:
 
     Attributes:
         path: the file.
-        base: preset or configuration file, already a configuration.
-        parts: the products whose union it is.
+        base: the defaults, preset or configuration file underneath.
+        parts: the products that it is the union of.
+        axes: the settings that vary, by name.
     """
 
     path: Path
@@ -87,27 +94,18 @@ class Space:
 
     @property
     def drawn(self) -> list[str]:
-        """Settings that are drawn from a range, which no grid can list."""
+        """Settings drawn from a range, which a grid cannot list."""
         return [axis.name for axis in self.axes.values() if axis.kind in ("uniform", "loguniform", "int")]
-
-    def config(self, settings: dict[str, Any]) -> Config:
-        """The configuration of a run with these settings.
-
-        Raises:
-            UsageError: a name or a type is wrong.
-        """
-        return override(self.base, settings, str(self.path))
 
 
 def read(path: Path) -> Space:
-    """A space file, its names and types checked.
+    """A space file, with its names and types checked.
 
     Raises:
-        UsageError: it cannot be read, or names a setting, kind or value that does not exist.
+        UsageError: it cannot be read, or holds a setting, kind or value that does not exist.
     """
     try:
-        text = path.read_text()
-        content = tomllib.loads(text)
+        content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -116,19 +114,28 @@ def read(path: Path) -> Space:
     unions = content.pop("union", [{}])
     if not isinstance(unions, list) or not all(isinstance(u, dict) for u in unions) or not unions:
         raise UsageError(f"{path}: write each part of the union as a table of its own, [[union]]")
+    for name in (name for table in (content, *unions) for name in table):
+        if _key(name) not in _SETTINGS:
+            raise UsageError(f"{path}: unknown setting {name}{did_you_mean(_key(name), (*_SETTINGS, *_KEYS))}")
     parts = []
     for union in unions:
         merged = {_key(name): (name, value) for name, value in (content | union).items()}
-        # what a part says replaces what stands above it, however the name is spelt
+        # a part replaces settings above it, whether spelt with - or _
         merged |= {_key(name): (name, value) for name, value in union.items()}
         fixed = {key: value for key, (_, value) in merged.items() if not isinstance(value, dict)}
         axes = tuple(_axis(path, base, name, value) for name, value in merged.values() if isinstance(value, dict))
         for name in (*fixed, *(axis.name for axis in axes)):
-            if name in _OURS:
-                raise UsageError(f"{path}: {name} cannot be swept over, {_OURS[name]}")
+            if name in _RESERVED:
+                raise UsageError(f"{path}: {name} cannot be swept over, {_RESERVED[name]}")
         override(base, fixed, str(path))
         parts.append(Part(fixed, axes))
     return Space(path, base, tuple(parts))
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint at the nearest of some names, or nothing."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _key(name: str) -> str:
@@ -139,7 +146,8 @@ def _base(path: Path, content: dict[str, Any]) -> Config:
     base, preset, file = Config(), content.pop("preset", None), content.pop("config", None)
     if preset is not None:
         if not isinstance(preset, str) or preset not in PRESETS:
-            raise UsageError(f"{path}: preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+            hint = did_you_mean(str(preset), PRESETS) or f"; choose one of {', '.join(PRESETS)}"
+            raise UsageError(f"{path}: preset {preset!r} is unknown{hint}")
         base = override(base, PRESETS[preset], f"preset {preset}")
     if file is not None:
         if not isinstance(file, str):
@@ -159,7 +167,9 @@ def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
     """
     what = f"{path}: {name}"
     if len(table) != 1 or next(iter(table)) not in KINDS:
-        raise UsageError(f"{what} must be a value or one of " + ", ".join(f"{{ {kind} = [...] }}" for kind in KINDS))
+        kinds = ", ".join(f"{{ {kind} = [...] }}" for kind in KINDS)
+        hint = next(filter(None, (did_you_mean(kind, KINDS) for kind in table if kind not in KINDS)), "")
+        raise UsageError(f"{what} must be a value or one of {kinds}{hint}")
     (kind, values), key = next(iter(table.items())), _key(name)
     if not isinstance(values, list) or not values:
         raise UsageError(f"{what}: {kind} needs a list of values in square brackets")
@@ -178,12 +188,12 @@ def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
     if kind == "int" and not all(isinstance(v, int) for v in values):
         raise UsageError(f"{what}: int needs whole numbers")
     if kind != "int":
-        override(base, {key: (values[0] + values[1]) / 2}, str(path))  # whole numbers alone cannot be drawn from it
+        override(base, {key: (values[0] + values[1]) / 2}, str(path))  # refuses settings that are whole numbers
     return Axis(key, kind, tuple(values))
 
 
 def all_drawn(space: Space) -> Space:
-    """The same space with nothing left to list: grids become choices."""
+    """The same space with grids turned into choices."""
     parts = tuple(
         Part(part.fixed, tuple(Axis(a.name, "choice" if a.kind == "grid" else a.kind, a.values) for a in part.axes))
         for part in space.parts

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: counts, best, time left, and what each running trial is at."""
+"""The display of a sweep that runs: counts, best run, time left, and the progress of running trials."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import ENDED, Ledger
 from seal_fast.sweep.plan import Trial
 
-REFRESH_SECONDS = 1.0
-_MOST_RUNNING = 24
 _ORDER = ("running", "waiting", "finished", "stopped", "failed")
 
 
 @dataclass
 class Progress:
-    """What is known of a sweep at a moment; reads the metrics of trials that run.
+    """The state of a sweep at a moment.
 
     Attributes:
         counts: trials by state.
         best: (top-1 in percent, trial) of the best evaluation so far.
-        done: epochs trained, of trials that have ended all that they were to train.
+        done: epochs trained; a trial that has ended counts in full.
         total: epochs of all trials.
+        running: name, position, share done and last top-1 of each running trial.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -41,8 +40,8 @@ class Display:
     def __init__(self, folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> None:
         self.folder, self.trials, self.ledger = folder, trials, ledger
         self._epochs: dict[str, int] = {}
-        self._bests: dict[str, float] = {}
-        self._told = {name for name, entry in ledger.entries.items() if entry.state in ENDED}
+        self._bests: dict[str, float | None] = {}  # of trials that have ended
+        self._reported = {name for name, entry in ledger.entries.items() if entry.state in ENDED}
         self._last = 0.0
         self._begin, self._first = time.monotonic(), self.progress().done
         self._live: Any = None
@@ -50,58 +49,58 @@ class Display:
             from rich.console import Console
             from rich.live import Live
 
-            # rich's shared console settles at its making whether it is interactive, which may have been long ago.
+            # a console of its own: rich's shared one decides when it is made whether it is interactive
             self._live = Live(self._table(), console=Console(), auto_refresh=False)
             self._live.start()
 
     def tick(self) -> None:
-        """Show what has changed, at most once a second."""
-        if time.monotonic() - self._last < REFRESH_SECONDS:
-            return
-        self._last = time.monotonic()
-        self.say()
+        """Refresh, at most once a second."""
+        if time.monotonic() > self._last + 1:
+            self._last = time.monotonic()
+            self.report()
+
+    def report(self) -> None:
+        """Refresh the table and print a line for every trial that has ended since the last call."""
+        for name, entry in self.ledger.entries.items():
+            if entry.state in ENDED and name not in self._reported:
+                self._reported.add(name)
+                best = self._best(name)
+                text = f"{entry.state:<8} {name}" + (f"  best val top-1 {best:.2f} %" if best is not None else "")
+                text += f"  {entry.message}" if entry.state == "failed" else ""
+                if self._live:
+                    self._live.console.print(text, markup=False, highlight=False)
+                else:
+                    print(text, flush=True)
         if self._live:
             self._live.update(self._table(), refresh=True)
-
-    def say(self) -> None:
-        """A line for every trial that has ended since."""
-        for name, entry in self.ledger.entries.items():
-            if entry.state in ENDED and name not in self._told:
-                self._told.add(name)
-                best = f"  best val top-1 {self._best(name):.2f} %" if self._best(name) >= 0 else ""
-                text = f"{entry.state:<8} {name}{best}" + (f"  {entry.message}" if entry.state == "failed" else "")
-                print(text, flush=True) if not self._live else self._live.console.print(
-                    text, markup=False, highlight=False
-                )
 
     def stop(self) -> None:
-        """The last words, and the end of the display."""
-        self.say()
+        """End the display and print the counts."""
+        self.report()
         if self._live:
-            self._live.update(self._table(), refresh=True)
             self._live.stop()
         print(self.headline(self.progress()), flush=True)
 
     def progress(self) -> Progress:
-        """As the ledger and the run folders tell it now."""
-        for name in self.trials.keys() - self._epochs.keys():  # a search adds trials as it goes
+        """The state of the sweep, from the ledger and the run folders."""
+        for name in self.trials.keys() - self._epochs.keys():  # Optuna adds trials as it goes
             self._epochs[name] = self.trials[name].epochs
         now = Progress(total=sum(self._epochs.values()))
         for name, entry in self.ledger.entries.items():
             now.counts[entry.state] = now.counts.get(entry.state, 0) + 1
             if entry.state in ENDED:
                 now.done += self._epochs[name]
-            elif entry.state == "running":
-                rows = self.folder.run(name).rows()
+                best = self._best(name)
+            else:
+                rows = self.folder.rows(name, entry)
                 now.done += len(rows)
-                if rows:
-                    seen = [row["val_top1"] for row in rows if row["val_top1"] is not None]
-                    at = rows[-1]
-                    last = f"{seen[-1]:.2f} %" if seen else ""
-                    place = f"g{at['generation']} e{at['epoch']} {at['phase']}"
-                    now.running.append((name, place, f"{len(rows) / self._epochs[name]:.0%}", last))
-                    self._bests[name] = max(seen, default=-1.0)
-            if (best := self._best(name)) >= 0 and (now.best is None or best > now.best[0]):
+                seen = [row["val_top1"] for row in rows if row["val_top1"] is not None]
+                best = max(seen, default=None)
+                if rows and entry.state == "running":
+                    place = "g{generation} e{epoch} {phase}".format(**rows[-1])
+                    share = f"{len(rows) / self._epochs[name]:.0%}"
+                    now.running.append((name, place, share, f"{seen[-1]:.2f} %" if seen else ""))
+            if best is not None and (now.best is None or best > now.best[0]):
                 now.best = best, name
         return now
 
@@ -113,23 +112,24 @@ class Display:
         time_left = f"; {clock((time.monotonic() - self._begin) / fresh * left)} left" if fresh > 0 and left else ""
         return f"{len(self.trials)} runs: {counts}{best}{time_left}"
 
-    def _best(self, name: str) -> float:
-        if name not in self._bests and self.ledger.entries[name].state in ENDED:
-            rows = self.folder.run(name).rows()
-            self._bests[name] = max((r["val_top1"] for r in rows if r["val_top1"] is not None), default=-1.0)
-        return self._bests.get(name, -1.0)
+    def _best(self, name: str) -> float | None:
+        """The best top-1 of a trial that has ended."""
+        if name not in self._bests:
+            rows = self.folder.rows(name, self.ledger.entries[name])
+            self._bests[name] = max((row["val_top1"] for row in rows if row["val_top1"] is not None), default=None)
+        return self._bests[name]
 
     def _table(self) -> Any:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        now = self.progress()
+        now, most = self.progress(), 24
         table = Table(box=None, padding=(0, 2, 0, 0))
         for column in ("running", "at", "done", "val top-1"):
             table.add_column(column, justify="left" if column in ("running", "at") else "right")
-        for row in now.running[:_MOST_RUNNING]:
+        for row in now.running[:most]:
             table.add_row(*row)
-        if len(now.running) > _MOST_RUNNING:
-            table.add_row(f"and {len(now.running) - _MOST_RUNNING} more", "", "", "")
+        if len(now.running) > most:
+            table.add_row(f"and {len(now.running) - most} more", "", "", "")
         return Group(Text(self.headline(now)), table)

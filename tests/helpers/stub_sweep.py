@@ -1,6 +1,6 @@
-"""A sweep of trials that only pretend, as a process that tests may kill: stub_sweep.py FOLDER TRIALS CONCURRENT [RUNG].
+"""A sweep of trials that train nothing, in a process to kill: stub_sweep.py FOLDER TRIALS CONCURRENT [RUNG].
 
-Each trial leaves a line in FOLDER/steps/NAME for every generation that it trained, as a run folder would.
+Each trial writes a line to FOLDER/steps/NAME for every generation.
 """
 
 import os
@@ -12,7 +12,7 @@ from seal_fast.config import Config
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.scheduling import connection, tune
-from seal_fast.sweep.scheduling.worker import Attempts
+from seal_fast.sweep.scheduling.worker import Worker
 from seal_fast.utils.errors import RunError
 
 GENERATIONS, UNLUCKY, DIES, COUNT = 3, 3, 11, 1000
@@ -24,7 +24,7 @@ def top1(number):
     return 50.0 if number < POOR else 0.0
 
 
-class Stub(Attempts):
+class Stub(Worker):
     def begin(self):
         self.steps = self.sweep / "steps" / self.name
         self.trained = len(self.steps.read_text().splitlines()) if self.steps.exists() else 0
@@ -43,21 +43,26 @@ class Stub(Attempts):
                 file.write(f"{os.getpid()}\n")
             self.trained += 1
         self.reported += 1
-        return {"generation": self.reported, "val_top1": top1(number), "finished": self.reported == GENERATIONS}
+        last = {"finished": True} if self.reported == GENERATIONS else {}
+        return {"generation": self.reported, "val_top1": top1(number)} | last
 
 
 def main(folder, count, concurrent, rungs=None):
     (folder / "steps").mkdir(parents=True, exist_ok=True)
     trials = {f"{i:04d}": Trial(f"{i:04d}", {}, Config(generations=GENERATIONS)) for i in range(count)}
     ledger = Ledger.open(folder / "ledger.jsonl", trials)
-    job = tune.Job(folder, concurrent, 1, retries=1, rungs=rungs)
+    job = {"concurrent": concurrent, "threads": 1, "retries": 1}
+    scheduler = tune.asha(ledger, *rungs, GENERATIONS) if rungs else None
     with connection.connected(folder, None, concurrent) as session:
         start = time.time()
         try:
-            tune.run(job, trials, ledger, trainable=Stub, confirm=session.confirm)
+            order = (trials[name] for name in ledger.left())
+            tune.run(folder, order, ledger, session, **job, scheduler=scheduler, worker=Stub)
             session.exit_code = 0
         except tune.Stopped as stopped:
             session.exit_code = 128 + stopped.number
+        except RunError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         print("fit", time.time() - start)
     return session.exit_code
 

@@ -19,7 +19,7 @@ def test_the_last_word_counts_and_is_found_again(tmp_path):
     assert again.entries["b"] == Entry("running", [], 1, "out of memory")
     assert again.entries["a"] == Entry("finished", [5.0, 6.0, 4.0])
     assert again.left() == ["b", "d", "e"]
-    again.forgive()
+    again.retry()
     assert again.left() == ["b", "c", "d", "e"] and again.entries["c"].failures == 0
 
 

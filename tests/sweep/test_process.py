@@ -1,16 +1,13 @@
 """One attempt of a trial: an ordinary run, whatever ends the process that watches it."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
-
 from seal_fast.config import Config
 from seal_fast.runs.folder import RunFolder
-from seal_fast.sweep.process import Process, _Gate, last_words, wait_until_free
+from seal_fast.sweep.process import Process, last_message, wait_until_free
 from seal_fast.training import checkpoint
 
 SMALL = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "warmup_epochs": 0, "batch_size": 8, "stem": "small"}
@@ -26,7 +23,7 @@ WATCH = (
 def test_a_wrong_setting_ends_it_with_the_trainers_own_sentence(image_folder, tmp_path):
     process = Process(tmp_path / "run", Config(data=str(image_folder), layer_threshold="layer9", **SMALL), 1, tmp_path)
     assert process.wait(0) == 2
-    assert process.last_words().startswith("--layer-threshold layer9: the model has no such layer")
+    assert process.message().startswith("--layer-threshold layer9: the model has no such layer")
     assert process.ends == []
 
 
@@ -42,34 +39,12 @@ def test_when_its_watcher_is_killed_it_writes_its_checkpoint_and_goes(image_fold
     watcher.wait()
     assert wait_until_free(out, 60)
     at = checkpoint.load(RunFolder(out).checkpoint).position
-    assert (at.generation, at.epoch) >= (0, 2) and "stopped by SIGTERM" in last_words(out)
+    assert (at.generation, at.epoch) >= (0, 2) and "stopped by SIGTERM" in last_message(out)
 
 
-def test_one_trial_of_a_shape_compiles_while_others_of_it_wait(tmp_path):
-    config = Config(compile=True)
-    first = _Gate(config, tmp_path)
-    other = _Gate(Config(compile=True, batch_size=64), tmp_path)  # another shape does not wait
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _Gate(Config(compile=True, seed=3, lr=0.5, method="llf"), tmp_path)
-        os.write(writer, b"through")
-        os._exit(0)
-    os.set_blocking(reader, False)
-    time.sleep(0.4)
-    with pytest.raises(BlockingIOError):
-        os.read(reader, 9)
-    first.open(True)
-    os.waitpid(child, 0)
-    assert os.read(reader, 9) == b"through"
-    other.open(False)
-    _Gate(Config(compile=True, batch_size=64), tmp_path).open(False)  # nobody has compiled it: the next one tries
-    os.close(reader), os.close(writer)
-
-
-def test_last_words_are_the_error_or_the_last_line(tmp_path):
-    assert last_words(tmp_path) == ""
+def test_the_last_message_is_the_error_or_the_last_line(tmp_path):
+    assert last_message(tmp_path) == ""
     (tmp_path / "output.log").write_text("g0 e000\nerror: the first\nerror: the second\nwarning: x\n\n")
-    assert last_words(tmp_path) == "the second"
+    assert last_message(tmp_path) == "the second"
     (tmp_path / "output.log").write_text("g0 e000\nSegmentation fault\n")
-    assert last_words(tmp_path) == "Segmentation fault"
+    assert last_message(tmp_path) == "Segmentation fault"

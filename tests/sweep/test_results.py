@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -52,32 +53,40 @@ def test_rows_hold_what_was_known_when_a_run_was_stopped(sweep):
 def test_the_display_counts_and_says_once_what_has_ended(sweep, capsys):
     folder, trials, ledger = sweep
     display = Display(folder, trials, ledger)
-    display.say()
+    display.report()
     assert capsys.readouterr().out == ""  # all of that ended before
     now = display.progress()
     assert now.counts == {"finished": 1, "stopped": 1, "running": 1, "failed": 1, "waiting": 1}
     assert (now.done, now.total) == (12 + 12 + 4 + 12, 60)  # what is stopped or failed has nothing left to do
-    assert now.best == (max(row["val_top1"] for row in folder.run("1").rows()), "1")
+    bests = {row["trial"]: row["best_top1"] for row in results.collect(folder, trials, ledger)}
+    assert now.best == (bests["0"], "0")  # the run that was stopped trained on to a better one, which does not count
     ((name, at, done, _),) = now.running
     assert (name, at, done) == ("2", "g0 e3 descent", "33%")
     ledger.record("2", "failed", failures=1, message="a bad [image]")
-    display.say()
-    display.say()
+    display.report()
+    display.report()
     assert capsys.readouterr().out.count("failed   2  best val top-1") == 1
     assert display.headline(display.progress()).startswith("5 runs: 1 waiting, 1 finished, 1 stopped, 2 failed; best")
 
 
-def test_a_run_that_ended_with_its_sweep_killed_is_not_run_again(sweep):
-    folder, trials, _ = sweep
-    folder.run("2").summary.write_text(json.dumps({"finished": True}))
-    ledger = folder.open_ledger(trials)
-    assert ledger.left() == ["4"] and len(ledger.entries["2"].values) == 1
-    assert folder.open_ledger(trials).entries == ledger.entries
+def test_the_display_shows_the_bests_that_results_csv_holds(sweep, capsys):
+    """A run was seen while it was running, and went on: what was best then is best no more."""
+    folder, trials, ledger = sweep
+    display = Display(folder, trials, ledger)
+    display.progress()
+    shutil.rmtree(folder.run("2").path)
+    pretend_run(folder.trials / "2", trials["2"].config, 90)
+    ledger.record("2", "finished")
+    display.stop()
+    row = results.collect(folder, trials, ledger)[2]
+    text = capsys.readouterr().out
+    assert f"finished 2  best val top-1 {row['best_top1']:.2f} %" in text and row["best_top1"] > 70
+    assert f"best val top-1 {row['best_top1']:.2f} % (2)" in text.splitlines()[-1]
 
 
 def test_hparams_are_found_by_tensorboard(sweep):
     folder, trials, ledger = sweep
-    results.write_hparams(folder, trials, results.collect(folder, trials, ledger))
+    results.write_hparams(folder, results.collect(folder, trials, ledger), ["seed", "lr"])
     assert sorted(path.name for path in folder.tensorboard.iterdir()) == ["0", "1"]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData

@@ -31,7 +31,7 @@ def good(trial):
 
 def run(search, ledger, count):
     for _ in range(count):
-        trial = search.ask()
+        trial = next(search)
         ledger.record(trial.name, "running", generation=1, value=good(trial))
         ledger.record(trial.name, "finished")
 
@@ -39,18 +39,18 @@ def run(search, ledger, count):
 def test_it_learns_where_to_look_and_goes_on_after_a_kill(space, tmp_path):
     made, trials, kept = space(), {}, []
     ledger = Ledger.open(tmp_path / "ledger.jsonl", [])
-    search = suggest.Search(made, 40, 0, trials, ledger, lambda: kept.append(len(trials)))
+    search = suggest.proposals(made, 40, 0, trials, ledger, lambda: kept.append(len(trials)))
     run(search, ledger, 20)
-    interrupted = search.ask()
+    interrupted = next(search)
     ledger.record(interrupted.name, "running")
     assert kept == list(range(1, 22))
 
     again = Ledger.open(tmp_path / "ledger.jsonl", trials)
-    search = suggest.Search(made, 40, 0, trials, again, lambda: None)
-    assert search.ask() is interrupted
+    search = suggest.proposals(made, 40, 0, trials, again, lambda: None)
+    assert next(search) is interrupted
     again.record(interrupted.name, "failed", failures=3)
     run(search, again, 19)
-    assert search.ask() is None and len(trials) == 40
+    assert next(search, None) is None and len(trials) == 40
 
     values = [good(trial) for trial in trials.values()]
     assert statistics.mean(values[21:]) > statistics.mean(values[:10]) + 5
@@ -63,18 +63,18 @@ def test_what_is_known_is_not_proposed_again(space, tmp_path):
     made = space('data = "digits"\nmethod = { grid = ["seal", "llf"] }\n')
     trials = {}
     ledger = Ledger.open(tmp_path / "ledger.jsonl", [])
-    search = suggest.Search(made, 3, 0, trials, ledger, lambda: None)
+    search = suggest.proposals(made, 3, 0, trials, ledger, lambda: None)
     run(search, ledger, 2)
     assert {t.config.method for t in trials.values()} == {"seal", "llf"}
     with pytest.raises(Exception, match="proposed nothing new"):
-        search.ask()
+        next(search)
 
 
 @pytest.mark.parametrize(
     ("text", "seeds", "message"),
     [
         (SPACE + "[[union]]\nlr = 0.1\n[[union]]\nlr = 0.2\n", None, "is a union"),
-        ('data = "digits"\n', None, "lets nothing vary"),
+        ('data = "digits"\n', None, "nothing varies"),
         (SPACE, 3, "with one seed"),
     ],
 )

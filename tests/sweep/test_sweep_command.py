@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,14 +16,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend import pretend_run
 from safetensors.torch import load_file
 
 from seal_fast.__main__ import main
 from seal_fast.config import Config, load
 from seal_fast.runs.folder import RunFolder
-from seal_fast.sweep import plan
+from seal_fast.sweep import command, plan
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.folder import SweepFolder
+from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.process import wait_until_free
 from seal_fast.train import run
 
@@ -51,7 +54,8 @@ def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsy
     text = capsys.readouterr().out
     assert "0003-method=restart,seed=1" in text and "4 runs, 16 epochs" in text
     hours = float(text.split("predicted: ")[1].split()[0])
-    assert 0 < hours < 0.1 and "images/s over 3 uncompiled steps" in text
+    starting = float(re.search(r"and (\d+) s to start", text)[1])
+    assert starting >= 1 and hours >= 0.99 * 4 / min(4, len(os.sched_getaffinity(0))) * (starting - 1) / 3600
     assert not (tmp_path / "out").exists()
 
 
@@ -70,17 +74,17 @@ def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsy
 def test_what_cannot_run_is_refused_before_anything_starts(space, tmp_path, capsys, extra, flags, message):
     space.write_text(space.read_text() + extra)
     pytest.importorskip("ray", reason="Ray is an optional extra")
-    assert main(["sweep", str(space), "--out", str(tmp_path / "out"), *flags]) == 2
+    assert main(["sweep", str(space), "--out", str(tmp_path / "new" / "out"), *flags]) == 2
     errors = capsys.readouterr().err
     assert message in errors and errors.count("\n") == 1
-    assert not (tmp_path / "out" / "sweep.json").exists() and not (tmp_path / "out" / "trials").exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_resume_of_nothing_and_without_a_space_are_refused(space, tmp_path, capsys):
     pytest.importorskip("ray", reason="Ray is an optional extra")
     assert main(["sweep", "--out", str(tmp_path / "out")]) == 2
     assert main(["sweep", "--out", str(tmp_path / "out"), "--resume"]) == 2
-    assert "holds no sweep" in capsys.readouterr().err
+    assert "holds no sweep" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_resume_with_another_space_is_refused(space, tmp_path, capsys):
@@ -105,9 +109,35 @@ def test_sharing_a_gpu_without_one_is_refused(space, tmp_path, capsys, monkeypat
     assert main(["sweep", *flags]) == main(["sweep", *flags, "--dry-run"]) == 2
     said = "error: --per-gpu 3: this machine has no GPU that torch sees; say --concurrent 3 instead\n"
     assert capsys.readouterr().err.endswith(said)
-    assert not (tmp_path / "out" / "sweep.json").exists()
+    assert not (tmp_path / "out").exists()
     space.write_text(space.read_text() + 'device = "cpu"\n')
     assert main(["sweep", *flags]) == 2 and "every run has device = cpu" in capsys.readouterr().err
+
+
+def test_a_dry_resume_lists_what_is_left(space, tmp_path, capsys):
+    folder = SweepFolder(tmp_path / "out")
+    trials = {t.name: t for t in plan.make(spaces.read(space), search="grid", samples=1, seeds=2).trials}
+    folder.write_plan(plan.Plan(tuple(trials.values())), search="grid", samples=1, threads=1)
+    ledger = folder.open_ledger(trials)
+    names = list(trials)
+    ledger.record(names[0], "finished")
+    ledger.record(names[1], "failed", failures=3, message="out of memory")
+    ledger.record(names[3], "running")
+    pretend_run(folder.trials / names[3], trials[names[3]].config, 60, generations=1)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    flags = ["sweep", "--out", str(folder.path), "--resume", "--dry-run"]
+    assert main(flags) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.splitlines() if line.startswith("000")] == [names[3], names[2]]
+    assert "2 runs left, 6 epochs; " in text and "1 thread each" in text  # two of the interrupted run's four are done
+    assert main([*flags, "--retry-failed"]) == 0
+    assert "3 runs left, 10 epochs; " in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_a_printed_command_is_quoted_for_the_shell(tmp_path, capsys):
+    assert command._conclude(SweepFolder(Path("my runs")), Ledger(tmp_path)) == 0
+    assert "python -m seal_fast report 'my runs'\n" in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -155,7 +185,7 @@ def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_trainers_of_a_stopped_sweep_write_their_checkpoints(space, tmp_path, number):
     pytest.importorskip("ray", reason="Ray is an optional extra")
     space.write_text(space.read_text().replace("epochs = 2\nascent", "epochs = 5000\nascent"))

@@ -1,4 +1,4 @@
-"""The connection to Ray: one that a sweep starts for itself on its machine, or a cluster's."""
+"""The connection to Ray: on this machine, started for the sweep, or a cluster's."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from seal_fast.sweep.scheduling import head
 from seal_fast.utils.errors import RunError
 
+_CONNECT_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 8.0
-_OBJECT_STORE_BYTES = 80 * 2**20  # nothing of size passes through Ray
+_OBJECT_STORE_BYTES = 80 * 2**20  # only configurations and metrics pass through Ray
 
 
 def scratch(folder: Path) -> Path:
-    """Where Ray keeps its sockets and logs while it runs on this machine for a sweep: one place for each sweep, so that
-    what a killed one has left is found and removed. Paths of sockets are limited to 107 bytes, so it is not in DIR.
-    """
-    name = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:12]
+    """Folder for Ray's sockets and logs. Not in the sweep's folder: the path of a socket is limited to 107 bytes."""
+    name = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"seal-{os.getuid()}-{name}"
 
 
@@ -38,33 +36,36 @@ class Session:
     """A connection to Ray.
 
     Attributes:
-        exit_code: what the process will end with.
-        quiet: ends the live table, should Ray be lost.
-        confirm: to be asked when a worker has died: it returns where Ray lives, and ends the sweep where Ray does not,
-            so that no run is said to have failed for that.
+        servers: (host, port) of the processes that Ray needs, by name.
+        exit_code: of this program, if Ray does not shut down in time and the program is ended.
     """
 
+    servers: dict[str, tuple[str, int]]
     exit_code: int = 1
-    quiet: Callable[[], None] = lambda: None
-    confirm: Callable[[], None] = lambda: None
+
+    def check_alive(self) -> None:
+        """Raises RunError if a process that Ray needs takes no connection any more: Ray would wait for it forever."""
+        for name, address in self.servers.items():
+            if error := _refusal(address):
+                raise RunError(f"Ray has lost {name} ({error.strerror or error}); continue with --resume")
 
 
 @contextlib.contextmanager
 def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Session]:
-    """Ray as a part of the cluster at `address`, or else on this machine alone, for so many trials at a time.
+    """Join the cluster at `address`, or start Ray on this machine for so many trials at a time.
 
     Raises:
-        RunError: it cannot be started or reached.
+        RunError: Ray cannot be started or reached.
     """
-    if address:
-        _answers(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     place = scratch(folder)
     shutil.rmtree(place, ignore_errors=True)
+    if address and address.rpartition(":")[2].isdigit() and (error := _refusal(_split(address))):
+        reason = error.strerror or error  # ray.init would try for more than a minute
+        raise RunError(f"Ray could not be reached at --address {address}: {reason}; ray start --head there")
     try:
         if address:
-            # the nodes' own environment is another
-            name = "RAY_kill_child_processes_on_worker_exit"
+            name = "RAY_kill_child_processes_on_worker_exit"  # the nodes were started without it
             ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name]}}, **quiet)
         else:
             ray.init(
@@ -80,47 +81,19 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         what = f"reached at --address {address}" if address else "started"
         cure = "; start it there, with the same RAY_AUTH_MODE and token as here" if address else ""
         raise RunError(f"Ray could not be {what}: {reason[0].rstrip('.')}{cure}") from None
-    session = Session()
     context = ray.get_runtime_context()
-    found, own = context.gcs_address, context.get_node_id()
-
-    def here() -> bool:
-        try:
-            return any(node["NodeID"] == own and node["Alive"] for node in ray.nodes())
-        except Exception:
-            return True  # the head does not say, and may be about to go
-
-    telling = threading.Lock()
-
-    def lost(what: str) -> None:
-        telling.acquire()  # for good: whoever comes second waits for the end
-        with contextlib.suppress(Exception):
-            session.quiet()
-        who, cure = "Ray", "continue"
-        if address:
-            who, cure = f"the Ray cluster at {found}", "start it again and continue"
-        # in one piece, as Ray's threads write too
-        sys.stderr.write(
-            f"error: {who} has lost {what}; every run's results and checkpoint are kept in {folder}; "
-            f"{cure} with --resume\n"
-        )
-        session.exit_code = RunError.exit_code
-        _leave(session, place)
-
-    def confirm() -> None:
-        if dead := _dead():
-            lost(f"its process on this machine ({dead})")
-        while head.answers(found, head.PERIOD_SECONDS):
-            time.sleep(1)  # whoever watches the head ends the sweep if this lasts
-
-    session.confirm = confirm
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    session = Session(
+        {
+            "its head": _split(context.gcs_address),
+            "its process on this machine": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+        }
+    )
     try:
-        with head.watched(found, here, lost):
-            yield session
+        yield session
     finally:
-        # A signal to the whole process group, as Slurm sends it, ends Ray's own processes first. Ray then waits for
-        # them, and after a minute aborts the program; what is to be said and written has been by now.
-        leave = threading.Timer(_SHUTDOWN_SECONDS, _leave, (session, place))
+        # Slurm sends its signal to Ray's processes too. Ray then waits for them for a minute and aborts this program.
+        leave = threading.Timer(_SHUTDOWN_SECONDS, _exit, (session, place))
         leave.daemon = True
         leave.start()
         ray.shutdown()
@@ -128,26 +101,21 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _dead() -> str | None:
-    """A process that Ray here cannot do without, and that has ended; of those that `connected` has started."""
-    import ray._private.worker as worker
-
-    node: Any = worker._global_node
-    with contextlib.suppress(AttributeError):  # the names are Ray's own affair: without them the watch notices, later
-        ended = {name for name, _ in node.dead_processes()}
-        return next(iter(sorted(ended & {"raylet", "gcs_server"})), None)
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
-def _answers(address: str) -> None:
-    """Ray would try for more than a minute."""
-    if not address.rpartition(":")[2].isdigit():
-        return  # "auto"
-    if error := head.answers(address, 10):
-        reason = error.strerror or error
-        raise RunError(f"Ray could not be reached at --address {address}: {reason}; ray start --head there") from None
+def _refusal(address: tuple[str, int]) -> OSError | None:
+    """Why nothing takes a connection at an address; None if something does."""
+    try:
+        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        return error
+    return None
 
 
-def _leave(session: Session, place: Path) -> None:
+def _exit(session: Session, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -155,9 +123,9 @@ def _leave(session: Session, place: Path) -> None:
 
 
 def slots(per_gpu: int, concurrent: int | None, threads: int | None, use_gpus: bool) -> tuple[int, int, float]:
-    """Trials at a time, threads and share of a GPU of each, on the cluster that is connected.
+    """Trials at a time, threads and share of a GPU of each, on the connected cluster.
 
-    Threads are what the node with the fewest per trial has.
+    The threads are those of the node that has the fewest per trial.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = [node for node in nodes if node.get("GPU")] if use_gpus else []

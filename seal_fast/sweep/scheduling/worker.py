@@ -1,4 +1,4 @@
-"""What runs on a Ray worker: one trial after another, each in as many attempts as it needs."""
+"""Ray workers: each runs one trial after another."""
 
 from __future__ import annotations
 
@@ -10,79 +10,37 @@ from typing import Any
 from ray import tune
 
 from seal_fast.config import Config, override
-from seal_fast.sweep.process import Process
-from seal_fast.sweep.scheduling import news
+from seal_fast.sweep.process import Process, diverged
 from seal_fast.utils.errors import RunError, UsageError
 
 METRIC = "val_top1"
 _GRACE_SECONDS = 30.0
+_STOP_CODES = [128 + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
 
-class Attempts(tune.Trainable):
-    """A trial on a worker. What fails is begun again at once, on the same worker, until its attempts are used up.
-
-    A worker that dies takes its trial with it; Ray then begins the trial anew on another worker, as often.
-    """
-
-    def begin(self) -> None:
-        """Start, or continue from what an earlier attempt has left."""
-        raise NotImplementedError
-
-    def advance(self) -> dict[str, Any]:
-        """The next generation's `generation` and `METRIC`; with the last one, `finished`.
-
-        Raises:
-            RunError: another attempt may cure it.
-            UsageError: none will.
-        """
-        raise NotImplementedError
+class Worker(tune.Trainable):
+    """A trial as Ray Tune sees it: one step per generation. Ray starts a trial again whose step raises."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin a trial."""
+        """Take over a trial."""
         self.name: str = config["trial"]["name"]
         self.sweep = Path(config["folder"])
-        self.failures = 0
-        self.begun = False
+        self.begun, self.process = False, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial on the same worker."""
+        """Take over the next trial in the same process."""
         self.cleanup()
         self.config = new_config
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for a generation's end, or for a failure."""
-        try:
-            return self._attempt()
-        finally:
-            news.tell(Path(self.config["news"]))
-
-    def _attempt(self) -> dict[str, Any]:
-        try:
-            if not self.begun:
-                self.begin()
-                self.begun = True
-            result = self.advance()
-            return result | {"done": True} if result.get("finished") else result
-        except (RunError, UsageError) as error:
-            self.failures += 1
-            self.begun = False
-            self.cleanup()
-            last = isinstance(error, UsageError) or self.failures > self.config["retries"]
-            return {"failed": str(error), "done": last}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the run folder is the checkpoint."""
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: `begin` continues the run folder."""
-
-
-class Training(Attempts):
-    """A trial that trains: watches the trainer's process and reports at the end of each generation."""
-
-    process: Process | None = None
+        """One generation."""
+        if not self.begun:
+            self.begin()
+            self.begun = True
+        result = self.advance()
+        return result | {"done": "finished" in result or "failed" in result}
 
     def begin(self) -> None:
         """Start the trainer, which continues from its checkpoint if it has one."""
@@ -92,11 +50,14 @@ class Training(Attempts):
         self.reported = 0
 
     def advance(self) -> dict[str, Any]:
-        """Wait for the next generation's end.
+        """Wait for the end of the next generation.
+
+        Returns:
+            `generation` (from 1) and `METRIC`, with `finished` after the last generation; or `failed`, a sentence,
+            where another attempt would fail again.
 
         Raises:
-            RunError: the trainer failed.
-            UsageError: it refused its settings.
+            RunError: the trial failed, and another attempt may succeed.
         """
         assert self.process
         code = self.process.wait(self.reported)
@@ -109,15 +70,18 @@ class Training(Attempts):
             code = self.process.join()  # summary and weights are written after the last row
             if code == 0:
                 return result | {"finished": True}
-        if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-            time.sleep(_GRACE_SECONDS)  # whoever stopped it, such as Slurm, is about to stop this worker too
-        words = self.process.last_words() or f"ended with exit code {code}"
-        if code == UsageError.exit_code:
-            raise UsageError(words)
-        raise RunError(f"signal {signal.Signals(-code).name}: {words}" if code < 0 else words)
+        if code in _STOP_CODES:
+            time.sleep(_GRACE_SECONDS)  # what stopped the trainer, such as Slurm, is about to stop this worker too
+        message = self.process.message() or f"ended with exit code {code}"
+        if code == UsageError.exit_code or diverged(message):
+            return {"failed": message}
+        raise RunError(f"signal {signal.Signals(-code).name}: {message}" if code < 0 else message)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Required by Ray; does nothing: the run folder is the checkpoint."""
 
     def cleanup(self) -> None:
-        """End the trainer, with a checkpoint if it is not at its end."""
+        """End the trainer; it writes a checkpoint first."""
         if self.process:
             self.process.stop()
             self.process = None
