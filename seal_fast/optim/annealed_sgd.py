@@ -30,7 +30,8 @@ class AnnealedSGD(Optimizer):
     torch's schedulers do it, take effect without a host sync, a recompilation or a new CUDA graph.
 
     `copy.deepcopy` and `pickle` build a new optimiser with the same state over the copied parameters; copy model and
-    optimiser together, as `copy.deepcopy((model, optimizer))`. Gradients and hooks are not copied.
+    optimiser together, as `copy.deepcopy((model, optimizer))`. Gradients and hooks are not copied. Prefer `torch.save`
+    to plain pickle, which writes the common buffer anew for each of the model's parameters.
 
     Args:
         params: groups `{"name": "early", "params": [(name, parameter), ...]}`, or what else torch's optimisers take.
@@ -91,12 +92,13 @@ class AnnealedSGD(Optimizer):
             return torch.zeros(shape, dtype=torch.float64, device=weights.device)
 
         self.hyper = float64(len(self.param_groups), len(HYPERPARAMETERS))
-        self._views = [dict(zip(HYPERPARAMETERS, row.unbind(), strict=True)) for row in self.hyper]
-        for i, (group, views) in enumerate(zip(self.param_groups, self._views, strict=True)):
+        self._groups: dict[str, dict[str, Tensor]] = {}  # the views of `hyper`
+        for i, (group, row) in enumerate(zip(self.param_groups, self.hyper, strict=True)):
+            views = dict(zip(HYPERPARAMETERS, row.unbind(), strict=True))
             for name, view in views.items():
                 view.fill_(group[name])
             group.update(views, name=group.get("name", f"group{i}"))
-        self._groups = {group["name"]: views for group, views in zip(self.param_groups, self._views, strict=True)}
+            self._groups[group["name"]] = views
         if len(self._groups) != len(self.param_groups):
             raise ValueError("groups must have different names")
 
@@ -144,7 +146,7 @@ class AnnealedSGD(Optimizer):
         annealed_sgd_(buffers, gradients, grad_scale=scale, found_inf=found_inf, backend=self.backend)
 
     def _check_groups(self) -> None:
-        for group, views in zip(self.param_groups, self._views, strict=True):
+        for group, views in zip(self.param_groups, self._groups.values(), strict=True):
             for name, view in views.items():
                 if group.get(name) is not view:
                     raise RuntimeError(
@@ -303,7 +305,7 @@ class AnnealedSGD(Optimizer):
             tensors = [loaded.get(p, {}).get(key) for p in self._flat.params]
             tensors = [fresh(p) if t is None else t for t, p in zip(tensors, self._flat.params, strict=True)]
             self._flat.write(buffer, dict(zip(self._flat.names, tensors, strict=True)))
-        for group, other, views in zip(groups, loaded_groups, self._views, strict=True):
+        for group, other, views in zip(groups, loaded_groups, self._groups.values(), strict=True):
             for name, view in views.items():
                 view.fill_(other.get(name, view))
             group.update({key: value for key, value in other.items() if key not in group | _SGD})

@@ -259,6 +259,16 @@ def test_native_result_does_not_depend_on_threads():
         assert all(torch.equal(tensor, other.buffers()[name]) for name, tensor in results[0].buffers().items())
 
 
+@pytest.mark.skipif(not native.available(), reason="installed without native kernels")
+@pytest.mark.parametrize("name", ["ema", "bf16", "norms"])
+def test_native_weights_do_not_depend_on_what_else_is_asked_for(name):
+    plain, more = (Case([100001], [0], [DESCENT], torch.float32) for _ in range(2))
+    plain.run("native")
+    wanted = (name, "ema_decay") if name == "ema" else (name,)
+    more.run("native", **{key: value for key, value in more.optional().items() if key in wanted})
+    assert torch.equal(plain.param, more.param) and torch.equal(plain.momentum, more.momentum)
+
+
 @pytest.mark.parametrize("level", native.levels() if native.available() else ())
 def test_every_module_that_this_cpu_runs(level, monkeypatch):
     module = importlib.import_module(f"seal_fast.kernels.{level}")
