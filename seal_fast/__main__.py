@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 
+from seal_fast.utils import openmp  # noqa: F401 (before a command imports torch)
 from seal_fast.utils.errors import RunError, UsageError
 
 

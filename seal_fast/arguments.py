@@ -43,11 +43,17 @@ def parse(argv: Sequence[str]) -> Config:
     for name in ("--config", "--preset", "--out", "--resume", "--data"):
         early.add_argument(name)
     try:
-        first, _ = early.parse_known_args(argv)
+        first, rest = early.parse_known_args(argv)
     except SystemExit:  # such as `--out` without a value: tyro says it better
-        first = early.parse_args([])
+        first, rest = early.parse_args([]), [""]
 
     resumed = _resumed(first)
+    if first.out and not resumed and not (rest or first.config or first.preset or first.data):
+        missing = "config.toml is missing there" if Path(first.out).exists() else "there is no such folder"
+        raise UsageError(
+            f"--out {first.out} alone continues a run, and {missing}; to start a new one, give its settings too, "
+            "such as --preset demo or --method seal"
+        )
     base = resumed or Config()
     if first.preset is not None:
         if first.preset not in PRESETS:

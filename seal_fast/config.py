@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from seal_fast.methods import METHODS
 from seal_fast.methods.schedule import Distribution
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import read_text
 
 Method = str if TYPE_CHECKING else Literal[tuple(METHODS)]
 
@@ -180,12 +181,15 @@ def check(config: Config) -> Config:
             raise UsageError(f"{flag(name)} {getattr(config, name)}: must be at least 0 and below 1")
     for name in ("ascent_epochs", "warmup_epochs"):
         value = getattr(config, name)
-        if not (0 <= value < 1 or value == int(value) >= 1):
+        if not (0 <= value < 1 or (value >= 1 and float(value).is_integer())):
             raise UsageError(f"{flag(name)} {value}: must be a whole number of epochs or a fraction from 0 to below 1")
     if config.ascent() >= config.epochs:
         raise UsageError(
             f"--ascent-epochs {config.ascent_epochs:g}: leaves no descent in a generation of --epochs {config.epochs}"
         )
+    length = config.epochs * (config.generations if config.method == "long" else 1)
+    if config.warmup() > length:
+        raise UsageError(f"--warmup-epochs {config.warmup_epochs:g}: longer than a generation of --epochs {length}")
     if not 0 <= config.seed < 2**63:
         raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
     if config.dtype == "float64" and config.amp:
@@ -246,7 +250,7 @@ def load(path: Path, base: Config) -> Config:
         UsageError: the file is missing, not TOML, or holds an unknown setting.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

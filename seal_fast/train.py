@@ -13,10 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from seal_fast.utils import openmp  # noqa: F401 (before torch)
+
+# isort: split
 import torch
 
 from seal_fast import arguments, methods
-from seal_fast.config import EXECUTION, Config, difference, dumps, to_dict
+from seal_fast.config import EXECUTION, Config, difference, dumps, load, to_dict
 from seal_fast.curvature.monitor import Curvature
 from seal_fast.data import ImageSet, Input, Shard, fits, make_input, open_images
 from seal_fast.distributed import world as distributed
@@ -37,8 +40,9 @@ from seal_fast.training.checkpoint import TrainState
 from seal_fast.training.runtime import Runtime, environment, graphs, start, wants_gpu
 from seal_fast.training.signals import Interrupted
 from seal_fast.training.trainer import Trainer
-from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.errors import RunError, UsageError, system_error
 from seal_fast.utils.files import write_json, write_text
+from seal_fast.utils.terminal import prepare_streams, say
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -167,8 +171,10 @@ def assemble(
         resume(config, folder, state, provenance, world)
     at = state.position
     if world.is_main:
-        if not resuming:
+        if not resuming or not folder.config.exists():
             write_text(folder.config, dumps(config))
+        elif (known := load(folder.config, Config())).data != config.data:  # the data set has moved
+            write_text(folder.config, dumps(replace(known, data=config.data)))
         write_provenance(
             folder.path,
             data_sha256=dataset.fingerprint,
@@ -282,6 +288,10 @@ def conclude(trainer: Trainer) -> dict[str, Any] | None:
         environment=environment(trainer.runtime),
     )
     write_json(folder.summary, summary)
+    if summary["best"]:
+        trainer.log.hparams(
+            {f"final/{at}_{k}": summary[at][k] for at in ("best", "last") for k in ("val_top1", "val_loss")}
+        )
     if rows:
         plots.draw(rows, f"{config.method}, {config.model}: {folder.path.name}", folder.curves)
     return summary
@@ -289,6 +299,7 @@ def conclude(trainer: Trainer) -> dict[str, Any] | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 (the run failed), 2 (usage), or 128 + the signal that stopped it."""
+    prepare_streams()
     to_terminal()
     try:
         run(arguments.parse(sys.argv[1:] if argv is None else argv))
@@ -300,8 +311,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_error(interruption)
         return 128 + interruption.number
     except KeyboardInterrupt:
-        print("stopped at once; start again with the same --out to continue from the last checkpoint", file=sys.stderr)
+        say("stopped at once; start again with the same --out to continue from the last checkpoint", "stderr")
         return 130
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (sentence := system_error(error)):
+            raise
+        report_error(sentence)
+        return sentence.exit_code
     return 0
 
 

@@ -26,6 +26,33 @@ def test_the_augmentation_of_older_runs_and_flags_is_understood(tmp_path):
         assert parse([flag]).augmentation == augmentation
 
 
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (Config(ascent_epochs=float("inf")), "--ascent-epochs inf: must be a whole number"),
+        (Config(warmup_epochs=float("nan")), "--warmup-epochs nan: must be a whole number"),
+        (
+            Config(epochs=4, ascent_epochs=1, warmup_epochs=5),
+            "--warmup-epochs 5: longer than a generation of --epochs 4",
+        ),
+        (Config(method="long", epochs=4, generations=2, warmup_epochs=9), "--warmup-epochs 9: longer than"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_phases_of_no_or_endless_length_are_refused(config, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        check(config)
+    assert check(Config(method="long", epochs=4, ascent_epochs=1, generations=2, warmup_epochs=5))
+
+
+def test_a_folder_alone_continues_a_run_and_starts_none(tmp_path):
+    with pytest.raises(UsageError, match="there is no such folder"):
+        parse(["--out", str(tmp_path / "mistyped")])
+    with pytest.raises(UsageError, match=r"config.toml is missing there"):
+        parse(["--out", str(tmp_path)])
+    assert parse(["--out", str(tmp_path), "--method", "llf"]).method == "llf"
+
+
 def test_every_switch_has_its_no_form():
     for field in fields(Config):
         if isinstance(field.default, bool):

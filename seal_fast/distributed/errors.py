@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import threading
 
 import torch.distributed as dist
 
 from seal_fast.distributed.world import LostContact, Unreachable
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.terminal import say
 
 
 def report_error(error: BaseException) -> None:
@@ -27,10 +28,10 @@ def report_error(error: BaseException) -> None:
         return
     prefix = f"[rank {rank}] " if size != "1" and not shared else ""
     kind = "error: " if isinstance(error, UsageError | RunError) else ""
-    print(f"{prefix}{kind}{error}", file=sys.stderr, flush=True)
+    say(f"{prefix}{kind}{error}", "stderr")
 
 
 def ignore_sigterm() -> None:
     """Ignore SIGTERM, which torchrun sends to all other processes once one has failed: this one is about to report."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if os.environ.get("WORLD_SIZE", "1") != "1" and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

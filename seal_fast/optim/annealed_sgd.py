@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -168,7 +169,10 @@ class AnnealedSGD(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch, for the gradients of the bfloat16 weights too."""
-        super().zero_grad(set_to_none)
+        if torch.compiler.is_dynamo_compiling():
+            super().zero_grad(set_to_none)
+        else:  # torch's wrapper imports all of dynamo, only to keep dynamo out of it
+            unwrap(Optimizer.zero_grad)(self, set_to_none)
         for weight in self._flat.bf16_weights:
             weight.grad = None if set_to_none or weight.grad is None else weight.grad.zero_()
 
@@ -323,7 +327,7 @@ class AnnealedSGD(Optimizer):
             )
         for name, value in numbers.items():
             _check_number(name, value)
-        super().add_param_group(param_group)
+        unwrap(Optimizer.add_param_group)(self, param_group)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For `copy` and `pickle`; see `_rebuild`."""

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from seal_fast.utils.errors import RunError
+from seal_fast.utils.errors import RunError, reason
 from seal_fast.utils.files import locked, to_json, write_text
 
 
@@ -46,7 +46,7 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text(errors="replace").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
@@ -63,11 +63,11 @@ class RunFolder:
             RunError: the disk is full; earlier rows are intact.
         """
         try:
-            with self.metrics.open("a") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_json(row)) + "\n")
         except OSError as error:
             raise RunError(
-                f"{self.metrics} could not be written ({error.strerror}); earlier rows are intact. "
+                f"{self.metrics} could not be written ({reason(error)}); earlier rows are intact. "
                 "Free space, then run the same command again to continue"
             ) from None
 

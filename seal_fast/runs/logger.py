@@ -10,14 +10,14 @@ from typing import Any
 from seal_fast.config import Config, to_dict
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.terminal import dropping, say
 
 
 class _Terminal(logging.StreamHandler):
     """Writes to what sys.stdout is when a message comes, which a notebook or a redirection may have changed."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stdout
-        super().emit(record)
+        say(self.format(record))
 
 
 def to_terminal() -> None:
@@ -52,7 +52,7 @@ class Log:
     def __init__(self, folder: RunFolder, config: Config, epochs: int, done: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.folder = folder
+        self.folder, self.config = folder, config
         self.epochs = epochs
         self.done = done
         self.begin = time.monotonic()
@@ -60,11 +60,14 @@ class Log:
         # purge_step hides what was written after the checkpoint that this process continues from
         self.board = SummaryWriter(str(folder.tensorboard), purge_step=done or None)
         self.wandb = _wandb(folder, config) if config.wandb else None
-        self.live = _Live(epochs, done) if sys.stdout.isatty() else None
+        self.live = _Live(epochs, done) if sys.stdout and sys.stdout.isatty() else None
 
     def say(self, text: str) -> None:
         """Print a line above the live display."""
-        (self.live.console.print if self.live else print)(text)
+        if not self.live:
+            return say(text)
+        with dropping():
+            self.live.console.print(text)
 
     def progress(self, text: str, share: float) -> None:
         """Within an epoch: what to show, and how much of the epoch is done (0 to 1)."""
@@ -88,6 +91,15 @@ class Log:
             self.wandb.log(numbers | {"phase": row["phase"]}, step=self.done)
         self.say(line(row, self.left()))
 
+    def hparams(self, metrics: dict[str, float]) -> None:
+        """Write the settings beside the run's final metrics, for TensorBoard's HParams page."""
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(to_dict(self.config), metrics):
+            self.board._get_file_writer().add_summary(summary)
+        for name, value in metrics.items():
+            self.board.add_scalar(name, value, self.done)
+
     def flush(self) -> None:
         """Hand everything to the operating system (TensorBoard buffers)."""
         self.board.flush()
@@ -95,7 +107,8 @@ class Log:
     def close(self) -> None:
         """End the display and the writers."""
         if self.live:
-            self.live.stop()
+            with dropping():
+                self.live.stop()
         self.board.close()
         if self.wandb:
             self.wandb.finish()

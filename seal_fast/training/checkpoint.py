@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
-from seal_fast.utils.errors import RunError, UsageError
-from seal_fast.utils.files import write_atomically
+from seal_fast.utils.errors import RunError, UsageError, errno_of, reason
+from seal_fast.utils.files import read_tensors, write_atomically
 
 FORMAT = "seal_fast checkpoint 1"
 
@@ -138,19 +138,18 @@ def load(path: Path) -> Saved:
     """Read a checkpoint.
 
     Raises:
-        RunError: the file is damaged or is no checkpoint of this program.
+        RunError: the file cannot be read, is damaged, or is no checkpoint of this program.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise RunError(
-                    f"{path} is not a checkpoint that this version reads ({FORMAT}); start with another --out"
-                )
-            return Saved({name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["state"]))  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise RunError(f"{path} is not a checkpoint that this version reads ({FORMAT}); start with another --out")
+        return Saved(tensors, json.loads(metadata["state"]))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
+        if errno_of(error):
+            raise RunError(f"{path} could not be read ({reason(error)}); nothing was changed") from None
         raise RunError(f"{path} is damaged ({error}); delete it to start over, or choose another --out") from None
 
 

@@ -16,6 +16,7 @@ import torch
 
 from seal_fast.config import Config
 from seal_fast.kernels import torch_private
+from seal_fast.utils.cpus import cpu_count
 from seal_fast.utils.errors import UsageError
 
 
@@ -84,7 +85,7 @@ def start(config: Config, processes: int = 1) -> Runtime:
             "--device cuda: this machine has no CUDA device that torch can use; drop the flag to use the CPU"
         )
     keep_freed_memory()
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_count()
     # torchrun sets OMP_NUM_THREADS to 1 for each of several processes, which would leave cores idle
     threads = min(torch.get_num_threads(), cores) if processes == 1 else max(1, cores // processes)
     torch.set_num_threads(config.threads or threads)
@@ -181,7 +182,7 @@ def environment(runtime: Runtime) -> dict[str, Any]:
 
 def cpu_name() -> str:
     """The processor's model name."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()

@@ -14,12 +14,13 @@ from seal_fast.training.runtime import Runtime
 def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
     """Rank of the true class: 0 is a top-1 hit, below 5 a top-5 hit.
 
-    Among equal logits the lower class index comes first, as in argmax: a network that says the same of every class is
-    not credited with them all.
+    Among equal logits the lower class index comes first, as in argmax, so a constant network is not credited with all
+    classes. Every comparison with NaN counts against the true class, and a NaN of the true class is no hit of any kind.
     """
     own = logits.gather(1, labels[:, None])
     lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    return ((logits > own) | ((logits == own) & lower)).sum(1)
+    behind = (logits < own) | ((logits == own) & ~lower)
+    return (~behind).sum(1) + 5 * own.isnan()[:, 0]
 
 
 def forward_and_loss(

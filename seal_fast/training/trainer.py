@@ -77,6 +77,7 @@ class Trainer:
         self.flags = StopFlags(self.world, self.config.log_every, self.config.checkpoint_seconds)
         self.best_weights: dict[str, Tensor] | None = None
         self.profile: Callable[[], None] = lambda: None  # called after every step
+        self.between_steps = True
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -91,8 +92,14 @@ class Trainer:
             stack.enter_context(stop_signals(lambda number: setattr(self.flags, "signal", number)))
             if self.config.profile and self.world.is_main:
                 self.profile = stack.enter_context(profiler(self.folder.profile, self.runtime.device))
-            while self.state.position.generation < len(self.timeline.generations):
-                self.epoch()
+            try:
+                while self.state.position.generation < len(self.timeline.generations):
+                    self.epoch()
+            except Interrupted:
+                raise
+            except BaseException:
+                self.rescue()
+                raise
             self.save("last")
 
     def epoch(self) -> None:
@@ -190,6 +197,7 @@ class Trainer:
             cut = batch.cut
             if self.link:
                 self.link.connected = cut.shared
+            self.between_steps = False
             full = len(batch.labels) == self.input.part_size and cut.shared == (self.world.size > 1)
             if full and cut.weight == 1:
                 self.full_step(batch.images, batch.labels)
@@ -198,6 +206,7 @@ class Trainer:
             if not cut.last:
                 continue
             at.step += 1
+            self.between_steps = True
             self.profile()
             self.flags.steps_left -= 1
             if self.flags.steps_left <= 0:
@@ -229,7 +238,11 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float, float]:
-        """Loss, top-1 and top-5 (percent) on the validation set; all batches have one size, padding is masked out."""
+        """Loss, top-1 and top-5 (percent) on the validation set; all batches have one size, padding is masked out.
+
+        Raises:
+            RunError: the loss is NaN or infinite.
+        """
         self.state.model.eval()
         self.refresh_weights()
         if not self.link:  # each process has running statistics of its own images
@@ -238,6 +251,8 @@ class Trainer:
         for batch in self.input.evaluation():
             sums += self.forward(batch.images, batch.labels, batch.valid)[1]
         loss, top1, top5, images = self.world.sum(sums).tolist()
+        if not abs(loss) < float("inf"):
+            self.diverged("the validation loss is NaN or infinite")
         return loss / images, 100 * top1 / images, 100 * top5 / images
 
     def evaluate_average(self, due: bool) -> dict[str, float | None]:
@@ -357,8 +372,15 @@ class Trainer:
             self.save("last")
             raise Interrupted(self.flags.stop, self.state.position, self.folder.path)
 
+    def rescue(self) -> None:
+        """After an error, write the checkpoint if this is a single process between two steps, in a finite state."""
+        if self.world.size == 1 and self.between_steps:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self.checkpoint()
+
     def diverged(self, what: str) -> None:
         """Stop, naming place and cure."""
+        self.between_steps = False  # this state is not to be kept
         at = self.state.position
         phase, _ = self.timeline.phase(at.generation, at.epoch)
         path = self.folder.checkpoint

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.errors import NO_MMAP, UNSUPPORTED, RunError, UsageError, errno_of, reason
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -27,34 +30,66 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
-    except Exception as error:  # whatever the writer raises, its half-written file must go
+    except BaseException as error:  # whatever the writer raises, its half-written file must go
         with contextlib.suppress(OSError):
             temporary.unlink()
-        # safetensors wraps the operating system's error in its own type; only the text is left of it.
-        if isinstance(error, OSError) or "os error" in str(error):
-            reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, OSError) or errno_of(error):
             raise RunError(
-                f"{path} could not be written ({reason}); what it held before is intact. "
+                f"{path} could not be written ({reason(error)}); what it held before is intact. "
                 "Free space or choose another --out, then run the same command again to continue"
             ) from None
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically, in UTF-8; the bytes of names that are not UTF-8 are written as they are."""
+    write_atomically(path, lambda temporary: _write(temporary, text))
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(text)
 
-    write_atomically(path, write)
+def read_text(path: Path) -> str:
+    """The content of a text file that `write_text` wrote."""
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file or a folder to the disk, where the file system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not read
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors by name and metadata of a safetensors file, through mmap where the file system has it.
+
+    Raises:
+        OSError, SafetensorError: with a number of the operating system if the file could not be read (`errno_of`),
+            without one if it was read and is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        if errno_of(error) not in NO_MMAP:
+            raise
+    data = path.read_bytes()
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return tensors, header.get("__metadata__", {})
 
 
 def to_json(value: Any) -> Any:
@@ -88,10 +123,14 @@ def locked(folder: Path, taken: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release the lock)
     except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
+        raise UsageError(f"--out {folder}: cannot be written ({reason(error)}); choose another folder") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UsageError(f"--out {folder}: {taken}") from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise UsageError(f"--out {folder}: cannot be locked ({reason(error)}); choose another folder") from None
+            log.warning("%s cannot be locked (%s): start no second process with this folder", folder, reason(error))
         yield

@@ -48,14 +48,33 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing after it runs but what a dead process would have left on the disk."""
 
 
-def die_at(monkeypatch, step):
-    """Kill training before its `step`-th step of this process."""
+def die_at(monkeypatch, step, error=Killed, between=False):
+    """Kill training in its `step`-th step of this process, or between it and the step before."""
     taken = iter(range(10**9))
+    if between:
+        train = engine.Trainer.train
+
+        def broken(self):
+            batches = self.input.train
+
+            def until(*at):
+                for batch in batches(*at):
+                    if next(taken) == step:
+                        raise error
+                    yield batch
+
+            self.input.train = until
+            try:
+                return train(self)
+            finally:
+                self.input.train = batches
+
+        return monkeypatch.setattr(engine.Trainer, "train", broken)
     original = engine.forward_and_loss
 
     def forward_and_loss(model, *rest):
         if model.training and next(taken) == step:
-            raise Killed
+            raise error
         return original(model, *rest)
 
     monkeypatch.setattr(engine, "forward_and_loss", forward_and_loss)

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import torch
 from image_folders import write_images
 from runs import BASE, Killed, assert_identical, die_at, outcome
 
+from seal_fast.config import Config, load
 from seal_fast.methods import METHODS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import main, run
@@ -154,11 +157,45 @@ def test_nan_loss_names_place_and_last_good_checkpoint(image_folder, tmp_path, s
     assert all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("model."))
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError])
+def test_an_error_between_steps_costs_no_step(error, image_folder, tmp_path, small_network, monkeypatch):
+    """The state of a step that broke off in its middle is not kept: the tests above kill runs there."""
+    config = replace(BASE, data=str(image_folder), generations=2)
+    run(replace(config, out=tmp_path / "whole"))
+    config = replace(config, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        die_at(patch, 13, error, between=True)
+        with pytest.raises(error):
+            run(config)
+    assert checkpoint.load(RunFolder(config.out).checkpoint).position == checkpoint.Position(1, 1, 1)
+    run(config)
+    assert_identical(outcome(tmp_path / "whole"), outcome(config.out))
+
+
+def test_a_moved_data_set_is_remembered(image_folder, tmp_path, small_network):
+    config = replace(BASE, data=str(image_folder), out=tmp_path / "run", generations=1)
+    run(config)
+    moved = shutil.copytree(image_folder, tmp_path / "moved")
+    run(replace(config, data=str(moved)))
+    assert load(RunFolder(config.out).config, Config()).data == str(moved)
+    assert main(["--out", str(config.out)]) == 0  # as config.toml says
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(image_folder, tmp_path, small_network, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    checkpoint.save_tensors(path, {"a": torch.zeros(2)}, {"format": checkpoint.FORMAT, "state": "{}"})
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(checkpoint, "read_tensors", refuse)
+    with pytest.raises(RunError, match=r"could not be read \(Too many open files\); nothing was changed"):
+        checkpoint.load(path)
+
+
 def test_a_full_disk_leaves_what_was_there(image_folder, tmp_path, small_network, monkeypatch):
     out = tmp_path / "run"
     config = replace(BASE, data=str(image_folder), out=out, generations=2)
-    import errno
-
     from seal_fast.utils import files
 
     original = os.replace

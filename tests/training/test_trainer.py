@@ -14,6 +14,8 @@ from seal_fast.train import run
 from seal_fast.training import checkpoint
 from seal_fast.training.forgetting import reinitialise
 from seal_fast.training.step import true_class_rank
+from seal_fast.training.trainer import Trainer
+from seal_fast.utils.errors import RunError
 
 
 def read_images(folder):
@@ -135,6 +137,54 @@ def test_hits_rank_like_argmax_and_topk():
     assert torch.equal(rank < 5, (logits.topk(5).indices == labels[:, None]).any(1))
     # a constant network is right as often as its first class occurs, not always
     assert torch.equal(true_class_rank(torch.zeros(12, 12), torch.arange(12)), torch.arange(12))
+
+
+def test_a_comparison_with_nan_is_a_miss():
+    nan = float("nan")
+    logits = torch.tensor([[nan, nan, nan], [nan, 2.0, 1.0], [3.0, nan, 1.0], [nan, 5.0, 1.0]])
+    labels = torch.tensor([0, 0, 0, 1])
+    rank = true_class_rank(logits, labels)
+    assert (rank[:2] >= 5).all()  # not even among the first five of three
+    assert rank[2:].tolist() == [1, 1]  # a finite logit is behind every NaN
+    assert true_class_rank(torch.full((1, 200), nan), torch.tensor([7])).item() >= 200
+
+
+def test_a_validation_loss_that_is_not_finite_stops_before_row_and_best(
+    image_folder, tmp_path, small_network, monkeypatch
+):
+    """Weights and training loss stay finite here; only the running statistics that evaluation reads do not."""
+    out = tmp_path / "run"
+    evaluate = Trainer.evaluate
+
+    def overflow(self):
+        if self.state.position.epoch == 1:
+            next(b for n, b in self.state.model.named_buffers() if n.endswith("running_var")).fill_(float("nan"))
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", overflow)
+    with pytest.raises(RunError, match="validation loss is NaN or infinite in generation 0, epoch 1"):
+        run(replace(EXACT, data=str(image_folder), out=out, checkpoint_seconds=0))
+    folder = RunFolder(out)
+    assert [row["epoch"] for row in folder.rows()] == [0]
+    saved = checkpoint.load(folder.checkpoint)
+    assert saved.plain["best"]["epoch"] == 0
+    assert all(t.isfinite().all() for t in saved.tensors.values() if t.is_floating_point())
+
+
+def test_the_settings_are_written_for_tensorboards_hparams_page(image_folder, tmp_path, small_network):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    summary = run(
+        replace(EXACT, data=str(image_folder), out=tmp_path / "run", generations=1, epochs=1, ascent_epochs=0)
+    )
+    events = EventAccumulator(str(RunFolder(tmp_path / "run").tensorboard)).Reload()
+    content = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hparams["lr"].number_value == 0.01 and hparams["method"].string_value == "seal"
+    assert events.Scalars("final/best_val_top1")[-1].value == pytest.approx(summary["best"]["val_top1"])
+    assert events.Scalars("val/top1")[-1].value == pytest.approx(summary["last"]["val_top1"])
 
 
 def test_streamed_and_resident_input_train_alike(image_folder, tmp_path, small_network):

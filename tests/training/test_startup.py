@@ -1,0 +1,30 @@
+"""What a short run without --compile imports."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import seal_fast.runs.plots as plots
+import seal_fast.train as train
+from seal_fast.config import Config
+from small_resnet import build_shallow
+
+draw = plots.draw
+def late(rows, *rest):
+    assert len(rows) == 1 and "matplotlib" not in sys.modules  # it is imported to draw, after the last epoch
+    return draw(rows, *rest)
+
+plots.draw, train.build = late, build_shallow
+folder, out = sys.argv[1:]
+train.run(Config(data=folder, out=Path(out), stem="small", generations=1, epochs=1, ascent_epochs=0, batch_size=4))
+assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
+"""
+
+
+def test_an_uncompiled_run_imports_no_compiler_and_draws_last(image_folder, tmp_path):
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path}\n{SCRIPT}", image_folder, tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "curves.png").exists()
