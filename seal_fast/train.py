@@ -42,7 +42,7 @@ from seal_fast.training.signals import Interrupted
 from seal_fast.training.trainer import Trainer
 from seal_fast.utils.errors import RunError, UsageError, system_error
 from seal_fast.utils.files import write_json, write_text
-from seal_fast.utils.terminal import prepare_streams, say
+from seal_fast.utils.terminal import prepare_streams, say, shown
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def conclude(trainer: Trainer) -> dict[str, Any] | None:
             {f"final/{at}_{k}": summary[at][k] for at in ("best", "last") for k in ("val_top1", "val_loss")}
         )
     if rows:
-        plots.draw(rows, f"{config.method}, {config.model}: {folder.path.name}", folder.curves)
+        plots.draw(rows, f"{config.method}, {config.model}: {shown(folder.path.name)}", folder.curves)
     return summary
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from seal_fast.config import Config, to_dict
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
-from seal_fast.utils.terminal import dropping, say
+from seal_fast.utils.terminal import dropping, say, shown
 
 
 class _Terminal(logging.StreamHandler):
@@ -58,7 +60,7 @@ class Log:
         self.begin = time.monotonic()
         self.fresh = 0
         # purge_step hides what was written after the checkpoint that this process continues from
-        self.board = SummaryWriter(str(folder.tensorboard), purge_step=done or None)
+        self.board = SummaryWriter(_writable_name(folder.tensorboard), purge_step=done or None)
         self.wandb = _wandb(folder, config) if config.wandb else None
         self.live = _Live(epochs, done) if sys.stdout and sys.stdout.isatty() else None
 
@@ -95,7 +97,8 @@ class Log:
         """Write the settings beside the run's final metrics, for TensorBoard's HParams page."""
         from torch.utils.tensorboard.summary import hparams
 
-        for summary in hparams(to_dict(self.config), metrics):
+        settings = {k: shown(v) if isinstance(v, str) else v for k, v in to_dict(self.config).items()}
+        for summary in hparams(settings, metrics):
             self.board._get_file_writer().add_summary(summary)
         for name, value in metrics.items():
             self.board.add_scalar(name, value, self.done)
@@ -134,6 +137,12 @@ class Silence(Log):
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _writable_name(folder: Path) -> str:
+    """The folder, by its descriptor if its name is not valid text: TensorBoard encodes names strictly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder) if shown(folder) == str(folder) else f"/proc/self/fd/{os.open(folder, os.O_RDONLY)}"
 
 
 def _tag(name: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,7 +19,9 @@ import torch
 from seal_fast.config import Config
 from seal_fast.kernels import torch_private
 from seal_fast.utils.cpus import cpu_count
-from seal_fast.utils.errors import UsageError
+from seal_fast.utils.errors import UsageError, reason
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Runtime:
         if not self.compile:
             return function
         keep_traced_graphs()
+        check_compile_cache()
         return torch.compile(function, fullgraph=True, dynamic=False)
 
     def synchronize(self) -> None:
@@ -132,6 +137,20 @@ def keep_freed_memory() -> None:
     if block := libc.malloc(size):
         libc.madvise(ctypes.c_void_p(-(-block // huge) * huge), ctypes.c_size_t(size - huge), 14)  # MADV_HUGEPAGE
         libc.free(block)
+
+
+def check_compile_cache() -> None:
+    """Use another folder if the one in TORCHINDUCTOR_CACHE_DIR cannot be written (its default is temporary)."""
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = other = tempfile.mkdtemp(prefix="torchinductor-")
+        log.warning(
+            "TORCHINDUCTOR_CACHE_DIR %s cannot be written (%s): compiling into %s", folder, reason(error), other
+        )
 
 
 def keep_traced_graphs() -> None:

@@ -19,6 +19,11 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def shown(name: object) -> str:
+    """A name as valid text: bytes of it that are not UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
 def dropping(name: str = "stdout") -> Iterator[None]:
     """Send a stream to /dev/null for good if writing to it fails: closed, `| head`, a full disk, a terminal gone."""

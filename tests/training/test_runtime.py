@@ -64,6 +64,17 @@ def test_tensors_are_offered_huge_pages():
     assert done.stdout.split() == ["True"]
 
 
+def test_a_compile_cache_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    runtime.check_compile_cache()
+    other = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert other.is_dir() and f"cannot be written (Not a directory): compiling into {other}" in caplog.text
+    runtime.check_compile_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(other)
+    other.rmdir()
+
+
 def test_cuda_asked_for_and_missing_is_refused():
     with pytest.raises(UsageError, match="--device cuda"):
         runtime.start(Config(device="cuda"))
