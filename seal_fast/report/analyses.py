@@ -58,11 +58,8 @@ class Analyses:
         """One section for each protocol, as plain values."""
         sections = []
         for analysis, protocols in self.protocols.items():
-            differ = [
-                key
-                for key in dict.fromkeys(key for protocol in protocols for key in protocol)
-                if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols)
-            ]
+            keys = dict.fromkeys(key for protocol in protocols for key in protocol)
+            differ = [key for key in keys if any(p.get(key) != protocols[0].get(key) for p in protocols)]
             for number, protocol in enumerate(protocols, 1):
                 mine = [f for f in self.figures if (f.analysis, f.protocol) == (analysis, number)]
                 figures, compared = [], []
@@ -80,13 +77,9 @@ class Analyses:
 
 
 def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequence[Group], stage: str) -> Analyses:
-    """The results in these folders, and in the folders directly inside them, that are of the groups' weights.
+    """The results in folders, and in the folders directly inside them, that are of the groups' weights.
 
-    Args:
-        places: folders that may hold results.
-        named: folders that must hold some.
-        groups: their finished runs count.
-        stage: of the weights that tables and pairs are about.
+    `places` may hold results, `named` must; tables and pairs are about the weights of `stage`.
 
     Raises:
         UsageError: a named folder holds no result file.

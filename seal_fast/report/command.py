@@ -31,32 +31,29 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast report",
-        description="Put runs on one HTML page that needs no network: means over seeds, paired differences, learning "
-        "curves, accuracy against settings, throughput, and what depth, transfer, fewshot and hessian found about "
-        "them. The figures are written beside it as CSV and JSON.",
+        description="Put runs on one HTML page that needs no network: means over seeds, paired differences, curves, "
+        "and what depth, transfer, fewshot and hessian found about them; the figures beside it as CSV and JSON.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN|DIR", help="run folders, sweeps, or folders of run folders")
     add("--results", nargs="+", type=Path, default=[], metavar="DIR", help="folders of results that lie elsewhere")
     add("--stage", default="last", help="weights that the tables of results are about: last, best, generation-0 ...")
-    add("--out", type=Path, metavar="FILE", help="default: DIR/report.html for one DIR, else ./report.html")
+    add("--out", type=Path, metavar="FILE", help="page, or folder of report.html; default: DIR, or . for several")
     flags = parser.parse_args(list(argv))
     found = open_runs(flags.runs)
     groups = group_by_training(found.kept)
     places = [*flags.runs, *(run.path.parent for run in found.kept)]
     analyses = read_analyses(dict.fromkeys(places), flags.results, groups, flags.stage)
     alone = len(flags.runs) == 1 and not (flags.runs[0] / "config.toml").exists()
-    path = flags.out or (flags.runs[0] if alone else Path()) / "report.html"
-    if path.is_dir():
-        path /= "report.html"
+    path = flags.out or (flags.runs[0] if alone else Path())
+    path = path if flags.out and path.suffix in (".html", ".htm") else path / "report.html"
     shown = content(found, groups, analyses, flags.runs[0].resolve().name if alone else f"{len(found.kept)} runs")
     write_text(path, page(shown))
     write_json(path.with_suffix(".json"), shown)
     write_text(path.with_suffix(".csv"), _csv(groups, analyses.figures))
     _print(shown)
-    names = ", ".join(path.with_suffix(suffix).name for suffix in (".html", ".csv", ".json"))
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB); {names}")
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB), and its figures as .csv and .json")
     return 0
 
 

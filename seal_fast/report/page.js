@@ -40,11 +40,9 @@ function sortable(box, columns, rows, sorted, descending, decorate) {
   const head = el("tr");
   const body = el("tbody");
   const order = () => {
-    const value = columns[sorted].value;
-    const missing = (x) => x === null || x === undefined;
     const compare = (a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (missing(x) || missing(y)) return missing(x) - missing(y);
+      const [x, y] = [a, b].map((row) => columns[sorted].value(row) ?? null);
+      if (x === null || y === null) return (x === null) - (y === null);
       const d = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y));
       return descending ? -d : d;
     };
@@ -246,10 +244,9 @@ function analysis({ title, protocol, differ, figures, pairs }) {
         points.forEach((p, i) => dot(root, px(at[i]), py, p, group));
       }
     };
-    return [...(cells.length ? [means] : []), ...(curves.length ? [overGenerations] : [])];
+    return [cells.length && means, curves.length && overGenerations].filter(Boolean).map((draw) => [draw, grid.appendChild(el("figure"))]);
   });
-  const places = draws.map(() => grid.appendChild(el("figure")));
-  return () => draws.forEach((draw, i) => draw(places[i]));
+  return () => draws.forEach(([draw, figure]) => draw(figure));
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------
@@ -258,7 +255,7 @@ document.querySelector("h1").textContent = data.title;
 $("counts").textContent = `${counted(data.runs, "finished run")} in ${counted(data.groups.length, "group")}; ${data.left_out.length} left out`;
 
 const names = data.varied.length ? data.varied : ["method"];
-const setting = (name) => (i) => (data.varied.length ? data.groups[i].settings[name] : data.groups[i].method);
+const setting = (name) => (i) => ({ method: data.groups[i].method, ...data.groups[i].settings })[name];
 const columns = [
   ...names.map((name) => ({ name: name.replaceAll("_", " "), text: groups.some((i) => typeof setting(name)(i) === "string"), value: setting(name) })),
   { name: "seeds", value: (i) => data.groups[i].seeds.length },
@@ -298,8 +295,4 @@ const draw = () => {
   for (const box of document.querySelectorAll(".scroll")) box.toggleAttribute("data-more", box.scrollWidth > box.clientWidth + 1);
 };
 draw();
-let width = innerWidth;
-addEventListener("resize", () => {
-  if (innerWidth !== width) draw();
-  width = innerWidth;
-});
+addEventListener("resize", draw);

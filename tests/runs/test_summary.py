@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from seal_fast.runs.plots import ascents, draw
@@ -47,6 +49,12 @@ def test_figures_by_hand():
 def test_a_run_stopped_before_its_first_evaluation_has_no_outcome():
     assert summarise(ROWS[:1])["best"] is None
     assert summarise([])["generations"] == []
+
+
+def test_an_accuracy_that_is_not_finite_is_no_outcome():
+    rows = [ROWS[1], ROWS[2] | {"val_top1": math.nan}, ROWS[3] | {"val_top1": None}]
+    summary = summarise(rows)
+    assert summary["best"]["val_top1"] == summary["last"]["val_top1"] == 60.0
 
 
 def test_ascents_are_shaded_where_they_were(tmp_path):
