@@ -29,12 +29,12 @@ bare = resident("VmRSS")
 from nvidia.dali import fn
 libraries = resident("VmRSS")
 start = time.perf_counter()
-images = open_images(sys.argv[1])
+dataset = open_images(sys.argv[1])
 opened = time.perf_counter()
 size = int(sys.argv[2])
-source = make_input(images, "resident", image_size=size, batch_size=1, eval_batch_size=1)
+source = make_input(dataset, "resident", image_size=size, batch_size=1, eval_batch_size=1)
 loaded = time.perf_counter()
-count, channels = len(images.train) + len(images.val), 3 if images.train.source.encoded else 1
+count, channels = len(dataset.train) + len(dataset.val), 3 if dataset.train.source.encoded else 1
 memory = {"growth": resident("VmHWM") - libraries, "libraries": libraries - bare, "decoded": count * size**2 * channels}
 print(json.dumps(memory | {"images": count, "open": opened - start, "load": loaded - opened}))
 """
@@ -62,9 +62,9 @@ def test_resident_loading(benchmark, data):
 
 @pytest.fixture(scope="module")
 def inputs(data):
-    images = open_images(data)
+    dataset = open_images(data)
     made = {
-        kind: make_input(images, kind, image_size=SIZE, batch_size=BATCH, eval_batch_size=BATCH, dtype=torch.bfloat16)
+        kind: make_input(dataset, kind, image_size=SIZE, batch_size=BATCH, eval_batch_size=BATCH, dtype=torch.bfloat16)
         for kind in ("resident", "stream")
     }
     yield made

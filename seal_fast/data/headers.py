@@ -93,7 +93,7 @@ def has_16_bits(data: np.ndarray) -> bool:
         header = _PNM.match(head)
         return bool(header) and header[1] in b"2356" and int(header[4]) > 255
     if name == "JPEG 2000":
-        size = head.find(b"\xff\x4f\xff\x51")  # the codestream: markers SOC and SIZ; Ssiz is bits - 1
+        size = head.find(b"\xff\x4f\xff\x51")  # the codestream: its first two markers; Ssiz is bits - 1
         return size >= 0 and len(head) > size + 42 and 8 <= head[size + 42] & 0x7F < 16
     return False
 

@@ -86,6 +86,7 @@ class Input:
         self.out: Tensor | None = None
         self.wait_seconds = 0.0
         self.notes = list(dataset.notes)
+        self._check_batch_size()
 
     @property
     def train_size(self) -> int:
@@ -205,7 +206,7 @@ class Input:
                 )
 
     def _check_batch_size(self) -> None:
-        """Refuse a batch that no epoch could fill.
+        """Refuse a batch larger than the training set.
 
         Raises:
             UsageError: naming the flag.

@@ -104,11 +104,6 @@ def make_input(
         share=share,
     )
     train = dataset.train.spread(limit_train)
-    if batch_size > len(train):
-        raise UsageError(
-            f"--batch-size {batch_size} is larger than the training set of {len(train)} images: "
-            f"choose at most {len(train)}"
-        )
     needed, free = resident_bytes(dataset, image_size, limit_train), free_bytes(device)
     if kind == "resident" and needed > free:
         raise UsageError(

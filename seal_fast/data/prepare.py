@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import hashlib
 import http.client
 import os
@@ -25,7 +26,7 @@ _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
 _ATTEMPTS = 5
 
-Advance = Callable[[int], None]
+Update = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ DOWNLOADS = {
 
 
 def prepare(name: str, folder: str | Path = "data", archive: Download | None = None) -> Path:
-    """Makes `folder/<archive>.tar`, ready for --data; does nothing but verify where it is there already.
+    """Make `folder/<archive>.tar`, ready for --data; if it exists, only verify it.
 
-    A download that breaks off is resumed by the next call. A .zip that was put into the folder by hand is used instead
-    of a download. The .zip is kept.
+    A download that breaks off is resumed by the next call. A .zip that is in the folder already is used instead of a
+    download, and kept.
 
     Args:
         name: of the data set: "tiny-imagenet".
@@ -77,7 +78,7 @@ def prepare(name: str, folder: str | Path = "data", archive: Download | None = N
 
     Raises:
         UsageError: an unknown name, or a folder that cannot be written.
-        RunError: no connection, a wrong checksum, wrong counts, or a full disk; with what to do by hand.
+        RunError: no connection, a wrong checksum, wrong counts, or a full disk; with what to do.
     """
     if archive is None:
         if name not in DOWNLOADS:
@@ -113,16 +114,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _download(archive: Download, target: Path) -> None:
     part = target.with_suffix(".zip.part")
-    with _progress(f"downloading {target.name}") as (advance, total):
+    with _progress(f"downloading {target.name}") as update:
         for _ in range(_ATTEMPTS):
             have = part.stat().st_size if part.exists() else 0
             try:
-                if _fetch(archive.url, part, have, advance, total):
+                if _fetch(archive.url, part, have, update):
                     part.rename(target)
                     return
             except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
                 reason = getattr(error, "reason", None) or error
-                if not part.exists() or part.stat().st_size == have:  # no way forward
+                if not part.exists() or part.stat().st_size == have:  # nothing came
                     raise RunError(
                         f"cannot download {archive.url} ({reason}): fetch it where there is a network, put it at "
                         f"{target} and run this again"
@@ -130,24 +131,24 @@ def _download(archive: Download, target: Path) -> None:
     raise RunError(f"the download of {archive.url} keeps breaking off: run this again, it resumes at {part}")
 
 
-def _fetch(url: str, part: Path, have: int, advance: Advance, total: Callable[[int, int], None]) -> bool:
-    """Appends to what there is; whether the whole has come."""
+def _fetch(url: str, part: Path, have: int, update: Update) -> bool:
+    """Append to what there is; returns whether the file is complete."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing lies beyond what there is: complete, or not this file (the checksum will tell)
+        if error.code == 416:  # nothing is left to send: complete, or another file, which the checksum tells
             return True
         raise
     with response:
         resumed = response.status == 206
         start = have if resumed else 0
         expected = start + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-        total(start, expected or 0)
+        update(completed=start, total=expected)
         with open(part, "ab" if resumed else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
-                advance(len(chunk))
+                update(advance=len(chunk))
         return expected is None or part.stat().st_size == expected
 
 
@@ -164,7 +165,7 @@ def _check_md5(archive: Download, packed: Path) -> None:
 
 
 def _pack(archive: Download, packed: Path, tar: Path) -> None:
-    """Copies the .zip's files into a .tar, which appears under its name only when it is complete."""
+    """Copy the .zip's files into a .tar, which gets its name when it is complete."""
     part = tar.with_suffix(".tar.part")
     try:
         with (
@@ -173,8 +174,8 @@ def _pack(archive: Download, packed: Path, tar: Path) -> None:
             tarfile.open(fileobj=file, mode="w") as target,
         ):
             members = [member for member in source.infolist() if not member.is_dir()]
-            with _progress(f"packing {tar.name}") as (advance, total):
-                total(0, sum(member.file_size for member in members))
+            with _progress(f"packing {tar.name}") as update:
+                update(total=sum(member.file_size for member in members))
                 for member in members:
                     path = PurePosixPath(member.filename)
                     if path.parts[0] != archive.folder or ".." in path.parts:
@@ -183,7 +184,7 @@ def _pack(archive: Download, packed: Path, tar: Path) -> None:
                     entry.size = member.file_size
                     with source.open(member) as data:
                         target.addfile(entry, data)
-                    advance(member.file_size)
+                    update(advance=member.file_size)
             target.close()
             file.flush()
             os.fsync(file.fileno())
@@ -198,14 +199,8 @@ def _pack(archive: Download, packed: Path, tar: Path) -> None:
 
 
 def _check_counts(archive: Download, tar: Path) -> None:
-    images = open_images(tar)
-    found = (
-        len(images.classes),
-        *(
-            sorted(set(np.bincount(split.labels, minlength=len(images.classes)).tolist()))
-            for split in (images.train, images.val)
-        ),
-    )
+    dataset = open_images(tar)
+    found = len(dataset.classes), *(sorted(set(np.bincount(s.labels).tolist())) for s in (dataset.train, dataset.val))
     if found != (archive.classes, [archive.train_each], [archive.val_each]):
         raise RunError(
             f"{tar} holds {found[0]} classes with {found[1]} training and {found[2]} validation images each, instead "
@@ -214,20 +209,9 @@ def _check_counts(archive: Download, tar: Path) -> None:
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[tuple[Advance, Callable[[int, int], None]]]:
-    """A progress bar in bytes: one function to advance it, one to say where it stands and how long it is."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def _progress(what: str) -> Iterator[Update]:
+    """A progress bar in bytes; what it yields takes `advance`, `completed` and `total`."""
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(what, total=None)
-        yield (
-            lambda count: progress.advance(task, count),
-            lambda done, whole: progress.update(task, completed=done, total=whole or None),
-        )
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()) as progress:
+        yield functools.partial(progress.update, progress.add_task(what, total=None))

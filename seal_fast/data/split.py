@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -15,34 +14,8 @@ Rows = Sequence[int] | np.ndarray
 _SAMPLED = 32
 
 
-class Source(Protocol):
-    """What a split reads its images from.
-
-    Attributes:
-        encoded: whether `read` gives the bytes of image files (they decode to RGB) or grey pixels [h, w, 1].
-    """
-
-    encoded: bool
-
-    def read(self, row: int) -> np.ndarray:
-        """The image in row `row`: uint8, encoded bytes [size] or pixels [h, w, 1]."""
-        ...
-
-    def where(self, row: int) -> str:
-        """How messages name the image in row `row`."""
-        ...
-
-    def take(self, rows: Rows) -> Source:
-        """The same source with these rows only, in this order."""
-        ...
-
-    def digest(self) -> bytes:
-        """What identifies the content without decoding it."""
-        ...
-
-
 class Files:
-    """Image files in an archive."""
+    """Image files in an archive: `read` gives their bytes, uint8 [size], which decode to RGB."""
 
     encoded = True
 
@@ -54,7 +27,7 @@ class Files:
         return self._archive.read(self._names[row])
 
     def where(self, row: int) -> str:
-        """The file, and the tar it lies in."""
+        """How messages name a file."""
         return self._archive.where(self._names[row])
 
     def take(self, rows: Rows) -> Files:
@@ -70,7 +43,7 @@ class Files:
 
 
 class Pixels:
-    """Grey images in memory: uint8 [n, h, w]."""
+    """Grey images in memory, uint8 [n, h, w]: `read` gives pixels [h, w, 1]."""
 
     encoded = False
 
@@ -82,7 +55,7 @@ class Pixels:
         return self.pixels[row][..., None]
 
     def where(self, row: int) -> str:
-        """Its number."""
+        """How messages name an image."""
         return f"image {row}"
 
     def take(self, rows: Rows) -> Pixels:
@@ -106,7 +79,7 @@ class Split:
 
     names: tuple[str, ...]
     labels: np.ndarray
-    source: Source
+    source: Files | Pixels
 
     def __len__(self) -> int:
         return len(self.names)

@@ -41,7 +41,6 @@ class Stream(Input):
         self._random_crops = settings.augmentation == "resized-crop"
         self._exact = dataset.native_size == settings.image_size
         self._running: list[Iterator[_Ready]] = []
-        self._check_batch_size()
 
     def close(self) -> None:
         """End the threads of unfinished epochs."""

@@ -178,13 +178,13 @@ def test_a_hard_link_keeps_what_its_name_meant(tmp_path):
 def test_names_that_are_no_utf8_are_read_and_shown_safely(tmp_path):
     folder = tmp_path / "set"
     (folder / "b").mkdir(parents=True)
-    name = os.fsdecode(b"b/caf\xe9.bin")
+    name = os.fsdecode(b"b/b\xe9b.bin")
     (folder / name).write_bytes(b"1")
     (folder / "a.bin").write_bytes(b"2")
     for path in (folder, tar_of(folder)):
         archive = Archive(path)
         assert archive.read(name).tobytes() == b"1"
-        assert r"caf\xe9.bin" in archive.where(name) and archive.where(name).encode()
+        assert r"b\xe9b.bin" in archive.where(name) and archive.where(name).encode()
 
 
 def test_a_negative_size_ends_in_a_sentence(tmp_path):

@@ -44,7 +44,7 @@ def bom():
 def two_forms():
     forms = {"train": "NFC", "val": "NFD"}
     return {
-        name.replace("/a/", f"/{unicodedata.normalize(forms[name.split('/')[0]], 'café')}/"): data
+        name.replace("/a/", f"/{unicodedata.normalize(forms[name.split('/')[0]], 'bébé')}/"): data
         for name, data in SMALL.items()
     }
 
@@ -108,7 +108,7 @@ def test_read_with_a_note_of_what_is_left_out(case, as_tar, tmp_path):
 
 REFUSED = {
     "unicode-forms": (two_forms(), RunError,
-                      r"val/caf.+ and train/caf.+ are one name in two Unicode forms \(NFD and NFC\)"),
+                      r"val/b.+b.+ and train/b.+b.+ are one name in two Unicode forms \(NFD and NFC\)"),
     "no-split": (no_split(), UsageError,
                  r"class folders \(a, b\) and no split: training needs train/CLASS/\* and val/"),
     "tiny, two labels": (annotated(b"\nval_0.JPEG\tn01\t0\t0\t1\t1"), RunError,
@@ -196,8 +196,8 @@ def test_limit_train_says_which_classes_it_leaves_without_an_image(tmp_path):
 
 
 def test_names_that_are_no_utf8_train_and_print(tmp_path):
-    name = os.fsdecode(b"train/a/caf\xe9.png")
+    name = os.fsdecode(b"train/a/b\xe9b.png")
     images = open_images(write(tmp_path / "set", SMALL | {name: SMALL["train/a/0.png"]}))
-    assert r"train/a/caf\xe9.png" in images.train.names and "\0".join(images.train.names).encode()
+    assert r"train/a/b\xe9b.png" in images.train.names and "\0".join(images.train.names).encode()
     assert images.fingerprint
     assert make_input(images, "resident", batch_size=2, eval_batch_size=2).train_size == 7
