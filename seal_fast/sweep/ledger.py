@@ -79,8 +79,12 @@ class Ledger:
                 if event["state"] == "waiting":  # tried anew since
                     damaged.pop(event["trial"], None)
             except (ValueError, KeyError, TypeError):
-                named = re.search(r'"trial": "([^"]*)"', line.decode(errors="replace"))
-                damaged[named[1] if named else ""] = f"line {number} of {path} is damaged"
+                named = re.search(r'"trial": ("[^"]*")', line.decode(errors="replace"))
+                try:
+                    name = json.loads(named[1]) if named else ""
+                except ValueError:
+                    name = ""
+                damaged[name] = f"line {number} of {path} is damaged"
         for name, message in damaged.items():
             if name in ledger.entries:
                 ledger.entries[name] = Entry("failed", message=f"{message}; --resume --retry-failed continues the run")

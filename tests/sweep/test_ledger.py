@@ -41,3 +41,23 @@ def test_a_ledger_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="could not be written"):
         Ledger(tmp_path / "file" / "ledger.jsonl").record("a", "running")
+
+
+def test_a_damaged_line_leaves_its_trial_out_and_names_it(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger.open(path, ["a", "ö", "c"])
+    for name in ("a", "ö", "c"):
+        ledger.record(name, "running", generation=1, value=5.0)
+        ledger.record(name, "finished")
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3].replace("finished", "finish\x00").replace("}", "")
+    path.write_bytes("\n".join([*lines[:5], "[1]", '{"trial": "c", "state": "gone"}', ""]).encode())
+    found = Ledger.open(path, ["a", "ö", "c"])
+    assert [found.entries[name].state for name in ("a", "ö", "c")] == ["finished", "failed", "failed"]
+    assert found.left() == []
+    assert [note.removeprefix(f"line 4 of {path} ") for note in found.notes[:1]] == ["is damaged; ö is left out"]
+    assert "line 6" in found.notes[1] and "does not name" in found.notes[1] and "line 7" in found.notes[2]
+    assert found.entries["c"].message == f"line 7 of {path} is damaged; --resume --retry-failed continues the run"
+    found.retry()
+    again = Ledger.open(path, ["a", "ö", "c"])
+    assert again.left() == ["ö", "c"] and again.entries["ö"] == Entry()

@@ -7,7 +7,7 @@ import time
 
 from seal_fast.config import Config
 from seal_fast.runs.folder import RunFolder
-from seal_fast.sweep.process import Process, last_message, wait_until_free
+from seal_fast.sweep.process import Process, diverged, last_message, wait_until_free
 from seal_fast.training import checkpoint
 
 SMALL = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "warmup_epochs": 0, "batch_size": 8, "stem": "small"}
@@ -43,8 +43,19 @@ def test_when_its_watcher_is_killed_it_writes_its_checkpoint_and_goes(image_fold
 
 
 def test_the_last_message_is_the_error_or_the_last_line(tmp_path):
+    """An earlier attempt's words do not count."""
     assert last_message(tmp_path) == ""
     (tmp_path / "output.log").write_text("g0 e000\nerror: the first\nerror: the second\nwarning: x\n\n")
-    assert last_message(tmp_path) == "the second"
+    assert last_message(tmp_path) == "the second" and last_message(tmp_path, 8) == "the second"
+    assert last_message(tmp_path, 43) == "warning: x"
     (tmp_path / "output.log").write_text("g0 e000\nSegmentation fault\n")
     assert last_message(tmp_path) == "Segmentation fault"
+
+
+def test_a_diverged_run_is_final_and_other_failures_are_not(image_folder, tmp_path):
+    """By the trainer's own sentence, so that the two cannot part."""
+    config = Config(data=str(image_folder), lr=1e30, **SMALL)
+    process = Process(tmp_path / "run", config, 1, tmp_path)
+    assert process.wait(1) == 1 and diverged(process.message()), process.message()
+    for message in ("out of memory", "signal SIGKILL: g0 e000", "an image of information is damaged"):
+        assert not diverged(message)

@@ -14,7 +14,7 @@ from seal_fast.utils.errors import UsageError
 def space(tmp_path):
     def write(text):
         path = tmp_path / "space.toml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return read(path)
 
     return write
@@ -70,6 +70,40 @@ def test_settings_without_effect_on_their_method_make_no_second_run(space):
     assert runs == expected and made.repeated == 4 * len(METHODS) - sum(expected.values())
 
 
+def test_settings_without_effect_stand_in_no_name_and_no_settings(space):
+    made = grid(
+        space(
+            "data = 'digits'\nmethod = { grid = ['seal', 'llf', 'restart'] }\nascent_scale = { grid = [0.01, 0.6] }\n"
+            "reinit = { grid = ['kaiming-uniform', 'he-normal'] }"
+        ),
+        seeds=2,
+    )
+    assert [t.name.partition("-")[2] for t in made.trials if t.config.seed == 1] == [
+        "method=seal,ascent-scale=0.01,seed=1", "method=seal,ascent-scale=0.6,seed=1",
+        "method=llf,reinit=kaiming-uniform,seed=1", "method=llf,reinit=he-normal,seed=1", "method=restart,seed=1",
+    ]  # fmt: skip
+    assert made.trials[-1].settings == {"method": "restart", "seed": 1}
+    assert made.varied == ["method", "ascent_scale", "reinit", "seed"]
+
+
+def test_a_space_is_utf8_and_replaces_variables(space, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEAL_FAST_DATA", "/bilder")
+    made = grid(space("\ufeff# größer\ndata = '$SEAL_FAST_DATA/katzenöl.tar'\nlr = { grid = [0.1, 0.2] }"))
+    assert made.trials[0].config.data == "/bilder/katzenöl.tar"
+    monkeypatch.delenv("SEAL_FAST_DATA")
+    with pytest.raises(UsageError, match=r"data = '.SEAL_FAST_DATA/x.tar': that variable is not set"):
+        grid(space("data = '$SEAL_FAST_DATA/x.tar'"))
+
+
+def test_the_studies_are_spaces(monkeypatch):
+    monkeypatch.setenv("SEAL_FAST_DATA", "/data")
+    studies = Path(__file__).parents[2] / "studies"
+    study, pilot = grid(read(studies / "a.toml")), grid(read(studies / "a-pilot.toml"))
+    assert len(study.trials) == 5 * (2 + 2 + 4 + 2) and {t.epochs for t in study.trials} == {400}
+    assert len(pilot.trials) == 2 * (2 + 3) and {t.epochs for t in pilot.trials} == {200}
+    assert not {t.config.seed for t in study.trials} & {t.config.seed for t in pilot.trials}
+
+
 def test_draws_stay_in_range_are_shared_over_the_grid_and_repeat(space):
     made = space(
         'data = "digits"\nmethod = { grid = ["seal", "llf"] }\nlr = { loguniform = [0.001, 1.0] }\n'
@@ -104,6 +138,12 @@ def test_a_configuration_file_is_found_beside_the_space(space, tmp_path):
         ("layr_threshold = { grid = ['layer2'] }", "unknown setting layr_threshold; did you mean layer_threshold"),
         ("method = { grid = ['seal', 'sael'] }", "method = 'sael' must be one of seal"),
         ("method = { grib = ['seal'] }", "method must be a value or one of { grid = [...] }"),
+        ("method = { grib = ['seal'] }", "did you mean grid?"),
+        ("[[unions]]\nlr = 0.1", "unknown setting unions; did you mean union?"),
+        ("[[union]]\nlearning_rate_ = 0.1\nmomentun = 0.1", "unknown setting learning_rate_"),
+        ("[[union]]\nmomentun = 0.1", "unknown setting momentun; did you mean momentum?"),
+        ("presets = 'demo'", "unknown setting presets; did you mean preset?"),
+        ("preset = 'tiny-imagenet-sael'", "did you mean tiny-imagenet-seal?"),
         ("lr = { grid = [] }", "grid needs a list"),
         ("lr = { grid = [0.1, 0.1] }", "grid names 0.1 twice"),
         ("lr = { uniform = [1.0, 0.1] }", "uniform needs two numbers, the lower first"),

@@ -20,6 +20,7 @@ from stub_sweep import COUNT, DIES, POOR, UNLUCKY, top1
 
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.scheduling import connection, tune
+from seal_fast.sweep.scheduling.worker import Worker
 from seal_fast.utils.errors import RunError
 
 STUB = Path(stub_sweep.__file__)
@@ -116,6 +117,25 @@ def test_no_run_is_blamed_for_the_end_of_ray(tmp_path):
     recorder.check_alive = lambda: None
     recorder.on_trial_error(0, [], trial)
     assert (ledger.entries["0"].state, ledger.entries["0"].failures) == ("failed", 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "final"),
+    [
+        (1, "the training loss is NaN or infinite", True),
+        (2, "--lr -1: no", True),
+        (1, "disk full", False),
+    ],
+)
+def test_what_would_fail_again_is_not_tried_again(code, message, final):
+    worker = Worker.__new__(Worker)
+    worker.begun, worker.reported = True, 0
+    worker.process = SimpleNamespace(wait=lambda generation: code, message=lambda: message)
+    if final:
+        assert worker.step() == {"failed": message, "done": True}
+    else:
+        with pytest.raises(RunError, match=message):
+            worker.step()
 
 
 def decisions(scheduler, results):
