@@ -63,7 +63,7 @@ def ratios(benchmark, seconds: dict[str, list[float]]) -> None:
 
 
 def same_sets(found: torch.Tensor, theirs: np.ndarray) -> float:
-    """Shard of queries whose k neighbours are the same; equal distances may be resolved either way."""
+    """Share of queries whose k neighbours are the same; equal distances may be resolved either way."""
     return float((found.sort(1).values.numpy() == np.sort(theirs, 1)).all(1).mean())
 
 
@@ -219,7 +219,7 @@ def test_depth_command_time_and_memory(benchmark, data, tmp_path):
     printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     (result,) = json.loads(printed)
     benchmark.extra_info |= {
-        "bank": result["bank"],
+        "bank": result["protocol"]["bank"],
         "seconds": result["seconds"],
         "peak memory, GiB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
     }

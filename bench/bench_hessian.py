@@ -21,9 +21,9 @@ import torch
 from hessian_peers import NEEDS, curvlinops_eigsh, eigenthings, loss, pyhessian, pyhessian_density
 from safetensors.torch import load_file, save_file
 
-from seal_fast.analysis.common.images import batches, choose
 from seal_fast.curvature import HessianOperator, density, lanczos
 from seal_fast.data import open_images
+from seal_fast.data.batches import batches, choose
 from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.training import runtime

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 T = TypeVar("T", bound=Callable)
 
@@ -34,11 +33,11 @@ def constant(function: T) -> T:
 
 @constant
 def transforming() -> bool:
-    """Whether torch.func (grad, jvp, vmap) or a forward-mode dual level is active, which the native ops do not serve.
+    """Whether torch.func (grad, jvp, vmap) is at work, which cannot use an operator's own backward formula.
 
-    torch has no public query for either. A compiled graph is guarded against both, so the answer is a constant of it.
+    torch has no public query for it. No compiled graph is traced within torch.func.
     """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active()
 
 
 def foreach_add_(tensors: Sequence[Tensor], value: float) -> None:

@@ -11,12 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from seal_fast.analysis.common.images import batches, choose
 from seal_fast.config import Config
 from seal_fast.curvature.lanczos import lanczos
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.curvature.ritz import NotConverged
 from seal_fast.data import ImageSet
+from seal_fast.data.batches import batches, choose
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.models import ResNet
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from seal_fast import arguments
-from seal_fast.analysis.common.images import batches
 from seal_fast.config import Config
 from seal_fast.curvature import HessianOperator, lanczos
 from seal_fast.curvature import monitor as training
 from seal_fast.data import open_images
+from seal_fast.data.batches import batches
 from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run

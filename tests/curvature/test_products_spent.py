@@ -9,9 +9,9 @@ import pytest
 import torch
 from dense import smoothed
 
-from seal_fast.analysis.common.images import batches, choose
 from seal_fast.curvature import HessianOperator, lanczos
 from seal_fast.data import open_images
+from seal_fast.data.batches import batches, choose
 from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
 

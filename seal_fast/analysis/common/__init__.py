@@ -1,1 +1,1 @@
-"""What the analyses share: trained networks, images, features, statistics, result files."""
+"""Shared by the analyses: the command runner, networks, images, features, k-NN, result files, plots."""

@@ -1,8 +1,8 @@
 """Pooled features of a network on a data set, extracted once and kept in a content-addressed cache.
 
-An entry's name is the sha256 of all that decides the features: the weights' tensors, every image's bytes and label, the
-size, the compute type and the version of this module. Nothing else is asked, so a changed file of either kind never
-meets an old entry, and moving or renaming files costs nothing.
+The name of an entry is the sha256 of everything that decides the features: the tensors of the weights, the bytes and
+label of every image, the image size, the compute type and the version of this module. So a changed file never meets an
+old entry, and a moved or renamed one still finds its own.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from seal_fast.analysis.common.images import batches
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import gathered, rows_of
 from seal_fast.analysis.common.results import identity
 from seal_fast.data import ImageSet, Split
+from seal_fast.data.batches import batches
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.training.checkpoint import save_tensors
 from seal_fast.training.runtime import Runtime
 from seal_fast.utils.errors import RunError
 
 VERSION = "seal_fast features 1"
-"""To be raised whenever the same network would give other features for the same images."""
+"""Raise it whenever the same network would give other features for the same images."""
 
 _log = logging.getLogger("seal_fast")
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen network makes of the images of a split, in their order.
+    """The features of a split, in the order of its images.
 
     Attributes:
         values: float32 [n, D], the pooled activations that the last linear layer reads.
@@ -48,40 +48,44 @@ class Features:
 
 
 def cache_folder(flag: Path | None = None) -> Path:
-    """Where features are kept: the flag, $SEAL_FAST_CACHE, or seal_fast in $XDG_CACHE_HOME (~/.cache)."""
+    """The folder of the cache: the flag, $SEAL_FAST_CACHE, or seal_fast in $XDG_CACHE_HOME (~/.cache)."""
     if flag is not None:
         return flag
-    if said := os.environ.get("SEAL_FAST_CACHE"):
-        return Path(said)
+    if variable := os.environ.get("SEAL_FAST_CACHE"):
+        return Path(variable)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_fast"
 
 
 class Extractor:
-    """Features of one network after the other; which of them came from the cache is counted.
+    """Extracts features of one network after the other, or finds them in the cache.
 
     Args:
-        machine: device, compute type and autocast of the forward pass.
+        runtime: device, compute type and autocast of the forward pass.
         cache: folder of the cache; None keeps nothing.
         image_size: pixels a side of the input; None takes what each network was trained on.
         batch_size: images a forward pass; changes speed and memory only.
-        world: processes that share the images; all of them must ask the same. The first one's cache counts.
+        world: processes that share the images; all of them must ask the same. The cache is the first one's.
+
+    Attributes:
+        extracted: splits extracted so far.
+        found: splits found in the cache so far.
     """
 
     def __init__(
         self,
-        machine: Runtime,
+        runtime: Runtime,
         cache: Path | None,
         image_size: int | None = None,
         batch_size: int = 256,
         world: World = SINGLE_PROCESS,
     ) -> None:
-        self.machine, self.cache, self.image_size, self.batch_size = machine, cache, image_size, batch_size
+        self.runtime, self.cache, self.image_size, self.batch_size = runtime, cache, image_size, batch_size
         self.world = world
         self.extracted = self.found = 0
         self._contents: dict[tuple[str, str], str] = {}
-        self._network: tuple[TrainedNetwork, torch.nn.Module] | None = None
+        self._loaded: tuple[TrainedNetwork, torch.nn.Module] | None = None
 
-    def __call__(self, subject: TrainedNetwork, images: ImageSet, part: Literal["train", "val"]) -> Features:
+    def __call__(self, network: TrainedNetwork, images: ImageSet, part: Literal["train", "val"]) -> Features:
         """The features of a split.
 
         Raises:
@@ -89,11 +93,11 @@ class Extractor:
             RunError: an image cannot be decoded, or the network gives NaN or infinite features.
         """
         split = getattr(images, part)
-        device = self.machine.device
+        device = self.runtime.device
         labels = torch.from_numpy(split.labels).to(device)
         path, name, key, values = None, "", {}, None
         if self.cache and self.world.is_main:
-            key = self._key(subject, images, part)
+            key = self._key(network, images, part)
             name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
             path = self.cache / "features" / name[:2] / f"{name}.safetensors"
             values = _read(path, name, len(split))
@@ -102,58 +106,58 @@ class Extractor:
             values = torch.empty(len(split), width) if values is None else values
             self.world.broadcast_(values)
             return Features(values.to(device), labels)
-        values = self._extract(subject, images, split)
+        values = self._extract(network, images, split)
         self.extracted += 1
         if path:
             _write(path, name, values, key)
         return Features(values, labels)
 
-    def _key(self, subject: TrainedNetwork, images: ImageSet, part: str) -> dict[str, Any]:
+    def _key(self, network: TrainedNetwork, images: ImageSet, part: str) -> dict[str, Any]:
         known = images.fingerprint, part
         if known not in self._contents:
             self._contents[known] = _content(getattr(images, part))
         return {
             "version": VERSION,
-            "weights": identity(subject)["weights_sha256"],
-            "network": [subject.model, subject.stem],
+            "weights": identity(network)["weights_sha256"],
+            "network": [network.model, network.stem],
             "images": [images.fingerprint, part, self._contents[known], *images.mean, *images.std],
-            "image_size": self.image_size or subject.image_size,
-            "compute": str(self.machine.compute),
+            "image_size": self.image_size or network.image_size,
+            "compute": str(self.runtime.compute),
         }
 
     @torch.inference_mode()
-    def _extract(self, subject: TrainedNetwork, images: ImageSet, split: Split) -> Tensor:
-        machine = self.machine
-        if self._network is None or self._network[0] != subject:
-            self._network = subject, subject.network(machine.device, machine.dtype)
-        network: Any = self._network[1]
-        mine = split.take(rows_of(len(split), self.batch_size, self.world.rank, self.world.size))
+    def _extract(self, network: TrainedNetwork, images: ImageSet, split: Split) -> Tensor:
+        runtime = self.runtime
+        if self._loaded is None or self._loaded[0] != network:
+            self._loaded = network, network.load(runtime.device, runtime.dtype)
+        model: Any = self._loaded[1]
+        own = split.take(rows_of(len(split), self.batch_size, self.world.rank, self.world.size))
 
-        def embedded() -> Tensor:
+        def embed() -> Tensor:
             shown = batches(
                 images,
-                mine,
-                image_size=self.image_size or subject.image_size,
+                own,
+                image_size=self.image_size or network.image_size,
                 batch_size=self.batch_size,
-                device=machine.device,
-                dtype=machine.compute,
+                device=runtime.device,
+                dtype=runtime.compute,
                 threads=torch.get_num_threads(),
             )
-            parts = [torch.empty(0, network.fc.in_features, device=machine.device)]
-            for pixels, _ in shown if len(mine) else ():
-                with machine.autocast():
-                    parts.append(network.embed(pixels).float())
+            parts = [torch.empty(0, model.fc.in_features, device=runtime.device)]
+            for pixels, _ in shown if len(own) else ():
+                with runtime.autocast():
+                    parts.append(model.embed(pixels).float())
             return torch.cat(parts)
 
-        own = self.world.run_on_all(embedded)
-        values = gathered(own, len(split), self.batch_size, self.world).to(machine.device)
+        part = self.world.run_on_all(embed)
+        values = gathered(part, len(split), self.batch_size, self.world).to(runtime.device)
         if not torch.isfinite(values).all():
-            raise RunError(f"{subject.weights} gives NaN or infinite features for {images.name}: its training diverged")
+            raise RunError(f"{network.weights} gives NaN or infinite features for {images.name}: its training diverged")
         return values
 
 
 def _content(split: Split) -> str:
-    """sha256 over labels and the bytes of every image. The fingerprint alone knows sizes of files, not their bytes."""
+    """sha256 over labels and the bytes of every image; the fingerprint covers the sizes of files alone."""
     total = hashlib.sha256(split.labels.astype("<i8").tobytes())
     for row in range(len(split)):
         data = split.source.read(row)
@@ -172,13 +176,13 @@ def _read(path: Path, name: str, count: int) -> Tensor | None:
 
     try:
         with safe_open(path, "pt") as file:
-            values, said = file.get_tensor("values"), file.metadata() or {}
+            values, metadata = file.get_tensor("values"), file.metadata() or {}
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
         _log.warning("cache: %s is damaged (%s), so its features are extracted again", path, error)
         return None
-    if said.get("name") == name and values.shape[0] == count and said.get("sha256") == _digest(values):
+    if metadata.get("name") == name and values.shape[0] == count and metadata.get("sha256") == _digest(values):
         return values
     _log.warning("cache: %s is damaged, so its features are extracted again", path)
     return None
@@ -186,9 +190,8 @@ def _read(path: Path, name: str, count: int) -> Tensor | None:
 
 def _write(path: Path, name: str, values: Tensor, key: dict[str, Any]) -> None:
     values = values.cpu().contiguous()
+    metadata = {"name": name, "sha256": _digest(values), "key": json.dumps(key, sort_keys=True)}
     try:
-        save_tensors(
-            path, {"values": values}, {"name": name, "sha256": _digest(values), "key": json.dumps(key, sort_keys=True)}
-        )
-    except RunError as error:  # a cache that cannot be written costs time, not the analysis
+        save_tensors(path, {"values": values}, metadata)
+    except RunError as error:  # without a cache the analysis takes longer, and its figures are the same
         _log.warning("cache: %s", error)

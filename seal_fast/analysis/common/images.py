@@ -1,15 +1,14 @@
-"""Images for an analysis: in sorted path order, neither cropped nor flipped at random, in batches on the device."""
+"""The images of an analysis: the data set of a network's own classes, the targets, and which images can be read."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.data import ImageSet, Split, make_input, open_images
@@ -18,101 +17,90 @@ from seal_fast.utils.errors import UsageError
 _log = logging.getLogger("seal_fast")
 
 
-def own_images(subject: TrainedNetwork, data: str | None = None, on_bad_image: str = "error") -> ImageSet:
-    """The data set that a network is asked about in its own classes: `data`, or what its run was trained on.
+def own_images(network: TrainedNetwork, data: str | None = None, on_bad_image: str = "error") -> ImageSet:
+    """The data set of the network's own classes, `data` or the run's, with the images that its run was trained on.
 
-    With `on_bad_image="skip"` empty images are left out and listed in `skipped`; see `readable` for damaged ones.
+    With `on_bad_image="skip"` it holds no image that cannot be read, and lists those in `skipped`.
 
     Raises:
-        UsageError: nothing says which, or its classes are not as many as the network's.
+        UsageError: nothing names a data set, its number of classes is not the network's, or the network has no fc.
+        RunError: the images are damaged, or a class has no image that can be read.
     """
-    source = data or (subject.config and subject.config.data)
+    if not network.num_classes:
+        raise UsageError(f"{network.weights} has no fc, so it has no prediction and no loss")
+    source = data or (network.config and network.config.data)
     if not source:
-        raise UsageError(f"{subject.weights} does not say which images it was trained on: name them with --data")
+        raise UsageError(f"{network.weights} does not say which images it was trained on: name them with --data")
     images = open_images(source, on_bad_image)
-    if len(images.classes) != subject.num_classes:
+    if len(images.classes) != network.num_classes:
         raise UsageError(
-            f"--data {source} has {len(images.classes)} classes and {subject.name} tells {subject.num_classes} apart: "
+            f"--data {source} has {len(images.classes)} classes and {network.name} tells {network.num_classes} apart: "
             "choose the data that it was trained on"
         )
-    if images.native_size not in (None, subject.image_size):
-        _log.warning(
-            "%s: images of %d pixels a side, scaled to the network's %d",
-            images.name,
-            images.native_size,
-            subject.image_size,
-        )
-    return images
+    images = replace(images, train=images.train.spread(network.config.limit_train if network.config else None))
+    _note(images, network.image_size)
+    return readable(images) if on_bad_image == "skip" else images
+
+
+def open_targets(
+    data: Sequence[str], image_size: int, on_bad_image: str = "error", split_seed: int | None = None
+) -> dict[str, ImageSet]:
+    """The target data sets by name, to be shown to the networks at `image_size` pixels a side.
+
+    With `on_bad_image="skip"` they hold no image that cannot be read, and list those in `skipped`. `split_seed` splits
+    class folders without train/ and val/.
+
+    Raises:
+        UsageError: a target does not exist or has one class, or two have the same name.
+        RunError: a target is damaged, or a class of it has no image.
+    """
+    targets: dict[str, ImageSet] = {}
+    for source in data:
+        images = open_images(source, on_bad_image, split_seed)
+        if on_bad_image == "skip":
+            images = readable(images)
+        if images.name in targets:
+            raise UsageError(f"--data {source}: another target is called {images.name} too; rename one of them")
+        if len(images.classes) < 2:
+            only = ", ".join(images.classes)
+            raise UsageError(f"--data {source} has one class ({only}): a classifier needs at least two")
+        for note in images.notes:
+            _log.warning("%s: %s", images.name, note)
+        _note(images, image_size)
+        targets[images.name] = images
+    return targets
 
 
 def readable(images: ImageSet) -> ImageSet:
     """The set without the images that cannot be decoded, which are added to `skipped`; it decodes every image once.
 
     Raises:
-        RunError: 256 images in a row are damaged.
+        RunError: 256 images in a row are damaged, or a class is left without images.
     """
     kept = {}
     skipped = list(images.skipped)
     for part in ("train", "val"):
         split = getattr(images, part)
-        source = make_input(
-            replace(images, val=split), "stream", batch_size=1, eval_batch_size=256, on_bad_image="skip"
-        )
-        with contextlib.closing(source):
-            good = torch.cat([batch.valid for batch in source.evaluation() if batch.valid is not None])
+        input = make_input(replace(images, val=split), "stream", batch_size=1, eval_batch_size=256, on_bad_image="skip")
+        with contextlib.closing(input):
+            good = torch.cat([batch.valid for batch in input.evaluation() if batch.valid is not None])
         rows = good[: len(split)].nonzero().squeeze(1).tolist()
         if len(rows) < len(split):
             kept[part] = split.take(rows)
-            skipped += [name for name in source.skipped if name not in skipped]
+            skipped += [name for name in input.skipped if name not in skipped]
     return replace(images, **kept, skipped=tuple(skipped)) if kept else images
 
 
-def choose(images: ImageSet, split: Literal["train", "val"], count: int | None = None, spread: bool = False) -> Split:
-    """The first `count` images of a split, or with `spread` as many evenly spaced ones; all of them for None.
-
-    Raises:
-        UsageError: the split has fewer.
-    """
-    chosen = getattr(images, split)
-    if count is None:
-        return chosen
-    if not 1 <= count <= len(chosen):
-        raise UsageError(f"{count} images asked for: the {split} split of {images.name} has {len(chosen)}")
-    return chosen.spread(count) if spread else chosen.take(range(count))
+def _note(images: ImageSet, image_size: int) -> None:
+    if images.native_size not in (None, image_size):
+        _log.warning(
+            "%s: images of %d pixels a side, scaled to the network's %d", images.name, images.native_size, image_size
+        )
 
 
-def batches(
-    images: ImageSet,
-    split: Split,
-    *,
-    image_size: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    threads: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Decodes a split batch by batch, in its order; memory holds a few batches whatever its size.
-
-    Yields:
-        Images [B, 3, S, S], channels-last and normalised as in training, and labels int64 [B]; the last batch may be
-        smaller.
-
-    Raises:
-        RunError: an image cannot be decoded; it is named.
-    """
-    source = make_input(
-        replace(images, val=split),
-        "stream",
-        image_size=image_size,
-        batch_size=1,
-        eval_batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-    )
-    left = len(split)
-    with contextlib.closing(source):
-        for batch in source.evaluation():
-            count = min(left, batch_size)
-            left -= count
-            yield batch.images[:count], batch.labels[:count]
+def note_absent_classes(images: ImageSet, chosen: Split, what: str) -> None:
+    """Log how many classes have no image among those chosen for `what`."""
+    absent = np.setdiff1d(np.arange(len(images.classes)), chosen.labels)
+    if len(absent):
+        names = ", ".join(images.classes[label] for label in absent[:3])
+        _log.warning("%s: %d classes have no image in %s (%s first)", images.name, len(absent), what, names)

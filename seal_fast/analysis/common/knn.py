@@ -1,8 +1,7 @@
-"""Exact k nearest neighbours in Euclidean distance, while the bank streams by in blocks, and their majority vote.
+"""Exact k nearest neighbours in Euclidean distance, from a bank read in blocks, and their majority vote.
 
-Filter and refine: a matrix product in bfloat16 or float32 bounds every distance from below and above, and only those
-which the bounds leave in doubt are computed exactly, in float64. No neighbour is ever missed, and hardly any work is
-left for float64. `seal_fast.kernels.nearest` does the bookkeeping.
+A matrix product in bfloat16 or float32 bounds every distance from below and above; only those that the bounds leave in
+doubt are computed in float64. No neighbour is missed. `seal_fast.kernels.nearest` keeps the lists.
 """
 
 from __future__ import annotations
@@ -17,33 +16,29 @@ from seal_fast.kernels import nearest
 from seal_fast.kernels.torch_private import has_avx512_bf16
 from seal_fast.utils.errors import RunError, UsageError
 
-_PRODUCTS = 1 << 24  # entries of the block of products at most: 64 MiB
-# Short blocks are put together up to so many products or bytes, for waking the threads costs about as much as a block
-# of 512 pooled activations.
-_TOGETHER, _TOGETHER_BYTES = 1 << 23, 1 << 23
+_PRODUCTS = 1 << 24  # most entries of the block of products: 64 MiB
+# Short blocks are joined up to so many products or bytes: waking the threads costs as much as 512 pooled activations.
+_JOINED, _JOINED_BYTES = 1 << 23, 1 << 23
 _COUNTED = 1 << 22  # entries of the votes' counts: 16 MiB
-
-# What a product of float32 matrices may lose of its operands, by torch's setting of it: the bits that TF32 and bfloat16
-# lack may be cut off instead of rounded.
+# Relative error of the operands of a float32 product, by torch's setting: TF32 and bfloat16 may truncate.
 _OPERAND_ROUNDING = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-
-# What summing one more term may lose of a dot product in float32. A tensor core cuts off where a CPU rounds, each of up
-# to 16 products a step and then their sum (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021).
+# Relative error of each addition in a float32 dot product. A tensor core truncates where a CPU rounds, each of up to 16
+# products a step and then their sum (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021).
 _SUMMING = {"cpu": 2.0**-24, "cuda": 17 / 16 * 2.0**-23}
 
 
 class Search:
-    """The k nearest rows of a bank that is shown block by block, for every query.
+    """The k nearest rows of a bank for every query; the bank is added block by block.
 
-    Neighbours are ordered by (distance, row in the bank): among equally distant rows the one shown first is nearer.
-    Distances are those of float64 arithmetic on the values given. It holds the queries, their filter (half their bytes
-    where it is bfloat16), 16 k bytes per query and up to 8 MiB of rows that wait for more; while a block is searched
-    also the block's filter, 64 MiB of products, and, on the GPU or without the native kernels, up to 512 MiB to refine.
+    Neighbours are ordered by (distance, row in the bank). Distances are those of float64 arithmetic. Memory holds the
+    queries, their filter (half their bytes where it is bfloat16), 16 k bytes a query and up to 8 MiB of waiting rows;
+    during a search also the block's filter, 64 MiB of products, and, on the GPU or without the native kernels, up to
+    512 MiB to refine.
 
     Args:
         queries: [Q, D], floating point, on any device.
-        k: how many neighbours.
-        exclude: int64 [Q], a row of the bank that does not count for a query (such as the query itself), or -1.
+        k: neighbours.
+        exclude: int64 [Q], a row of the bank that does not count for the query (such as itself), or -1.
 
     Raises:
         UsageError: k is below 1.
@@ -70,22 +65,21 @@ class Search:
         self._rows = queries.new_full((count, k), -1, dtype=torch.int64)
 
     def add(self, block: Tensor) -> None:
-        """Show the next rows of the bank, [B, D]; they must not change before `result`.
+        """Add the next rows of the bank, [B, D]; they must not change before `result`.
 
         Raises:
-            RunError: they are not finite; of short blocks it may say so later.
+            RunError: they are not finite; for short blocks this may be raised later.
         """
         self.shown += len(block)
         if not len(self._queries) or not len(block):
             return
         self._waiting.append(block)
         rows = sum(map(len, self._waiting))
-        if rows * len(self._queries) >= _TOGETHER or rows * block[0].nbytes >= _TOGETHER_BYTES:
+        if rows * len(self._queries) >= _JOINED or rows * block[0].nbytes >= _JOINED_BYTES:
             self._search()
 
     @torch.no_grad()
     def _search(self) -> None:
-        """Let the waiting rows into the lists."""
         if not self._waiting:
             return
         block = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
@@ -125,7 +119,7 @@ class Search:
         """Rows of the bank int64 [Q, k] and their squared distances float64 [Q, k], nearest first.
 
         Args:
-            complete: whether all k must be there; else the places that are left hold row -1, infinitely far away.
+            complete: whether all k must exist; else missing ones are row -1 at infinite distance.
 
         Raises:
             UsageError: the bank has fewer rows than neighbours are asked for.
@@ -144,7 +138,7 @@ def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The nearest rows of a bank, out of those of its parts.
 
     Args:
-        parts: of each, rows of the whole bank int64 [Q, k] and distances [Q, k]; what `result` may leave open too.
+        parts: rows of the whole bank int64 [Q, k] and distances [Q, k], missing ones as in `Search.result`.
 
     Returns:
         Rows [Q, k] and distances [Q, k], ordered by (distance, row).
@@ -156,12 +150,12 @@ def merged(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return rows.gather(1, nearest_first), distances.gather(1, nearest_first)
 
 
-# Rounding of the shift (2^-24 of an entry), of norms and of what is computed with the bounds, several times over.
+# Covers the rounding of the shift (2^-24 of an entry), of norms, and of the arithmetic on bounds, with a margin.
 _SLACK = 2.0**-19
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The product a @ b.T summed in float32; cuBLAS may sum parts of long ones in bfloat16, unless told not to."""
+    """A @ b.T, summed in float32: by default cuBLAS may sum parts of it in bfloat16."""
     settings = torch.backends.cuda.matmul
     before = settings.allow_bf16_reduced_precision_reduction
     settings.allow_bf16_reduced_precision_reduction = False
@@ -172,15 +166,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _filter_dtype(dimensions: int, device: torch.device) -> torch.dtype:
-    """Bfloat16 where products in it are faster and many dimensions make them the larger part of the work."""
+    """Bfloat16 where its products are faster and the dimensions are many."""
     fast = device.type != "cpu" or has_avx512_bf16()
     return torch.bfloat16 if fast and dimensions >= 32 else torch.float32
 
 
 def neighbours(queries: Tensor, bank: Tensor, k: int, query_block: int = 4096, bank_block: int = 8192):
-    """The exact k nearest rows of `bank` [N, D] for each of `queries` [Q, D]; see `Search`.
-
-    Beside its input and output it holds what `Search` does for two blocks, whatever Q and N are.
+    """The exact k nearest rows of `bank` [N, D] for each of `queries` [Q, D], in blocks; see `Search`.
 
     Returns:
         Rows of the bank int64 [Q, k] and squared distances float64 [Q, k], ordered by (distance, row).
@@ -201,19 +193,15 @@ def neighbours(queries: Tensor, bank: Tensor, k: int, query_block: int = 4096, b
 
 
 def vote(labels: Tensor, num_classes: int) -> Tensor:
-    """The most frequent class in each row of `labels` int64 [Q, k]; among equally frequent ones the smallest.
+    """The most frequent class in each row of `labels` int64 [Q, k], among equals the smallest, as int64 [Q].
 
-    The tie rule is that of scikit-learn's KNeighborsClassifier with uniform weights. For fewer neighbours pass fewer
-    columns: those of `neighbours` are sorted by distance.
-
-    Returns:
-        Classes, int64 [Q].
+    The tie rule is that of scikit-learn's KNeighborsClassifier with uniform weights.
     """
     chosen = []
     for part in labels.split(max(1, _COUNTED // max(1, num_classes))):
         counts = torch.zeros(len(part), num_classes, dtype=torch.int32, device=part.device)
         counts.scatter_add_(1, part, torch.ones_like(part, dtype=torch.int32))
-        # The largest count, and of those the smallest class: argmax alone does not say which of equals it takes.
+        # argmax alone does not say which of equal counts it takes.
         ranked = counts.long() * num_classes - torch.arange(num_classes, device=part.device)
         chosen.append(ranked.argmax(1))
     return torch.cat(chosen) if chosen else labels.new_empty(0)

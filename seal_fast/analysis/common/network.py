@@ -1,4 +1,4 @@
-"""The network under study: weights from a run folder or from a file, and what is known of how they were trained."""
+"""A trained network: the weights of a run folder or of a file, and what is known of their training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from seal_fast.models import ResNet, build, load_weights
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import RunError, UsageError
 
-# What a weights file's header says of the network, and the type of each entry (see `train.assemble`, which writes it).
+# Entries of a weights file's header, which `train.assemble` writes, and their types.
 _HEADER: dict[str, Callable[[str], Any]] = {"model": str, "stem": str, "num_classes": int, "image_size": int}
 
 
@@ -24,13 +24,13 @@ class TrainedNetwork:
     """A trained network, not yet in memory.
 
     Attributes:
-        name: how tables call it: the run folder's name or the file's, with the stage unless that is "last".
+        name: in tables: the name of the run folder or file, with the stage unless that is "last".
         weights: the .safetensors file.
         model: resnet18, resnet34 or resnet50.
         stem: imagenet or small.
         num_classes: outputs of the classifier; 0 where the file has none (a backbone).
-        image_size: pixels a side that it was trained on.
-        config: the run's own configuration; None for a bare weights file.
+        image_size: pixels a side of the training images.
+        config: of the run; None for a bare weights file.
         stage: "last", "best", "generation-<g>" or "generation-<g>-ascent"; "" for a bare weights file.
     """
 
@@ -43,7 +43,7 @@ class TrainedNetwork:
     config: Config | None = None
     stage: str = ""
 
-    def network(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ResNet:
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ResNet:
         """The network in eval mode, channels-last, on the device.
 
         Raises:
@@ -63,45 +63,45 @@ def open_network(
     stem: str | None = None,
     image_size: int | None = None,
 ) -> TrainedNetwork:
-    """What a run folder or a weights file (.safetensors, torchvision's names) holds.
+    """The network in a run folder or in a weights file (.safetensors, torchvision's names).
 
-    A run folder and the weights in it say themselves which network they are of. For other files `model`, `stem` and
-    `image_size` say it (resnet18, imagenet and 64 where they are None).
+    Run folders and the weights in them record their architecture. For other files `model`, `stem` and `image_size`
+    give it; None stands for resnet18, imagenet and 64.
 
     Raises:
-        UsageError: there is no such run, stage or file, or a setting contradicts what the file says of itself.
+        UsageError: there is no such run, stage or file, or an argument contradicts the file.
     """
     path = Path(path)
-    folder = RunFolder(path)
     if not path.is_dir():
         return _of_file(path, model, stem, image_size)
+    folder = RunFolder(path)
     if not folder.config.exists():
         raise UsageError(f"{path} is no run folder (it holds no config.toml); name a run folder or a .safetensors file")
     file = folder.weights(stage)
     if not file.exists():
-        held = ", ".join(name for name, _ in stages(path)) or "none; the run has not finished its first generation"
+        held = ", ".join(checkpoints(path)) or "none; the run has not finished its first generation"
         raise UsageError(f"{path} keeps no weights called {stage}; it keeps {held}")
-    subject = _of_file(file, model, stem, image_size)
     name = path.resolve().name + ("" if stage == "last" else f" {stage}")
-    return replace(subject, name=name, config=load(folder.config, Config()), stage=stage)
+    network = _of_file(file, model, stem, image_size)
+    return replace(network, name=name, config=load(folder.config, Config()), stage=stage)
 
 
-def stages(path: str | Path) -> list[tuple[str, Path]]:
-    """The weights a run has kept of its way, in the order they arose: (stage, file); `last` and `best` left out."""
+def checkpoints(path: str | Path) -> list[str]:
+    """Stages of a run whose weights were kept, in the order of training, without `last` and `best`."""
     found = []
     for file in (Path(path) / "weights").glob("generation-*.safetensors"):
         if match := re.fullmatch(r"generation-(\d+)(-ascent)?", file.stem):
-            found.append(((int(match[1]), match[2] is None), file.stem, file))
-    return [(stage, file) for _, stage, file in sorted(found)]
+            found.append((int(match[1]), match[2] is None, file.stem))
+    return [stage for *_, stage in sorted(found)]
 
 
-def follow(path: str | Path, **said: Any) -> list[TrainedNetwork]:
-    """A run's kept weights as subjects, in the order they arose; `said` goes to `open_network`.
+def load_checkpoints(path: str | Path, **architecture: Any) -> list[TrainedNetwork]:
+    """The networks of a run's `checkpoints`; `architecture` goes to `open_network`.
 
     Raises:
-        UsageError: it has kept none, or a setting contradicts what they say of themselves.
+        UsageError: the run has kept none, or an argument contradicts their files.
     """
-    kept = [open_network(path, stage=stage, **said) for stage, _ in stages(path)]
+    kept = [open_network(path, stage=stage, **architecture) for stage in checkpoints(path)]
     if not kept:
         raise UsageError(f"{path} keeps no weights of its generations; train with --keep generations or --keep ascents")
     return kept
@@ -115,25 +115,17 @@ def _of_file(file: Path, model: str | None, stem: str | None, image_size: int | 
     try:
         with safe_open(file, "pt") as content:
             header = content.metadata() or {}
-            keys = content.keys()
-            classes = content.get_slice("fc.bias").get_shape()[0] if "fc.bias" in keys else 0
+            classes = content.get_slice("fc.bias").get_shape()[0] if "fc.bias" in content.keys() else 0  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} is not a readable safetensors file ({error})") from None
     try:
-        said = {name: kind(header[name]) for name, kind in _HEADER.items() if name in header}
+        recorded = {name: kind(header[name]) for name, kind in _HEADER.items() if name in header}
     except ValueError as error:
         raise RunError(f"{file}: its header is damaged ({error})") from None
     given = {"model": model, "stem": stem, "image_size": image_size}
     for name, value in given.items():
-        if value is not None and name != "image_size" and value != said.get(name, value):
-            raise UsageError(f"--{name} {value}: {file} says that it is of {said[name]}; drop the flag")
-    usual = {"model": "resnet18", "stem": "imagenet", "image_size": 64}
-    settings = usual | said | {name: value for name, value in given.items() if value is not None}
-    return TrainedNetwork(
-        name=file.stem,
-        weights=file,
-        model=settings["model"],
-        stem=settings["stem"],
-        num_classes=classes,
-        image_size=settings["image_size"],
-    )
+        if value is not None and name != "image_size" and value != recorded.get(name, value):
+            raise UsageError(f"--{name} {value}: {file} says that it is of {recorded[name]}; drop the flag")
+    settings = {"model": "resnet18", "stem": "imagenet", "image_size": 64, **recorded}
+    settings |= {name: value for name, value in given.items() if value is not None} | {"num_classes": classes}
+    return TrainedNetwork(file.stem, file, **settings)

@@ -1,4 +1,4 @@
-"""An analysis among the processes that torchrun starts: they share its images, and the first one prints and writes."""
+"""An analysis under torchrun: its processes share the images, and the first one prints and writes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from seal_fast.distributed.world import World
 from seal_fast.training import runtime
 from seal_fast.training.runtime import Runtime
 
-_MAY_DIFFER = frozenset(("out", "cache", "threads"))
-"""Flags that need not be the same on every machine."""
+_MAY_DIFFER = frozenset(("out", "cache", "threads"))  # flags that need not be the same on every machine
 
 
 @contextmanager
 def joined(flags: argparse.Namespace, config: Config) -> Iterator[tuple[World, Runtime]]:
-    """This process among the others, and the machine it computes on, for the length of a command.
+    """This process among the others, and its runtime, for the length of a command.
 
     Args:
         flags: the command's.
@@ -32,44 +31,44 @@ def joined(flags: argparse.Namespace, config: Config) -> Iterator[tuple[World, R
 
     Raises:
         UsageError: a number in the configuration is wrong, or processes were started with different flags.
-        RunError: not all processes came, or one of them ended or hung.
+        RunError: a process did not come, ended or hung.
     """
     config = check(config)
     with distributed.joined(runtime.wants_gpu(config), config.dist_timeout) as world:
         if not world.is_main:
-            logging.getLogger("seal_fast").setLevel(logging.ERROR)  # the first one's warnings are everyone's
+            logging.getLogger("seal_fast").setLevel(logging.ERROR)  # the first process warns for all
         same = {name: str(value) for name, value in vars(flags).items() if name not in _MAY_DIFFER}
         world.assert_same_on_all_ranks({"flags": same}, {"flags": "start all of them with the same flags"})
         yield world, runtime.start(config, world.local_size)
     distributed.leave()
 
 
-def check_alike(world: World, subject: TrainedNetwork, images: ImageSet) -> None:
-    """All processes must be about to show the same images to the same network.
+def check_alike(world: World, network: TrainedNetwork, images: ImageSet) -> None:
+    """Make sure that all processes show the same images to the same network.
 
     Raises:
         UsageError: on every process; it names the first that differs, and in what.
     """
     if world.size > 1:
         world.assert_same_on_all_ranks(
-            {"network": identity(subject)["weights_sha256"], "images": images.fingerprint},
+            {"network": identity(network)["weights_sha256"], "images": images.fingerprint},
             {
-                "network": f"{subject.weights} must be the same file on all machines",
+                "network": f"{network.weights} must be the same file on all machines",
                 "images": f"{images.source} must be the same images on all machines",
             },
         )
 
 
 def rows_of(count: int, batch_size: int, rank: int, processes: int) -> list[int]:
-    """The rows of every `processes`-th batch from `rank` on: every image stays in the batch it is in alone."""
+    """The rows of every `processes`-th batch from `rank` on: an image is in the same batch as with one process."""
     starts = range(rank * batch_size, count, processes * batch_size)
     return [row for start in starts for row in range(start, min(start + batch_size, count))]
 
 
 def gathered(part: Tensor, count: int, batch_size: int, world: World) -> Tensor:
-    """What all processes computed of their `rows_of`, in the order of the rows: [count, ...], on the host.
+    """The results of all processes for their `rows_of`, in the order of the rows: [count, ...], on the host.
 
-    One process gets back what it gave.
+    With one process, `part` itself.
     """
     if world.size == 1:
         return part

@@ -1,57 +1,59 @@
-"""Result files of the analyses: what every one of them says of its network, how they are written and found again.
+"""The results of the analyses: what each says of its network and of its protocol.
 
-A command with `--out DIR` writes `DIR/<command>.json`, a list of one object per network, and pictures beside it;
-`report` reads the lists of any number of folders.
+A command with `--out DIR` writes `DIR/<command>.json`, a list of one object per network, and plots beside it. Each
+object holds a `protocol`: everything that decides its figures beside the weights. Figures are comparable only where
+their protocols are equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.runs.identity import weights_sha256
-from seal_fast.utils.files import write_json
+from seal_fast.runs.stats import Interval, wilson
 
-_LISTED = 20
-"""Names of skipped images that a line holds."""
+_LISTED = 20  # names of skipped images in a line
 
 
-def identity(subject: TrainedNetwork) -> dict[str, Any]:
-    """What a result says of its network: `subject` (its name), `stage`, `weights_sha256`, `method` and `seed`.
+def identity(network: TrainedNetwork) -> dict[str, Any]:
+    """What a result says of its network: `subject` (its name), `stage`, `weights_sha256`, `method`, `seed`, `model`.
 
-    `method` and `seed` are None where the weights come without a run. Two results speak of the same network exactly
-    where their `weights_sha256` is the same: it is over the tensors, for files of the same tensors may differ.
+    `method` and `seed` are None for a bare weights file. Results are of the same network where `weights_sha256`, taken
+    over the tensors, is the same.
     """
-    digest = weights_sha256(subject.weights)
-    config = subject.config
+    config = network.config
     return {
-        "subject": subject.name,
-        "stage": subject.stage,
-        "weights_sha256": digest,
+        "subject": network.name,
+        "stage": network.stage,
+        "weights_sha256": weights_sha256(network.weights),
         "method": config.method if config else None,
         "seed": config.seed if config else None,
-        "model": subject.model,
+        "model": network.model,
     }
 
 
-def write_results(out: Path, command: str, results: Sequence[dict[str, Any]]) -> Path:
-    """Write `out/<command>.json`, atomically.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
-    path = out / f"{command}.json"
-    write_json(path, list(results))
-    return path
+def percent(hits: int, count: int) -> Interval:
+    """The share of `hits` in percent, with Wilson's interval."""
+    share = wilson(hits, count)
+    return Interval(100 * share.mean, 100 * share.low, 100 * share.high, count)
 
 
-def left_out(skipped: Mapping[str, Sequence[str]]) -> str:
-    """Images that were skipped because they cannot be read, by data set: a line for each, to end a table with."""
+def by_protocol(results: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Results of equal protocols together, in the order of the first of each."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        parts.setdefault(json.dumps(result["protocol"], sort_keys=True), []).append(result)
+    return list(parts.values())
+
+
+def left_out(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each data set of which images were skipped because they cannot be read."""
     lines = []
+    skipped = {data: names for result in results for data, names in result["skipped_images"].items() if names}
     for data, names in skipped.items():
-        if names:
-            more = f" and {len(names) - _LISTED} more (all are in the JSON)" if len(names) > _LISTED else ""
-            lines.append(f"{data}: left out {len(names)} unreadable images: {', '.join(names[:_LISTED])}{more}")
-    return "".join(f"\n{line}" for line in (["", *lines] if lines else []))
+        more = f" and {len(names) - _LISTED} more (all are in the JSON)" if len(names) > _LISTED else ""
+        lines.append(f"{data}: left out {len(names)} unreadable images: {', '.join(names[:_LISTED])}{more}")
+    return lines

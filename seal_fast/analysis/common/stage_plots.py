@@ -1,4 +1,4 @@
-"""Curves over the stages of runs: how a figure moves from generation to generation and across an ascent."""
+"""Curves over the stages of runs, from generation to generation and across ascents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Curves = Mapping[str, Mapping[str, Interval]]
 
 
 def by_stage(points: Iterable[tuple[str, str, float | Interval | None]]) -> Curves:
-    """(group, stage, value) of single networks as curves; of several networks Student's interval, of one its own."""
+    """(group, stage, value) of single networks as curves: Student's interval of several networks, of one its own."""
     found: dict[str, dict[str, list[Interval]]] = {}
     for group, stage, value in points:
         if value is None:
@@ -53,8 +53,8 @@ def draw_curves(axis: Any, curves: Curves, colours: Mapping[str, str]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> Path:
-    """Rows of panels (title, curves) as a PNG file.
+def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> None:
+    """Draw rows of panels (title, curves) into a PNG file.
 
     Raises:
         RunError: the file cannot be written.
@@ -75,12 +75,20 @@ def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> Path:
     for axis, _ in zip(axes[-1], panels[-1], strict=False):
         axis.set_xlabel("generation (its end, or its ascent's)", fontsize=8)
     axes[0][0].legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, atomically.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
-    return path
 
 
 def several_stages(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether results follow runs through their kept stages, so that there is a curve to draw."""
+    """Whether results are of several generations or ascents, so that there is a curve to draw."""
     return len({result["stage"] for result in results if result["stage"].startswith("generation-")}) > 1
 
 

@@ -1,92 +1,98 @@
-"""What the commands that carry features to other images share: flags, subjects, target data sets."""
+"""What transfer and few-shot share: target data sets, features of each network on them, plots by target."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
-from seal_fast.analysis.common import flags
+from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.common.features import Extractor, cache_folder
-from seal_fast.analysis.common.images import readable
+from seal_fast.analysis.common.images import open_targets
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.results import left_out
-from seal_fast.data import ImageSet, open_images
+from seal_fast.analysis.common.processes import check_alike
+from seal_fast.analysis.common.target_plots import Panel, draw_panels
+from seal_fast.data import ImageSet
 from seal_fast.utils.errors import UsageError
 
-_log = logging.getLogger("seal_fast")
 
+class TargetAnalysis(Analysis):
+    """An analysis of frozen features on the images of several targets.
 
-def add_flags(parser: argparse.ArgumentParser, data: str) -> None:
-    """The flags that both commands take; `data` explains --data."""
-    flags.add_flags(parser, batch_size=256)
-    add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="T", help=data)
-    add("--seed", type=int, default=0, help="of everything that is drawn; default: 0")
-    add("--amp", action="store_true", help="run the network under bfloat16 autocast")
-    add("--cache", type=Path, metavar="DIR", help="keep features there; default: $SEAL_FAST_CACHE or the user's cache")
-    add("--no-cache", action="store_true", help="neither read nor keep features")
-
-
-def cache_of(given: argparse.Namespace) -> Path | None:
-    """Where features are kept, or None."""
-    return None if given.no_cache else cache_folder(given.cache)
-
-
-def subjects_of(given: argparse.Namespace) -> list[TrainedNetwork]:
-    """The networks that the flags name, all to be asked at one image size.
-
-    Raises:
-        UsageError: there is no such network, two of them are the same file, or they differ in size and no --image-size
-            decides.
+    Attributes:
+        data_help: explains --data.
+        decisive: flags that decide the figures.
+        targets: by name.
+        image_size: pixels a side of all input.
+        extract: gives the features.
     """
-    flags.check(given, {"seed": 0})
-    subjects = flags.subjects(given)
-    files = [subject.weights.resolve() for subject in subjects]
-    for place, file in enumerate(files):
-        if file in files[:place]:
-            raise UsageError(f"{subjects[place].weights} is named twice; name each RUN once")
-    first = subjects[0]
-    for other in subjects[1:]:
-        if given.image_size is None and other.image_size != first.image_size:
-            raise UsageError(
-                f"{first.name} was trained on images of {first.image_size} pixels a side and {other.name} of "
-                f"{other.image_size}: choose one size for both with --image-size"
-            )
-    return subjects
 
+    data_help: ClassVar[str]
+    decisive: ClassVar[tuple[str, ...]]
+    targets: dict[str, ImageSet]
+    image_size: int
+    extract: Extractor
 
-def open_targets(data: Sequence[str], image_size: int, on_bad_image: str = "error") -> dict[str, ImageSet]:
-    """The target data sets by their names, to be shown to the networks at `image_size`.
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags of both commands."""
+        add = parser.add_argument
+        add("--data", nargs="+", required=True, metavar="T", help=self.data_help)
+        add("--seed", type=int, default=0, help="of everything that is drawn; default: 0")
+        add("--amp", action="store_true", help="run the network under bfloat16 autocast")
+        add("--cache", type=Path, metavar="DIR", help="of features; default: $SEAL_FAST_CACHE or the user's cache")
+        add("--no-cache", action="store_true", help="neither read nor keep features")
 
-    With `on_bad_image="skip"` they hold no image that cannot be read, and list those in `skipped`.
+    def split_seed(self) -> int | None:
+        """Seed that splits class folders without train/ and val/; None refuses them."""
+        return self.flags.seed
 
-    Raises:
-        UsageError: a target does not exist or has one class, or two have the same name.
-        RunError: a target is damaged, or a class of it is empty.
-    """
-    targets: dict[str, ImageSet] = {}
-    for source in data:
-        images = open_images(source, on_bad_image)
-        images = readable(images) if on_bad_image == "skip" else images
-        if images.name in targets:
-            raise UsageError(f"--data {source}: another target is called {images.name} too; rename one of them")
-        if len(images.classes) < 2:
-            only = ", ".join(images.classes)
-            raise UsageError(f"--data {source} has one class ({only}): a classifier needs at least two")
-        notes = list(images.notes)
-        if images.native_size not in (None, image_size):
-            notes.append(f"images of {images.native_size} pixels a side, scaled to the network's {image_size}")
-        for note in notes:
-            _log.warning("%s: %s", images.name, note)
-        targets[images.name] = images
-    return targets
+    def open(self) -> None:
+        """Open targets and cache.
 
+        Raises:
+            UsageError: networks differ in image size, or a target cannot be used.
+        """
+        flags, first = self.flags, self.networks[0]
+        for other in self.networks:
+            if other.image_size != first.image_size:
+                raise UsageError(
+                    f"{first.name} was trained on images of {first.image_size} pixels a side and {other.name} of "
+                    f"{other.image_size}: choose one size for both with --image-size"
+                )
+        self.image_size = first.image_size
+        self.targets = self.world.run_on_all(
+            lambda: open_targets(flags.data, self.image_size, flags.on_bad_image, self.split_seed())
+        )
+        cache = None if flags.no_cache else cache_folder(flags.cache)
+        self.extract = Extractor(self.runtime, cache, self.image_size, flags.batch_size, self.world)
 
-def closing(extract: Extractor, targets: Mapping[str, ImageSet], out: Path | None) -> str:
-    """What stands below the tables: images left out, features from the cache, where results were written."""
-    skipped = left_out({name: images.skipped for name, images in targets.items()}).strip()
-    written = f"; written to {out}" if out else ""
-    features = f"features: {extract.extracted} extracted, {extract.found} from the cache{written}"
-    return "\n" + "\n".join(line for line in (skipped, features) if line)
+    def measure(self, network: TrainedNetwork) -> dict[str, Any]:
+        """The figures on each target, after all processes have been found to ask the same."""
+        for images in self.targets.values():
+            check_alike(self.world, network, images)
+        return {
+            "protocol": {
+                **{name: getattr(self.flags, name) for name in self.decisive},
+                "image_size": self.image_size,
+                "targets": {name: images.fingerprint for name, images in self.targets.items()},
+            },
+            "targets": self.measure_targets(network),
+            "skipped_images": {name: list(images.skipped) for name, images in self.targets.items()},
+        }
+
+    def measure_targets(self, network: TrainedNetwork) -> dict[str, Any]:
+        """The figures by target."""
+        raise NotImplementedError
+
+    def panels(self, results: Sequence[dict[str, Any]]) -> list[Panel]:
+        """What is drawn."""
+        raise NotImplementedError
+
+    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+        """Bars by target, or curves over the stages of runs."""
+        draw_panels(results, self.panels(results), path, self.name)
+
+    def closing(self) -> list[str]:
+        """Where the features came from."""
+        return [f"features: {self.extract.extracted} extracted, {self.extract.found} from the cache"]

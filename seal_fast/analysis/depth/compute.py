@@ -1,4 +1,4 @@
-"""Prediction depth: after which layer a network's prediction for an example stands.
+"""Prediction depth: from which layer on a network's prediction for an example is settled.
 
 Baldock, Maennel and Neyshabur, "Deep Learning Through the Lens of Example Difficulty", NeurIPS 2021, section 2.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seal_fast.analysis.common.images import batches
 from seal_fast.analysis.common.knn import Search, merged, vote
 from seal_fast.analysis.common.processes import rows_of
+from seal_fast.analysis.common.results import percent
 from seal_fast.analysis.depth.probes import probe_points, probe_sizes
 from seal_fast.data import ImageSet, Split
+from seal_fast.data.batches import batches
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.models import ResNet
 from seal_fast.runs.stats import Interval, bootstrap
@@ -30,7 +33,7 @@ QUERY_BYTES = 1 << 29
 
 @dataclass(frozen=True)
 class Votes:
-    """What the probes said of a split.
+    """The votes of the probes on a split.
 
     Attributes:
         names: of the probes, in forward order.
@@ -61,7 +64,7 @@ def prediction_depths(votes: Tensor, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prober:
-    """A network, the images it is shown and how: what does not change from query to query.
+    """A network, its images, and how they are shown.
 
     Attributes:
         network: in eval mode.
@@ -87,9 +90,9 @@ class Prober:
         return self.network.conv1.weight.device
 
     def batches(self, split: Split) -> Iterator[tuple[Tensor, Iterator[tuple[str, Tensor]]]]:
-        """Labels int64 [B] of each batch and, one after the other, its vectors at every probe."""
-        feed = {"image_size": self.image_size, "batch_size": self.batch_size, "device": self.device}
-        for images, labels in batches(self.images, split, dtype=self.dtype, **feed):
+        """Labels int64 [B] of each batch, and its vectors at every probe in turn."""
+        settings = {"image_size": self.image_size, "batch_size": self.batch_size, "device": self.device}
+        for images, labels in batches(self.images, split, dtype=self.dtype, **settings):
             yield labels, probe_points(self.network, images, self.pooling, self.autocast)
 
     def sizes(self) -> dict[str, int]:
@@ -121,19 +124,18 @@ def probe_votes(
 ) -> dict[str, Votes]:
     """The majority vote of k nearest neighbours in the bank, at every probe, for each split of queries.
 
-    One forward pass over an image feeds all probes. The bank streams by in batches; of the queries at most
-    `QUERY_BYTES` of vectors are held, and as much again to filter by. More queries than that are taken in groups, and
-    the bank passes once for each group. Several processes share the bank: each finds the nearest of its part to all
-    queries, and the nearest of those vote.
+    One forward pass over an image serves all probes. The bank is read in batches. At most `QUERY_BYTES` of query
+    vectors are held, and as much again for the filter; further queries form further groups, each with its own pass over
+    the bank. Several processes share the bank: each finds the nearest of its part, and the nearest of all parts vote.
 
     Args:
-        prober: the network and how it is shown images.
+        prober: the network and its images.
         bank: the images whose labels vote, the network's training images.
-        queries: the splits asked about, by name.
+        queries: the splits to be probed, by name.
         k: neighbours.
-        own_rows: for a split, each query's own row in the bank, which then has no vote.
-        progress: called with how many images of the bank have passed here, and how many will in all.
-        world: the processes; all of them must ask the same.
+        own_rows: by split, the row in the bank of each query itself, which then has no vote.
+        progress: called with the images of the bank read so far by this process, and their total.
+        world: the processes; all of them must pass the same arguments.
 
     Raises:
         UsageError: the bank has not enough images for k neighbours.
@@ -212,27 +214,22 @@ class _Part:
 
 def _groups(queries: Mapping[str, Split], most: int) -> list[list[tuple[str, range]]]:
     """The rows of all splits in groups of at most `most`, in order; all but the last are full."""
-    groups: list[list[tuple[str, range]]] = [[]]
-    room = most
-    for name, split in queries.items():
-        start = 0
-        while start < len(split):
-            if not room:
-                groups.append([])
-                room = most
-            stop = min(start + room, len(split))
-            groups[-1].append((name, range(start, stop)))
-            room -= stop - start
-            start = stop
+    flat = [(name, row) for name, split in queries.items() for row in range(len(split))]
+    groups = []
+    for start in range(0, len(flat), most):
+        by_name = [
+            (name, [row for _, row in rows]) for name, rows in groupby(flat[start : start + most], itemgetter(0))
+        ]
+        groups.append([(name, range(rows[0], rows[-1] + 1)) for name, rows in by_name])
     return groups
 
 
 def summarise(votes: Votes, reference: Literal["prediction", "truth"]) -> dict[str, Any]:
-    """What is reported of a split.
+    """The figures of a split.
 
     Returns:
         `examples`; `top1` of the network in percent; `mean_depth` over the examples that have one, with its bootstrap
-        interval; `without_depth`, the percentage that has none, with its interval; `histogram`, examples by depth;
+        interval; `without_depth`, the percentage that has none, with Wilson's interval; `histogram`, examples by depth;
         `top1_by_depth`, the network's accuracy among them in percent (None for no examples) and `top1_without_depth`;
         `probe_top1`, the probes' own accuracies in percent.
     """
@@ -242,16 +239,16 @@ def summarise(votes: Votes, reference: Literal["prediction", "truth"]) -> dict[s
     levels = range(len(votes.names))
     nothing = Interval(float("nan"), float("nan"), float("nan"), 0)
 
-    def percent(which: np.ndarray) -> float | None:
+    def top1(which: np.ndarray) -> float | None:
         return 100.0 * float(right[which].mean()) if which.any() else None
 
     return {
         "examples": len(depths),
         "top1": 100.0 * float(right.mean()),
         "mean_depth": (bootstrap(depths[some]) if some.any() else nothing).json(),
-        "without_depth": bootstrap(100.0 * ~some).json(),
+        "without_depth": percent(int((~some).sum()), len(some)).json(),
         "histogram": [int((depths == level).sum()) for level in levels],
-        "top1_by_depth": [percent(depths == level) for level in levels],
-        "top1_without_depth": percent(~some),
+        "top1_by_depth": [top1(depths == level) for level in levels],
+        "top1_without_depth": top1(~some),
         "probe_top1": [100.0 * float(x) for x in (votes.votes == votes.labels).float().mean(1)],
     }

@@ -1,53 +1,50 @@
-"""Pictures of prediction depth: histograms, accuracy by depth, and the curve over generations."""
+"""Plots of prediction depth: histograms, accuracy by depth, and curves over stages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.common import stage_plots as stage_pictures
-from seal_fast.analysis.common.stage_plots import COLOURS
+from seal_fast.analysis.common.stage_plots import COLOURS, Curves, by_stage, save, several_stages
+from seal_fast.analysis.common.stage_plots import draw as draw_stages
 from seal_fast.runs.stats import Interval
-from seal_fast.utils.files import write_atomically
 
 
-def draw(results: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """Write depth.png, and depth_generations.png where several stages of a run are among the results.
+def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+    """Draw `depth`, and `depth_generations` where the results are of several stages.
 
     Raises:
         RunError: a file cannot be written.
     """
-    written = [out / "depth.png"]
-    _distributions(results, written[0])
-    if stage_pictures.several_stages(results):
+    _distributions(results, path("depth"))
+    if several_stages(results):
         figures = {"mean_depth": "mean prediction depth", "without_depth": "without depth (%)"}
         panels = [
             [(f"{title}, {split}", _curves(results, split, figure)) for figure, title in figures.items()]
             for split in results[0]["splits"]
         ]
-        written.append(stage_pictures.draw(panels, out / "depth_generations.png"))
-    return written
+        draw_stages(panels, path("depth_generations"))
 
 
-def _curves(results: Sequence[dict[str, Any]], split: str, figure: str) -> stage_pictures.Curves:
+def _curves(results: Sequence[dict[str, Any]], split: str, figure: str) -> Curves:
     def interval(found: dict[str, Any]) -> Interval:
-        # Results that were written and read again hold None where there is no mean.
+        # Results read from a file hold None where there is no mean.
         mean, low, high = (math.nan if found[end] is None else found[end] for end in ("mean", "low", "high"))
         return Interval(mean, low, high, found["count"])
 
-    return stage_pictures.by_stage((r["group"], r["stage"], interval(r["splits"][split][figure])) for r in results)
+    return by_stage((r["group"], r["stage"], interval(r["splits"][split][figure])) for r in results)
 
 
 def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    splits, first = list(results[0]["splits"]), results[0]
+    splits, protocol = list(results[0]["splits"]), results[0]["protocol"]
     figure = Figure(figsize=(9, 3 * len(splits)), layout="constrained")
     figure.suptitle(
-        f"{first['k']} nearest of {first['bank']:,} training images, reference: {first['reference']}, "
-        f"pooling: {first['pooling']}",
+        f"{protocol['k']} nearest of {protocol['bank']:,} training images, reference: {protocol['reference']}, "
+        f"pooling: {protocol['pooling']}",
         fontsize=9,
     )
     axes = figure.subplots(len(splits), 2, squeeze=False)
@@ -72,4 +69,4 @@ def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_ylim(bottom=0)
             axis.spines[["top", "right"]].set_visible(False)
         shares.legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+    save(figure, path)

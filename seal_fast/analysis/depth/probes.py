@@ -1,4 +1,4 @@
-"""What the probes of a network read: its input, what stem and residual blocks put out, and its softmax."""
+"""The probe points of a network: its input, the outputs of stem and residual blocks, and its softmax."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def probe_points(
 ) -> Iterator[tuple[str, Tensor]]:
     """One forward pass over images [N, 3, S, S]: name and float32 [N, D] of every probe, in forward order.
 
-    The points are `input`, `stem`, each residual block by its name, and `softmax` (never pooled). A consumer that lets
-    go of each before it asks for the next has one of them in memory at a time. `autocast` makes the context in which
-    the network computes; the consumer's own work stays out of it.
+    The points are `input`, `stem`, each residual block by its name, and `softmax` (never pooled). Memory holds one of
+    them at a time if the consumer keeps none. `autocast` makes the context in which the network computes; the
+    consumer's work is outside it.
     """
     yield "input", flatten(images, pooling)
     points, maps = network.points(images), images

@@ -1,10 +1,10 @@
 """Classifiers of few-shot episodes on frozen features: linear heads, all trained at once, and nearest centroids.
 
-A linear head trained by SGD from W0 never leaves the span of its support features and W0, since every gradient is a
-combination of features and weight decay only scales. So the heads are trained in the coordinates of that basis (the
-dual of the weights): with the basis B = [features; W0], [N + ways, D + 1] an episode, W = A^T B. A step then costs a
-few rows of the Gram matrix instead of whole features, and the state of hundreds of episodes stays in cache.
-In exact arithmetic these are the heads that nn.Linear and torch.optim.SGD train one after the other.
+A linear head trained by SGD from W0 never leaves the span of its support features and W0: every gradient is a
+combination of features, and weight decay only scales. So heads are trained in the coordinates of that basis: with
+B = [features; W0], [N + ways, D + 1] an episode, W = A^T B. A step costs a few rows of the Gram matrix instead of whole
+features, and hundreds of episodes fit in cache. In exact arithmetic the heads are those of nn.Linear and
+torch.optim.SGD.
 
 Protocol: Guo et al., "A Broader Study of Cross-Domain Few-Shot Learning" (ECCV 2020), section 4.
 """
@@ -22,13 +22,12 @@ from torch import Tensor
 from seal_fast.analysis.fewshot.episodes import Episodes
 
 CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**30}
-"""Gram matrices of this size are trained together: what a processor's last cache level can hold; on a GPU a step costs
-its launches, whatever its size, so there it is what memory has to spare."""
+"""Size of the Gram matrices trained together: a CPU's last cache level; spare memory of a GPU."""
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How a linear head is trained: SGD as torch.optim.SGD defines it, on the mean cross entropy of a batch."""
+    """The training of a linear head: torch.optim.SGD's update on the mean cross entropy of a batch."""
 
     epochs: int = 100
     batch_size: int = 4
@@ -42,7 +41,7 @@ def linear(features: Tensor, episodes: Episodes, settings: HeadSettings | None =
     """Accuracy of linear heads on every episode's queries.
 
     Args:
-        features: of the pool, [n, D]; float32 or float64, which the heads are trained in.
+        features: of the pool, [n, D]; their type, float32 or float64, is that of the training.
         episodes: rows of the pool.
         settings: of the training; the protocol's by default.
 
@@ -80,7 +79,7 @@ def linear(features: Tensor, episodes: Episodes, settings: HeadSettings | None =
 def train_heads(
     support: Tensor, labels: Tensor, initial: Tensor, orders: Tensor, settings: HeadSettings | None = None
 ) -> Tensor:
-    """Trains one linear head an episode, all at once.
+    """Train one linear head an episode, all at once.
 
     Args:
         support: features [E, N, D].

@@ -1,4 +1,4 @@
-"""Few-shot episodes: which images of a pool an episode shows and asks, as a function of (seed, episode) alone."""
+"""Few-shot episodes: support and query images of a pool, as a function of (seed, episode) alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from seal_fast.utils.errors import UsageError
 
-# Streams of random numbers that never meet: images of an episode, order of its batches, initial weights of its head.
+# Separate random streams: images of an episode, order of its batches, initial weights of its head.
 _IMAGES, _ORDER, _HEAD = 0, 1, 2
 
 
@@ -19,9 +19,9 @@ class Episodes:
 
     Attributes:
         support: rows of the pool to learn from, int64 [episodes, ways * shots], class after class.
-        query: rows of the pool to be asked, int64 [episodes, ways * queries], class after class.
+        query: rows of the pool to classify, int64 [episodes, ways * queries], class after class.
         ways: classes of an episode.
-        seed: what everything random in them follows from.
+        seed: of everything random in them.
         first: number of the first of them, where they are a part of a draw.
     """
 
@@ -50,7 +50,7 @@ class Episodes:
         return np.repeat(np.arange(self.ways), self.query.shape[1] // self.ways)
 
     def orders(self, first: int, last: int, epochs: int) -> np.ndarray:
-        """In which order episodes `first` to `last` show their support: int64 [last - first, epochs, ways * shots]."""
+        """Orders of the support in episodes `first` to `last`: int64 [last - first, epochs, ways * shots]."""
         size = self.support.shape[1]
         draws = [
             _stream(self.seed, _ORDER, size, self.first + episode).random((epochs, size))
@@ -73,18 +73,18 @@ class Episodes:
 def draw(
     labels: np.ndarray, classes: Sequence[str], *, ways: int, shots: int, queries: int, episodes: int, seed: int = 0
 ) -> Episodes:
-    """Draws episodes: `ways` classes, and of each `queries` images to ask and `shots` others to learn from.
+    """Draw episodes: `ways` classes, and of each `queries` images to classify and `shots` others to learn from.
 
-    Episode i is the same whatever the number of episodes and whichever network is asked. It asks the same queries at
-    every number of shots, and its smaller supports are parts of its larger ones.
+    Episode i does not depend on the number of episodes. Its queries are the same at every number of shots, and its
+    smaller supports are parts of its larger ones.
 
     Args:
         labels: class of each image of the pool, int64 [n].
         classes: names of the classes, for messages.
         ways: classes of an episode, at least 2.
         shots: images a class to learn from.
-        queries: images a class to be asked.
-        episodes: how many.
+        queries: images a class to classify.
+        episodes: their number.
         seed: everything random follows from it.
 
     Raises:

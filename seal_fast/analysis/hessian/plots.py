@@ -1,17 +1,16 @@
-"""Pictures of curvature: spectral densities on a logarithmic scale, and the spectrum's ends over generations."""
+"""Plots of curvature: spectral densities on a logarithmic scale, and the ends of the spectrum over stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seal_fast.analysis.common import stage_plots as stage_pictures
-from seal_fast.analysis.common.stage_plots import COLOURS
+from seal_fast.analysis.common.stage_plots import COLOURS, Curves, by_stage, save
+from seal_fast.analysis.common.stage_plots import draw as draw_stages
 from seal_fast.curvature.estimates import Density
-from seal_fast.utils.files import write_atomically
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -41,33 +40,29 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     ticks = any([*result["top"], *result["bottom"]] for result in shown)
     axis.set_xlabel("eigenvalue of the Hessian" + (" (ticks: largest and most negative)" if ticks else ""))
     axis.set_ylabel("density")
-    axis.set_title(f"{shown[0]['loss']}; {shown[0]['group']} parameters, {shown[0]['images']} images", fontsize=10)
+    protocol = shown[0]["protocol"]
+    axis.set_title(f"{protocol['loss']}; {protocol['group']} parameters, {protocol['images']} images", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    save(figure, path)
 
 
-def draw_generations(results: Sequence[dict[str, Any]], group_of: Mapping[int, str], path: Path) -> None:
-    """Draw the ends of the spectrum, and the trace, at every kept stage of the runs into a PNG file.
-
-    Args:
-        results: of all stages.
-        group_of: by place in `results`, the runs that differ by their seed alone.
-        path: of the file.
+def draw_generations(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the ends of the spectrum, and the trace, at every stage of the runs into a PNG file.
 
     Raises:
         RunError: the file cannot be written.
     """
 
-    def curves(value: Callable[[dict[str, Any]], float | None]) -> stage_pictures.Curves:
-        return stage_pictures.by_stage((group_of[i], r["stage"], value(r)) for i, r in enumerate(results))
+    def curves(value: Callable[[dict[str, Any]], float | None]) -> Curves:
+        return by_stage((r["group"], r["stage"], value(r)) for r in results)
 
     panels = {
         "largest eigenvalue": curves(lambda r: next(iter(r["top"]), None)),
         "most negative eigenvalue": curves(lambda r: next(iter(r["bottom"]), None)),
         "trace": curves(lambda r: r["trace"]),
     }
-    stage_pictures.draw([[(title, found) for title, found in panels.items() if found]], path)
+    draw_stages([[(title, found) for title, found in panels.items() if found]], path)
 
 
 def as_density(result: dict[str, Any]) -> Density:

@@ -1,5 +1,5 @@
-"""What frozen features are worth on other images: linear probe and k-NN, each with its setting chosen on held-out
-training images, and fine-tuning of the whole network by the engine.
+"""Accuracy on other images: of a linear probe and of k-NN on frozen features, each with its setting chosen on held-out
+training images, and of the whole network, fine-tuned by the trainer.
 
 Protocol of the linear probe: Kornblith, Shlens and Le, "Do Better ImageNet Models Transfer Better?" (CVPR 2019),
 section 3 and appendix A.4: L-BFGS, L2 by validation, then the whole training split at the L2 chosen.
@@ -11,7 +11,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from torch import Tensor
 from seal_fast.analysis.common.features import Features
 from seal_fast.analysis.common.knn import neighbours, vote
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.results import identity
+from seal_fast.analysis.common.results import identity, percent
 from seal_fast.analysis.transfer.linear_probe import fit_path
 from seal_fast.config import Config
 from seal_fast.data import ImageSet
 from seal_fast.distributed.world import SINGLE_PROCESS, World
-from seal_fast.runs.stats import student
 from seal_fast.utils.errors import UsageError
 
 L2 = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
@@ -38,14 +37,14 @@ K = (1, 2, 5, 10, 20, 50)
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Rows of a training split: `learn` to fit on, `choose` to choose a setting on. Every class is in both."""
+    """Rows of a training split: `learn` to fit on, `choose` to choose a setting on; both hold every class."""
 
     learn: Tensor
     choose: Tensor
 
 
 def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float = 0.2, seed: int = 0) -> HoldOut:
-    """Cuts a share of each class from a training split, at least one image; a function of labels, share and seed.
+    """Hold out a share of each class of a training split, at least one image; a function of labels, share and seed.
 
     Raises:
         UsageError: there is one class only, or a class has fewer than two images.
@@ -69,7 +68,7 @@ def hold_out(labels: np.ndarray, classes: Sequence[str], fraction: float = 0.2, 
 
 
 def scaled(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Features over their root mean square about the training mean: so an L2 means the same to every network."""
+    """Features divided by their root mean square about the training mean, so that an L2 fits networks of any scale."""
     size = (train - train.mean(0)).square().mean().sqrt().clamp(min=1e-12)
     return train / size, test / size
 
@@ -82,14 +81,14 @@ def linear_probe(
     Raises:
         RunError: an optimum is not reached.
     """
-    inputs, asked = scaled(train.values, test.values)
+    inputs, test_inputs = scaled(train.values, test.values)
     penalties = sorted(l2, reverse=True)
     path = fit_path(inputs[held.learn], train.labels[held.learn], num_classes, penalties)
     chosen_on = inputs[held.choose], train.labels[held.choose]
     scores = [_top1(found.logits(chosen_on[0]).argmax(1), chosen_on[1]) for found in path]
     best = int(np.argmax(scores))  # among equals the first, which is the simplest
     (final,) = fit_path(inputs, train.labels, num_classes, penalties[best : best + 1])
-    found = _outcome(final.logits(asked).argmax(1), test.labels)
+    found = _outcome(final.logits(test_inputs).argmax(1), test.labels)
     return found | {"l2": penalties[best], "validation_top1": dict(zip(map(str, penalties), scores, strict=True))}
 
 
@@ -109,34 +108,19 @@ def knn_probe(train: Features, test: Features, num_classes: int, held: HoldOut, 
     return found | {"k": best, "validation_top1": dict(zip(map(str, counts), scores, strict=True))}
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """How the whole network is trained on a target: SGD, one cosine, the accuracy after the last epoch."""
-
-    epochs: int = 20
-    lr: float = 0.01
-    batch_size: int = 32
-    seed: int = 0
-    image_size: int | None = None
-    amp: bool = False
-    device: str = "auto"
-    threads: int | None = None
-    on_bad_image: str = "error"
-
-
 def fine_tune(
-    subject: TrainedNetwork,
+    network: TrainedNetwork,
     images: ImageSet,
-    settings: FineTuning,
+    settings: Config,
     out: Path | None = None,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Trains the subject's network with a fresh classifier on a target, by the engine itself.
+    """Train the network with a fresh classifier on a target: SGD, one cosine, the accuracy after the last epoch.
 
     Args:
-        subject: whose weights to start from.
+        network: whose weights to start from.
         images: the target.
-        settings: of the training.
+        settings: epochs, lr, batch size, seed and machine; the rest follows from the network.
         out: keeps the run folder there, and continues one found there; else it is temporary.
         world: processes that share the training.
 
@@ -153,31 +137,25 @@ def fine_tune(
             "share equally: start fewer with --nproc-per-node"
         )
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # the run's own words: stdout is for results
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # training prints; stdout is for results
         parent = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seal_fast-")))
-        name = f"{subject.name}-{identity(subject)['weights_sha256'][:8]}-{images.name}".replace(" ", "-")
-        config = Config(
+        name = f"{network.name}-{identity(network)['weights_sha256'][:8]}-{images.name}".replace(" ", "-")
+        config = replace(
+            settings,
             method="restart",
             generations=1,
-            epochs=settings.epochs,
             warmup_epochs=0,
-            model=subject.model,  # type: ignore[arg-type]
-            stem=subject.stem,  # type: ignore[arg-type]
-            image_size=settings.image_size or subject.image_size,
+            model=network.model,  # type: ignore[arg-type]
+            stem=network.stem,  # type: ignore[arg-type]
+            image_size=settings.image_size or network.image_size,
             data=images.source,
-            init_weights=subject.weights,
+            init_weights=network.weights,
             init_fc=False,
-            lr=settings.lr,
             batch_size=batch_size,
-            sync_batchnorm=True,  # so that the processes' number does not matter
+            sync_batchnorm=True,  # so that the number of processes does not matter
             label_smoothing=0.0,
             eval_every=settings.epochs,
             keep="none",
-            seed=settings.seed,
-            amp=settings.amp,
-            device=settings.device,  # type: ignore[arg-type]
-            threads=settings.threads,
-            on_bad_image=settings.on_bad_image,  # type: ignore[arg-type]
             out=parent / name,
         )
         last = run(config)["last"]
@@ -189,5 +167,5 @@ def _top1(predicted: Tensor, labels: Tensor) -> float:
 
 
 def _outcome(predicted: Tensor, labels: Tensor) -> dict[str, Any]:
-    hits = 100 * (predicted == labels).double().cpu().numpy()
-    return {"top1": float(hits.mean()), "interval": student(hits).json()}
+    share = percent(int((predicted == labels).sum()), len(labels))
+    return {"top1": share.mean, "interval": share.json()}

@@ -8,16 +8,22 @@ import torch
 from safetensors.torch import save_file
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.common import network as subject
-from seal_fast.analysis.common.images import batches, readable
+from seal_fast.analysis.common import network as networks
+from seal_fast.analysis.common.features import Extractor
+from seal_fast.analysis.common.images import readable
+from seal_fast.analysis.common.network import open_network
+from seal_fast.config import Config
 from seal_fast.data import open_images
+from seal_fast.data.batches import batches
 from seal_fast.models.resnet import BasicBlock, ResNet
+from seal_fast.training import runtime
+from seal_fast.utils.errors import RunError
 
 
 def build(name, num_classes, stem="imagenet", seed=0):
-    """A network of width 4 instead of 64."""
+    """A network of width 8 instead of 64."""
     torch.manual_seed(seed)
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=4)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=8)
 
 
 @pytest.fixture
@@ -49,6 +55,31 @@ def test_what_can_be_read_keeps_its_order_and_labels(damaged, image_folder):
         assert torch.equal(*pixels)
 
 
+def test_features_of_what_is_left_belong_to_their_labels(damaged, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "build", build)
+    save_file(build("resnet18", 4, "small").state_dict(), tmp_path / "w.safetensors")
+    network = open_network(tmp_path / "w.safetensors", stem="small", image_size=16)
+    extract = Extractor(runtime.start(Config(device="cpu")), None, batch_size=4)
+    whole = open_images(image_folder)
+    for part in ("train", "val"):
+        kept = [row for row, name in enumerate(getattr(whole, part).names) if name not in BAD]
+        found, all_of_them = (
+            extract(network, images, part) for images in (readable(open_images(damaged, "skip")), whole)
+        )
+        torch.testing.assert_close(found.values, all_of_them.values[kept], rtol=1e-4, atol=1e-5)
+        assert found.labels.tolist() == all_of_them.labels[kept].tolist()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_class_without_readable_images_is_refused(image_folder, tmp_path, part):
+    folder = tmp_path / "pictures"
+    shutil.copytree(image_folder, folder)
+    for file in (folder / part / "class2").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RunError, match=f"class class2 has no readable image, such as .*{part}/class2/000.png"):
+        readable(open_images(folder, "skip"))
+
+
 def test_a_sound_set_stays_as_it_is(image_folder):
     images = open_images(image_folder)
     assert readable(images) is images
@@ -64,7 +95,7 @@ def test_a_sound_set_stays_as_it_is(image_folder):
     ],
 )
 def test_every_analysis_names_a_bad_image_or_leaves_it_out(command, flags, damaged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(subject, "build", build)
+    monkeypatch.setattr(networks, "build", build)
     monkeypatch.setattr("seal_fast.train.build", build)
     save_file(build("resnet18", 4, "small").state_dict(), tmp_path / "w.safetensors")
     argv = [command, str(tmp_path / "w.safetensors"), "--data", str(damaged), "--stem", "small", "--image-size", "16"]
@@ -83,10 +114,9 @@ def test_every_analysis_names_a_bad_image_or_leaves_it_out(command, flags, damag
     assert main([*argv, "--on-bad-image", "skip", "--out", str(out)]) == 0
     assert "pictures: left out 3 unreadable images: train/class0/000.png, " in capsys.readouterr().out
     (result,) = json.loads((out / f"{command}.json").read_text())
-    skipped = result["skipped_images"]
-    assert set(skipped["pictures"] if isinstance(skipped, dict) else skipped) == BAD
+    assert set(result["skipped_images"]["pictures"]) == BAD
     if command == "depth":
-        assert result["bank"] == 18 and result["splits"]["val"]["examples"] == 11
+        assert result["protocol"]["bank"] == 18 and result["splits"]["val"]["examples"] == 11
     if command == "transfer":
         assert (result["targets"]["pictures"]["train"], result["targets"]["pictures"]["test"]) == (18, 11)
     if command == "hessian":

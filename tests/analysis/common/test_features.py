@@ -28,21 +28,21 @@ def folder(image_folder, tmp_path):
     return Path(shutil.copytree(image_folder, tmp_path / "copy"))
 
 
-def subject(path):
+def opened(path):
     return open_network(path, stem="small", image_size=16)
 
 
 def ask(weights, folder, cache, part="val", machine=MACHINE, **settings):
     """Features, and whether they came from the cache."""
     extract = Extractor(machine, cache, **settings)
-    found = extract(subject(weights), open_images(folder), part)
+    found = extract(opened(weights), open_images(folder), part)
     assert extract.extracted + extract.found == 1
     return found, extract.found == 1
 
 
 def test_features_are_what_the_last_layer_reads(weights, folder):
     images = open_images(folder)
-    network = subject(weights).network()
+    network = opened(weights).load()
     batch = next(make_input(images, "resident", image_size=16, batch_size=2, eval_batch_size=12).evaluation())
     with torch.no_grad():
         expected = network.embed(batch.images)
@@ -79,11 +79,9 @@ def test_whatever_decides_them_misses(weights, folder, tmp_path):
 
 
 def test_an_image_changed_within_its_size_misses(weights, folder, tmp_path):
-    before = open_images(folder).fingerprint
     old, _ = ask(weights, folder, tmp_path / "c")
     short, long = sorted((folder / "val" / "class1").iterdir(), key=lambda file: file.stat().st_size)[:2]
     long.write_bytes(short.read_bytes().ljust(long.stat().st_size, b"\0"))  # what follows the picture is ignored
-    assert open_images(folder).fingerprint == before  # sizes say nothing here
     new, hit = ask(weights, folder, tmp_path / "c")
     assert not hit and (old.values != new.values).any(1).sum() == 1
 

@@ -2,10 +2,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seal_fast.analysis.common.images import batches, choose, own_images
-from seal_fast.analysis.common.network import follow, open_network, stages
+from seal_fast.analysis.common.images import own_images
+from seal_fast.analysis.common.network import checkpoints, load_checkpoints, open_network
 from seal_fast.config import Config
 from seal_fast.data import make_input, open_images
+from seal_fast.data.batches import batches, choose
 from seal_fast.models import build
 from seal_fast.train import run
 from seal_fast.utils.errors import UsageError
@@ -21,15 +22,15 @@ def folder(image_folder, tmp_path_factory):
 
 
 def test_a_run_says_itself_what_it_is(folder):
-    subject = open_network(folder)
-    assert (subject.name, subject.model, subject.stem) == ("mine", "resnet18", "small")
-    assert (subject.num_classes, subject.image_size, subject.config.batch_size) == (4, 16, 8)
+    network = open_network(folder)
+    assert (network.name, network.model, network.stem) == ("mine", "resnet18", "small")
+    assert (network.num_classes, network.image_size, network.config.batch_size) == (4, 16, 8)
     assert open_network(folder, stage="generation-0").name == "mine generation-0"
     assert open_network(folder / "weights" / "best.safetensors").config is None
 
 
 def test_the_network_is_the_one_trained(folder):
-    network = open_network(folder).network(dtype=torch.float64)
+    network = open_network(folder).load(dtype=torch.float64)
     model = build("resnet18", 4, "small", seed=5).double().eval()
     from seal_fast.models import load_weights
 
@@ -39,22 +40,22 @@ def test_the_network_is_the_one_trained(folder):
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
-def test_stages_come_in_the_order_they_arose(folder):
+def test_checkpoints_come_in_the_order_of_training(folder):
     names = ["generation-0", "generation-1-ascent", "generation-1"]
-    assert [name for name, _ in stages(folder)] == names
-    assert [subject.stage for subject in follow(folder)] == names
+    assert checkpoints(folder) == names
+    assert [network.stage for network in load_checkpoints(folder)] == names
 
 
 def test_a_bare_file_takes_the_flags(tmp_path):
     weights = build("resnet34", 7, "small").state_dict()
     save_file(weights, tmp_path / "bare.safetensors")
-    subject = open_network(tmp_path / "bare.safetensors", model="resnet34", stem="small", image_size=32)
-    assert (subject.num_classes, subject.image_size) == (7, 32)
-    subject.network()
+    network = open_network(tmp_path / "bare.safetensors", model="resnet34", stem="small", image_size=32)
+    assert (network.num_classes, network.image_size) == (7, 32)
+    network.load()
     save_file({k: v for k, v in weights.items() if not k.startswith("fc.")}, tmp_path / "backbone.safetensors")
     backbone = open_network(tmp_path / "backbone.safetensors", model="resnet34", stem="small")
     assert backbone.num_classes == 0
-    backbone.network()
+    backbone.load()
 
 
 def test_bad_input_ends_in_a_sentence(folder, tmp_path):
@@ -71,7 +72,7 @@ def test_bad_input_ends_in_a_sentence(folder, tmp_path):
         open_network(tmp_path / "broken.safetensors")
     save_file(build("resnet34", 7).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match="another architecture"):
-        open_network(tmp_path / "other.safetensors").network()
+        open_network(tmp_path / "other.safetensors").load()
 
 
 def test_images_are_those_of_evaluation_in_sorted_order(image_folder):

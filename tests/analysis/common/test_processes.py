@@ -66,7 +66,7 @@ def test_depth(network, image_folder, tmp_path):
     """Batches of 3: the bank of 20 does not divide into them, nor they among the processes, which hold fewer than k."""
     argv = ["depth", *network, "--data", str(image_folder), "--k", "11", "--pool", "avg", "--batch-size", "3", "--json"]
     (result,) = same([*argv, "--leave-one-out", "--out", str(tmp_path)])
-    assert result["bank"] == 20 and (tmp_path / "depth.png").exists()
+    assert result["protocol"]["bank"] == 20 and (tmp_path / "depth.png").exists()
 
 
 def test_transfer_without_a_cache(network, target):

@@ -9,14 +9,14 @@ from image_folders import write_images
 from safetensors.torch import save_file
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.common import network as subject
+from seal_fast.analysis.common import network as networks
 from seal_fast.models.resnet import BasicBlock, ResNet
 
 FLAGS = {
     "depth": "--k 2 --pool avg",
     "transfer": "--k 1 --no-cache",
     "fewshot": "--ways 2 --shots 1 --queries 3 --episodes 2 --no-cache",
-    "hessian": "--images 8 --top 1 --bottom 0 --max-hvps 3 --group fc",
+    "hessian": "--images 8 --top 1 --bottom 0 --max-hvps 60 --tol 0.2 --group fc",
 }
 COMMANDS = pytest.mark.parametrize("command", FLAGS)
 
@@ -27,9 +27,9 @@ def ask(tmp_path, monkeypatch, capsys):
 
     def build(name, num_classes, stem="imagenet", seed=0):
         blocks = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[name]
-        return ResNet(BasicBlock, blocks, num_classes, stem, width=4)
+        return ResNet(BasicBlock, blocks, num_classes, stem, width=8)
 
-    monkeypatch.setattr(subject, "build", build)
+    monkeypatch.setattr(networks, "build", build)
 
     def ask(command: str, data: Path, model: str = "resnet18"):
         torch.manual_seed(0)

@@ -38,5 +38,5 @@ def test_the_curve_shows_means_intervals_and_ascents(tmp_path):
     shaded = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert (shaded.min(), shaded.max()) == pytest.approx((-1, 4))
     assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1\nascent", "1", "10"]
-    path = draw([[("depth", curves), ("without", curves)], [("more", {})]], tmp_path / "curve.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
+    draw([[("depth", curves), ("without", curves)], [("more", {})]], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

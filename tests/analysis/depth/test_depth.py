@@ -3,13 +3,14 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from seal_fast.analysis.common.images import batches, choose
 from seal_fast.analysis.depth import compute as depth
 from seal_fast.analysis.depth.compute import Prober, Votes, prediction_depths, probe_votes, summarise
 from seal_fast.analysis.depth.probes import flatten, parse_pooling, probe_points
 from seal_fast.data import Split, open_images
+from seal_fast.data.batches import batches, choose
 from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
+from seal_fast.runs.stats import wilson
 from seal_fast.utils.errors import UsageError
 
 
@@ -132,7 +133,8 @@ def test_the_summary_counts_what_it_says():
     by_prediction = summarise(found, "prediction")  # depths 0, 1, none, 2
     assert by_prediction["histogram"] == [1, 1, 1]
     assert by_prediction["mean_depth"]["mean"] == 1 and by_prediction["mean_depth"]["count"] == 3
-    assert by_prediction["without_depth"]["mean"] == 25
+    share = wilson(1, 4)
+    assert by_prediction["without_depth"] == {"mean": 25, "low": 100 * share.low, "high": 100 * share.high, "count": 4}
     assert by_prediction["top1"] == 75 and by_prediction["top1_by_depth"] == [100, 0, 100]
     assert by_prediction["top1_without_depth"] == 100
     assert by_prediction["probe_top1"] == [50, 25, 50]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.depth.command import text
+from seal_fast.analysis.depth.command import Depth
 from seal_fast.config import Config
 from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.runs.stats import student
@@ -33,7 +33,7 @@ def test_a_run_is_measured_on_what_it_was_trained_on(folder, tmp_path, capsys):
     assert [r["stage"] for r in results] == ["generation-0", "generation-1-ascent", "generation-1"]
     assert len({r["weights_sha256"] for r in results}) == 3
     for result in results:
-        assert (result["bank"], result["method"], result["seed"]) == (12, "seal", 0)
+        assert (result["protocol"]["bank"], result["method"], result["seed"]) == (12, "seal", 0)
         assert {name: found["examples"] for name, found in result["splits"].items()} == {"val": 12, "train": 12}
         for found in result["splits"].values():
             without = found["without_depth"]["mean"] / 100 * found["examples"]
@@ -45,15 +45,15 @@ def test_runs_that_differ_by_their_seed_have_a_common_row():
     def result(seed, depth):
         mean = {"mean": depth, "low": depth - 1, "high": depth + 1, "count": 9}
         found = {"examples": 10, "top1": 40.0, "mean_depth": mean, "without_depth": mean | {"mean": 10.0}}
-        protocol = {"data": "d", "probes": ["input", "softmax"], "k": 3, "bank": 20, "pooling": "avg"}
-        protocol |= {"reference": "truth", "leave_one_out": False, "skipped_images": []}
-        return protocol | {"subject": f"a-{seed}", "stage": "last", "group": "seal", "splits": {"val": found}}
+        protocol = {"data": "d", "k": 3, "bank": 20, "pooling": "avg", "reference": "truth", "leave_one_out": False}
+        network = {"subject": f"a-{seed}", "stage": "last", "group": "seal"}
+        return network | {"protocol": protocol, "probes": ["input", "softmax"], "splits": {"val": found}}
 
-    shown = text([result(0, 4.0), result(1, 6.0)])
+    shown = Depth().table([result(0, 4.0), result(1, 6.0)])
     assert "reference label: the true class" in shown
     (row,) = [line for line in shown.splitlines() if line.startswith("seal, 2 seeds")]
     assert student([4.0, 6.0]).show() in row and "40.00 [40.00, 40.00]" in row
-    assert "seeds  " not in text([result(0, 4.0)])
+    assert "seeds  " not in Depth().table([result(0, 4.0)])
 
 
 def test_several_networks_are_compared_and_json_is_printed(folder, image_folder, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_several_networks_are_compared_and_json_is_printed(folder, image_folder,
     )
     first, second = json.loads(capsys.readouterr().out)
     assert (first["subject"], second["subject"], first["method"]) == ("best", "bare", None)
-    assert first["splits"] == second["splits"] and first["leave_one_out"] and first["bank"] == 9
+    assert first["splits"] == second["splits"] and first["protocol"]["leave_one_out"] and first["protocol"]["bank"] == 9
     assert first["splits"]["train"]["examples"] == 5
 
 
@@ -95,7 +95,7 @@ def test_networks_without_classifier_or_with_dead_numbers_are_refused(tmp_path, 
     save_file({k: v for k, v in weights.items() if not k.startswith("fc.")}, tmp_path / "backbone.safetensors")
     flags = ["--data", str(image_folder), "--stem", "small", "--image-size", "16", "--k", "2"]
     assert main(["depth", str(tmp_path / "backbone.safetensors"), *flags]) == 2
-    assert "has no fc, so no prediction" in capsys.readouterr().err
+    assert "has no fc, so it has no prediction" in capsys.readouterr().err
     weights["layer3.0.conv1.weight"][0, 0, 0, 0] = np.nan
     save_file(weights, tmp_path / "broken.safetensors")
     assert main(["depth", str(tmp_path / "broken.safetensors"), *flags]) == 1

@@ -1,0 +1,241 @@
+"""The run of an analysis command: flags, processes, networks one after the other, results, exit code.
+
+A command is a subclass of `Analysis` that gives its flags, its measurement of one network, its table and its plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from seal_fast import __version__
+from seal_fast.analysis.common.groups import Member, members
+from seal_fast.analysis.common.network import TrainedNetwork, load_checkpoints, open_network
+from seal_fast.analysis.common.processes import joined
+from seal_fast.analysis.common.results import by_protocol, identity, left_out
+from seal_fast.config import Config
+from seal_fast.distributed.world import World
+from seal_fast.training.runtime import Runtime
+from seal_fast.training.signals import Interrupted, stop_signals
+from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.files import to_json, write_json
+
+_log = logging.getLogger("seal_fast")
+
+
+class Analysis:
+    """A command over trained networks.
+
+    Attributes:
+        name: of the command and of its result file.
+        description: for --help.
+        batch_size: default of --batch-size.
+        least: lowest values of numbers among the flags, by name.
+        flags: parsed.
+        networks: to be measured, without those named twice.
+        world: the processes that share the images; all of them measure, the first one prints and writes.
+        runtime: device, compute type and autocast.
+        stop: number of the signal that asked to stop, 0 for none.
+        trouble: sentences about networks whose figures are incomplete; they make the exit code 1.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    batch_size: ClassVar[int] = 256
+    least: ClassVar[Mapping[str, float]] = {}
+
+    flags: argparse.Namespace
+    networks: list[TrainedNetwork]
+    world: World
+    runtime: Runtime
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self.trouble: list[str] = []
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own flags."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise a UsageError if `flags` cannot be served; `least` is checked already."""
+
+    def open(self) -> None:
+        """Do what is done once, after the processes have met and before the first network."""
+
+    def measure(self, network: TrainedNetwork) -> dict[str, Any]:
+        """The figures of a network as JSON, with `protocol` (what decides them) and `skipped_images` (by data set)."""
+        raise NotImplementedError
+
+    def finish(self, results: list[dict[str, Any]]) -> None:
+        """Complete the results after the last network."""
+
+    def table(self, results: Sequence[dict[str, Any]]) -> str:
+        """Results of one protocol as text, the protocol above the figures."""
+        raise NotImplementedError
+
+    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+        """Draw results of one protocol; `path` gives the PNG file of a plot by its name."""
+        raise NotImplementedError
+
+    def closing(self) -> list[str]:
+        """Lines below the tables."""
+        return []
+
+    def run(self, argv: Sequence[str]) -> int:
+        """Measure, print, and write what --out asks for; returns the exit code.
+
+        Raises:
+            UsageError: a flag, a run, a weights file or a data set cannot be used.
+            RunError: an image cannot be decoded, a number is not finite, or a file cannot be written.
+        """
+        self.flags = flags = self._parse(argv)
+        self._check_numbers()
+        self.check()
+        settings = ("device", "amp", "dtype", "threads", "dist_timeout")
+        config = Config(**{name: getattr(flags, name) for name in settings if hasattr(flags, name)})
+        results: list[dict[str, Any]] = []
+        with joined(flags, config) as (self.world, self.runtime), stop_signals(self._ask):
+            found = self.world.run_on_all(self._open_networks)
+            self.open()
+            for number, (network, member, group) in enumerate(found, 1):
+                if self.world.max(self.stop)[0]:
+                    break
+                self.say(f"{network.name} ({number} of {len(found)})\n")
+                began = time.perf_counter()
+                try:
+                    result = {**identity(network), "group": group, "excluded": member.excluded, **self.measure(network)}
+                except Interrupted as interrupted:  # by the training of a fine-tuned network
+                    self.stop = interrupted.number
+                    break
+                except (UsageError, RunError):
+                    if results and self.world.size == 1:  # with several processes the others may not know yet
+                        self._give(results)
+                    raise
+                compute = str(self.runtime.compute).removeprefix("torch.")
+                common = {"analysis": self.name, "seal_fast": __version__, "compute": compute}
+                result["protocol"] = {**common, **result["protocol"]}
+                results.append(result | {"processes": self.world.size, "seconds": time.perf_counter() - began})
+        self._give(results)
+        if self.stop:
+            return 128 + self.stop
+        return 1 if self.trouble else 0
+
+    def say(self, text: str) -> None:
+        """Show progress, on a terminal only."""
+        if self.world.is_main and sys.stderr.isatty():
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def _ask(self, number: int) -> None:
+        self.stop = number
+        self.say("\nstopping after this network; interrupt again to end at once\n")
+
+    def _open_networks(self) -> list[tuple[TrainedNetwork, Member, str]]:
+        """The networks to measure, each with where it belongs and the group that it is shown and averaged in."""
+        given = {name: getattr(self.flags, name) for name in ("model", "stem", "image_size")}
+        opened: dict[Path, TrainedNetwork] = {}
+        for run in self.flags.runs:
+            if self.flags.per_generation:
+                found = load_checkpoints(run, **given)
+            else:
+                found = [open_network(run, stage=self.flags.stage, **given)]
+            for network in found:
+                first = opened.setdefault(network.weights.resolve(), network)
+                if first is not network:
+                    _log.warning("%s is the same file as %s and counts once", network.weights, first.weights)
+        self.networks = list(opened.values())
+        places = members(self.networks)
+        taken: dict[str, Path | None] = {place.group: None for place in places}
+        groups = []
+        for network, place in zip(self.networks, places, strict=True):
+            group = place.group
+            if place.excluded:  # it stands alone, under its own name
+                folder = network.weights.parent.parent
+                group = folder.resolve().name
+                if taken.setdefault(group, folder) != folder:
+                    group = str(folder)
+            groups.append(group)
+        return list(zip(self.networks, places, groups, strict=True))
+
+    def _give(self, results: list[dict[str, Any]]) -> None:
+        """Complete, write and print the results."""
+        if results:
+            self.finish(results)
+        if not self.world.is_main:
+            return
+        flags, parts = self.flags, by_protocol(results)
+        if flags.out and results:
+            write_json(flags.out / f"{self.name}.json", results)
+            for number, part in enumerate(parts, 1):
+                suffix = f"-{number}.png" if number > 1 else ".png"
+                self.plot(part, lambda name, suffix=suffix: flags.out / f"{name}{suffix}")
+            self.write(results)
+        if flags.json:
+            print(json.dumps(to_json(results), indent=2))
+        elif results:
+            print("\n\n".join(self.table(part) for part in parts))
+            below = [f"{r['subject']} counts in no mean: {r['excluded']}" for r in results if r["excluded"]]
+            if len(parts) > 1:
+                below.append("figures of different protocols stand in tables of their own")
+            below += [*left_out(results), *self.closing(), *([f"written to {flags.out}"] if flags.out else [])]
+            if below:
+                print("\n" + "\n".join(below))
+        for sentence in self.trouble:
+            print(f"error: {sentence}", file=sys.stderr)
+        if self.stop:
+            print("stopped: these are the figures so far", file=sys.stderr)
+
+    def write(self, results: list[dict[str, Any]]) -> None:
+        """Write what else belongs into --out."""
+
+    def _check_numbers(self) -> None:
+        least = {"image_size": 1, "batch_size": 1, "threads": 1, "seed": 0} | dict(self.least)
+        for name, lowest in least.items():
+            given = getattr(self.flags, name, None)
+            for value in given if isinstance(given, list | tuple) else (given,):
+                if value is not None and not value >= lowest:
+                    raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
+
+    def _parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m seal_fast {self.name}", description=self.description, allow_abbrev=False
+        )
+        add = parser.add_argument_group("networks").add_argument
+        add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
+        add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
+        add("--per-generation", action="store_true", help="all weights kept of each RUN's generations and ascents")
+        add("--model", choices=("resnet18", "resnet34", "resnet50"), help="of a bare weights file; default: resnet18")
+        add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
+        add("--image-size", type=int, help="pixels a side of the input; default: what the network was trained on")
+        add = parser.add_argument_group("machine and output").add_argument
+        add(
+            "--on-bad-image",
+            choices=("error", "skip"),
+            default="error",
+            help="an image that cannot be read ends the analysis (error) or is left out, counted and listed (skip); "
+            "default: error",
+        )
+        add(
+            "--batch-size",
+            type=int,
+            default=self.batch_size,
+            help=f"images a forward pass; default: {self.batch_size}",
+        )
+        add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        add("--threads", type=int, help="CPU threads")
+        add(
+            "--dist-timeout",
+            type=float,
+            default=300.0,
+            help="under torchrun, seconds to wait for another process before giving up; default: 300",
+        )
+        add("--out", type=Path, metavar="DIR", help=f"write {self.name}.json and plots there")
+        add("--json", action="store_true", help="print JSON instead of the table")
+        self.add_flags(parser)
+        return parser.parse_args(list(argv))
