@@ -54,7 +54,7 @@ def estimate(
             shape = tuple(getattr(config, name) for name in _SHAPE)
             compiling = shape not in speeds  # the others find its graphs
             if compiling:
-                speeds[shape] = _measure(trial, train, val, threads, Path(scratch), len(speeds))
+                speeds[shape] = _measure(trial, train, threads, Path(scratch), len(speeds))
             speed = speeds[shape]
             images = min(config.limit_train or train, train) + val / config.eval_every * _EVALUATION
             seconds.append(epochs * images / speed.rate + speed.start + compiling * speed.compile)
@@ -73,7 +73,7 @@ def _range(values: list[int]) -> str:
     return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
-def _measure(trial: Trial, train: int, val: int, threads: int, scratch: Path, number: int) -> Speed:
+def _measure(trial: Trial, train: int, threads: int, scratch: Path, number: int) -> Speed:
     """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled."""
     config: Config = replace(
         trial.config,
@@ -92,25 +92,28 @@ def _measure(trial: Trial, train: int, val: int, threads: int, scratch: Path, nu
         profile=False,
         wandb=False,
     )
-    cold, rows = _train(trial.name, config, threads, scratch, f"{number}")
-    warm, rows = _train(trial.name, config, threads, scratch, f"{number}-warm") if config.compile else (cold, rows)
+    cold, start, rows = _train(trial.name, config, threads, scratch, f"{number}")
+    warm = cold
+    if config.compile:
+        warm, start, rows = _train(trial.name, config, threads, scratch, f"{number}-warm")
     rate = rows[1]["images"] / max(rows[1]["seconds"], 1e-9)
-    start = warm - sum(row["seconds"] for row in rows) - val * _EVALUATION / rate
-    return Speed(rate, max(start, 0.0), max(cold - warm, 0.0))
+    return Speed(rate, start + sum(row["compile_seconds"] for row in rows), max(cold - warm, 0.0))
 
 
-def _train(name: str, config: Config, threads: int, scratch: Path, run: str) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds that a run takes from its process's start to its end, and its metrics."""
+def _train(
+    name: str, config: Config, threads: int, scratch: Path, run: str
+) -> tuple[float, float, list[dict[str, Any]]]:
+    """Seconds that a run takes to its end, and to its first step, and its metrics."""
     folder = RunFolder(scratch / run)
     folder.path.mkdir()
     folder.config.write_text(dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "seal_fast.train", "--out", str(folder.path), "--threads", str(threads)]
-    begin = time.perf_counter()
+    begin = time.time()
     with (folder.path / "output.log").open("wb") as log:
         code = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(scratch, threads)
         ).returncode
-    seconds, rows = time.perf_counter() - begin, folder.rows()
+    seconds, rows = time.time() - begin, folder.rows()
     if code or len(rows) < 2:
         raise RunError(f"{name}: a short run to measure its speed failed: {last_message(folder.path)}")
-    return seconds, rows
+    return seconds, folder.config.stat().st_mtime - begin, rows  # the trainer writes config.toml before its first step
