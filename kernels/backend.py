@@ -10,8 +10,15 @@ from typing import Literal, get_args
 import torch
 
 from seal_fast.kernels import native
+from seal_fast.kernels.torch_private import constant
 
 Backend = Literal["auto", "reference", "native", "triton"]
+
+_BOTH = {"cpu": "native", "cuda": "triton"}
+_KERNELS: dict[str, dict[str, str]] = dict.fromkeys(
+    ("gram_schmidt", "max_pool", "nearest", "norm_act"), {"cpu": "native"}
+)
+"""Kernels by device type, of the ops that lack one of the two; elsewhere they run their reference."""
 
 _log = logging.getLogger("seal_fast")
 
@@ -23,11 +30,12 @@ class BackendUnavailable(RuntimeError):
 def resolve(op: str, requested: str, device: torch.device) -> str:
     """The backend that runs `op` on tensors of `device`.
 
-    `auto` means native on the CPU, triton on CUDA, and the reference anywhere else. Where that best one is missing,
-    `auto` falls back to the reference and says so once per op and device type, through the logger `seal_fast`.
+    `auto` means native on the CPU and triton on CUDA if the op has such a kernel, else the reference. Where a kernel is
+    not installed, `auto` falls back to the reference and says so once per op and device type, through the logger
+    `seal_fast`.
 
     Args:
-        op: the op's name, for messages.
+        op: the op's name.
         requested: one of `Backend`.
         device: where the op's tensors live.
 
@@ -47,18 +55,26 @@ def _resolve(op: str, requested: str, device: str) -> str:
     if requested not in get_args(Backend):
         raise ValueError(f"{op}: backend must be one of {', '.join(get_args(Backend))}, not {requested!r}")
     if requested != "auto":
-        if reason := _unavailable(requested, device):
+        if reason := _unavailable(op, requested, device):
             raise BackendUnavailable(f"{op}: {reason}")
         return requested
-    best = {"cpu": "native", "cuda": "triton"}.get(device, "reference")
-    if reason := _unavailable(best, device):
+    best = _KERNELS.get(op, _BOTH).get(device, "reference")
+    if reason := _unavailable(op, best, device):
         _log.warning("%s runs its slow reference on %s: %s", op, device, reason)
         return "reference"
     return best
 
 
-def _unavailable(backend: str, device: str) -> str | None:
+@constant
+def is_native(op: str, requested: str, device: str) -> bool:
+    """Whether `resolve` chooses the native kernel; for graphs under torch.compile, where it is a constant."""
+    return _resolve(op, requested, device) == "native"
+
+
+def _unavailable(op: str, backend: str, device: str) -> str | None:
     """Why `backend` cannot run on tensors of that device type, with the cure; None where it can."""
+    if backend != "reference" and backend not in _KERNELS.get(op, _BOTH).values():
+        return f"there is no {backend} kernel of it; choose backend 'auto'"
     if backend == "native":
         if device != "cpu":
             return f"the native kernel runs on CPU tensors, not on {device}; choose backend 'auto' or move the tensors"

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import platform
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 CURE = (
     "the native CPU kernels are not installed: install a C++ compiler (g++ or clang++ with OpenMP) and "
     "run `pip install -e .` again, or choose the backend 'reference'"
 )
-
-
-class NativeKernelsMissing(RuntimeError):
-    """The native kernels were asked for, and this installation has none that this CPU can run."""
 
 
 def levels() -> tuple[str, ...]:
@@ -48,9 +46,19 @@ def require() -> ModuleType:
     """The extension module.
 
     Raises:
-        NativeKernelsMissing: with the cure, where there is none.
+        RuntimeError: with the cure, where there is none.
     """
     found = module()
     if found is None:
-        raise NativeKernelsMissing(CURE)
+        raise RuntimeError(CURE)
     return found
+
+
+def function(name: str, dtype: torch.dtype) -> Callable:
+    """A kernel that is compiled once a dtype, such as `norm_act_float32`."""
+    return getattr(require(), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The tensor [N, C, H, W] itself if it lies in memory as [N, H, W, C], else such a copy."""
+    return x.contiguous(memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 T = TypeVar("T", bound=Callable)
 
@@ -33,11 +34,11 @@ def constant(function: T) -> T:
 
 @constant
 def transforming() -> bool:
-    """Whether torch.func (grad, jvp, vmap) is at work, which cannot use an operator's own backward formula.
+    """Whether torch.func (grad, jvp, vmap) or a forward-mode dual level is active, which the native ops do not serve.
 
-    torch has no public query for it. No compiled graph is traced within torch.func.
+    torch has no public query for either. A compiled graph is guarded against both, so the answer is a constant of it.
     """
-    return torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def foreach_add_(tensors: Sequence[Tensor], value: float) -> None:

@@ -1,4 +1,4 @@
-"""`augment`: gather, pad, crop, flip, normalise and cast a batch of the resident images in one pass."""
+"""`augment`: gather, pad, crop, flip, normalise and cast a batch of uint8 images in one pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from seal_fast.kernels import native, philox
-from seal_fast.kernels.augment.reference import augment as _reference
+from seal_fast.kernels.augment import reference
+from seal_fast.kernels.augment.reference import Settings
 from seal_fast.kernels.backend import resolve
 
 _DTYPES = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -125,7 +126,7 @@ def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: 
         raise ValueError("out must be channels-last: allocate it with memory_format=torch.channels_last")
 
 
-# The op writes `out` and returns nothing. It chooses the backend itself: what it asks for that cannot be traced.
+# The op writes `out` and returns nothing. The choice of the backend cannot be traced, so it is made inside.
 _library = torch.library.Library("seal_fast", "FRAGMENT")
 _library.define(
     "augment(Tensor images, Tensor index, Tensor(a!) out, float[] scale, float[] bias, int pad, bool flip, bool train, "
@@ -133,62 +134,23 @@ _library.define(
 )
 
 
-def _native(
-    images: Tensor,
-    index: Tensor,
-    out: Tensor,
-    scale: Sequence[float],
-    bias: Sequence[float],
-    pad: int,
-    flip: bool,
-    train: bool,
-    *stream: int,
-) -> None:
+def _native(images: Tensor, index: Tensor, out: Tensor, settings: Settings) -> None:
     """Calls the C++ kernel, which checks the rows and writes nothing if one is outside the images."""
-    bad = native.require().augment(
-        out.data_ptr(),
-        _DTYPES.index(out.dtype),
-        images.data_ptr(),
-        images.shape,
-        index.data_ptr(),
-        index.shape[0],
-        out.shape[-1],
-        scale,
-        bias,
-        pad,
-        flip,
-        train,
-        *stream,
-    )
+    addresses = out.data_ptr(), _DTYPES.index(out.dtype), images.data_ptr(), images.shape, index.data_ptr()
+    bad = native.require().augment(*addresses, len(index), out.shape[-1], *settings)
     if bad >= 0:
         raise IndexError(f"index[{bad}] is {index[bad]}: its values must lie in [0, {images.shape[0]})")
 
 
-def _run(
-    images: Tensor,
-    index: Tensor,
-    out: Tensor,
-    scale: Sequence[float],
-    bias: Sequence[float],
-    pad: int,
-    flip: bool,
-    train: bool,
-    seed: int,
-    generation: int,
-    epoch: int,
-    position: int,
-    backend: str,
-) -> None:
-    arguments = images, index, out, scale, bias, pad, flip, train, seed, generation, epoch, position
+def _run(images: Tensor, index: Tensor, out: Tensor, *settings_and_backend) -> None:
+    *settings, backend = settings_and_backend
     chosen = resolve("augment", backend, images.device)
-    if chosen == "native":
-        _native(*arguments)
-    elif chosen == "triton":
-        from seal_fast.kernels.augment.triton import augment as _triton
+    run = _native if chosen == "native" else reference.augment
+    if chosen == "triton":
+        from seal_fast.kernels.augment.triton import augment as launch
 
-        _triton(*arguments)
-    else:
-        _reference(*arguments)
+        run = launch
+    run(images, index, out, Settings(*settings))
 
 
 _library.impl("augment", _run, "CompositeExplicitAutograd")

@@ -61,12 +61,6 @@ Crop choose(const Job& job, int64_t sample) {
           below(random[1], job.width + 2 * job.pad - job.size + 1) - job.pad, job.flip && random[2] >> 31 != 0};
 }
 
-#ifdef __SSSE3__
-const __m128i* vector(const uint8_t* from) { return reinterpret_cast<const __m128i*>(from); }
-__m128i load(const uint8_t* from) { return _mm_loadu_si128(vector(from)); }
-void store(uint8_t* to, __m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), value); }
-#endif
-
 // Pixels in reverse order, the three bytes of each in their own: five pixels a shuffle. A block's sixteenth byte is
 // read from the pixel before and written into the pixel after, so the first and the last pixels go one by one.
 void reverse_colour(const uint8_t* from, uint8_t* to, int64_t pixels) {
@@ -75,25 +69,17 @@ void reverse_colour(const uint8_t* from, uint8_t* to, int64_t pixels) {
   if (j < pixels) one(), ++j;
 #ifdef __SSSE3__
   const __m128i order = _mm_setr_epi8(12, 13, 14, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2, 15);
-  for (; pixels - j >= 6; j += 5) store(to + 3 * j, _mm_shuffle_epi8(load(from + 3 * (pixels - j - 5)), order));
+  for (; pixels - j >= 6; j += 5) {
+    __m128i five = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 3 * (pixels - j - 5)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 3 * j), _mm_shuffle_epi8(five, order));
+  }
 #endif
   for (; j < pixels; ++j) one();
 }
 
 // Grey pixels to three equal bytes each, reversed or not.
 void spread_grey(const uint8_t* from, uint8_t* to, int64_t pixels, bool reversed) {
-  int64_t j = 0;
-#ifdef __SSSE3__
-  const __m128i order[3] = {_mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5),
-                            _mm_setr_epi8(5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10),
-                            _mm_setr_epi8(10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15)};
-  const __m128i backwards = _mm_setr_epi8(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  for (; j + 16 <= pixels; j += 16) {
-    __m128i grey = reversed ? _mm_shuffle_epi8(load(from + pixels - j - 16), backwards) : load(from + j);
-    for (int k = 0; k < 3; ++k) store(to + 3 * j + 16 * k, _mm_shuffle_epi8(grey, order[k]));
-  }
-#endif
-  for (; j < pixels; ++j) std::memset(to + 3 * j, from[reversed ? pixels - 1 - j : j], 3);
+  for (int64_t j = 0; j < pixels; ++j) std::memset(to + 3 * j, from[reversed ? pixels - 1 - j : j], 3);
 }
 
 // A pixel is finite, so unlike bf16's constructor this rounding (to nearest even) need not spare NaN.
@@ -127,18 +113,8 @@ class RowConverter {
   void operator()(const uint8_t* __restrict from, Out* __restrict to) const {
     const Compute* __restrict scale = scale_.data(), * __restrict bias = bias_.data();
     const int64_t n = static_cast<int64_t>(scale_.size());
-    int64_t k = 0;
-#ifdef __F16C__
-    if constexpr (std::is_same_v<Out, _Float16>) {  // the compiler's own loop takes nine times as long
-      for (; k + 8 <= n; k += 8) {
-        __m256 pixels = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(vector(from + k))));
-        __m256 values = _mm256_fmadd_ps(pixels, _mm256_loadu_ps(scale + k), _mm256_loadu_ps(bias + k));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + k), _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
-      }
-    }
-#endif
 #pragma omp simd
-    for (int64_t j = k; j < n; ++j) to[j] = narrow<Out>(static_cast<Compute>(from[j]) * scale[j] + bias[j]);
+    for (int64_t j = 0; j < n; ++j) to[j] = narrow<Out>(static_cast<Compute>(from[j]) * scale[j] + bias[j]);
   }
 
  private:
@@ -214,11 +190,10 @@ void image(const Job& job, const Source& source, const Source& next, const RowCo
 }
 
 template <typename Out>
-void batch(const Job& job, uintptr_t address) {
+void batch(const Job& job, Out* out) {
   const RowConverter<Out> convert(job);
   const int64_t row_bytes = 3 * job.size, elements = row_bytes * job.size;
   const int64_t block = std::clamp<int64_t>(kBlockBytes / row_bytes, 1, job.size);
-  Out* out = pointer<Out>(address);
 #pragma omp parallel if (job.batch * elements >= kSerialElements)
   {
     std::vector<uint8_t> staged(static_cast<size_t>(block * row_bytes));
@@ -231,43 +206,17 @@ void batch(const Job& job, uintptr_t address) {
 }
 
 // Returns the first sample whose index lies outside the images, having written nothing, or -1.
-int64_t augment(uintptr_t out, int dtype, uintptr_t images, std::array<int64_t, 4> shape, uintptr_t index,
-                int64_t size_of_batch, int64_t size, std::array<double, 3> scale, std::array<double, 3> bias,
-                int64_t pad, bool flip, bool train, uint64_t seed, uint32_t generation, uint32_t epoch,
-                uint64_t position) {
-  const int64_t* rows = pointer<const int64_t>(index);
-  const auto inside = [&](int64_t row) { return row >= 0 && row < shape[0]; };
-  const int64_t* bad = std::find_if_not(rows, rows + size_of_batch, inside);
-  if (bad != rows + size_of_batch) return bad - rows;
-  const Job job{pointer<const uint8_t>(images),
-                rows,
-                size_of_batch,
-                shape[1],
-                shape[2],
-                shape[3],
-                size,
-                pad,
-                flip,
-                train,
-                scale,
-                bias,
-                seed,
-                generation,
-                epoch,
-                position};
-  switch (dtype) {
-    case 0:
-      batch<bf16>(job, out);
-      break;
-    case 1:
-      batch<_Float16>(job, out);
-      break;
-    case 2:
-      batch<float>(job, out);
-      break;
-    default:
-      batch<double>(job, out);
-  }
+int64_t augment(Address out, int dtype, Address images, std::array<int64_t, 4> shape, Address index, int64_t samples,
+                int64_t size, std::array<double, 3> scale, std::array<double, 3> bias, int64_t pad, bool flip,
+                bool train, uint64_t seed, uint32_t generation, uint32_t epoch, uint64_t position) {
+  const Job job{images, index, samples, shape[1], shape[2], shape[3],   size,  pad,
+                flip,   train, scale,   bias,     seed,     generation, epoch, position};
+  for (int64_t b = 0; b < samples; ++b)
+    if (job.index[b] < 0 || job.index[b] >= shape[0]) return b;
+  if (dtype == 0) batch<bf16>(job, out);
+  if (dtype == 1) batch<_Float16>(job, out);
+  if (dtype == 2) batch<float>(job, out);
+  if (dtype == 3) batch<double>(job, out);
   return -1;
 }
 

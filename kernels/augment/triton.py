@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from seal_fast.kernels.augment.reference import Settings
+
 # Values that a program writes. Sixteen for each of its 128 threads pay for the ten rounds of Philox that every thread
 # repeats, and a batch of 128 images of 64 x 64 still makes 1536 programs for an A100's 108 multiprocessors.
 _TILE = 2048
@@ -41,8 +43,8 @@ def augment_kernel(
 ):
     """Writes values [tile * TILE, (tile + 1) * TILE) of one sample's flat NHWC image.
 
-    What changes from batch to batch is a 64-bit scalar that Triton does not specialise on; what is fixed for a run is a
-    constant, so that divisions become multiplications.
+    Seed, generation, epoch and position are 64-bit scalars that Triton does not specialise on; what is fixed for a run
+    is a constant, so that divisions become multiplications.
 
     A thread stores eight neighbouring bf16 values (four of float32) in one 128-bit access wherever an image is a
     multiple of 16 bytes. Loads are single bytes and cannot be wider: a crop starts at any byte, a flip runs backwards,
@@ -105,25 +107,10 @@ def constants(
     }
 
 
-def augment(
-    images: Tensor,
-    index: Tensor,
-    out: Tensor,
-    scale: Sequence[float],
-    bias: Sequence[float],
-    pad: int,
-    flip: bool,
-    train: bool,
-    seed: int,
-    generation: int,
-    epoch: int,
-    position: int,
-) -> None:
+def augment(images: Tensor, index: Tensor, out: Tensor, settings: Settings) -> None:
     """Launches the kernel; arguments as in `reference.augment`."""
     size, batch = out.shape[-1], index.shape[0]
     grid = (batch * triton.cdiv(3 * size * size, _TILE),)
-    fixed = constants(images.shape, size, scale, bias, pad, flip, train)
+    fixed = constants(images.shape, size, *settings[:5])
     with torch.cuda.device_of(images):
-        augment_kernel[grid](
-            images, index, out, images.shape[0], seed, generation, epoch, position, **fixed, num_warps=WARPS
-        )
+        augment_kernel[grid](images, index, out, images.shape[0], *settings[5:], **fixed, num_warps=WARPS)

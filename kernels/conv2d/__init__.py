@@ -1,8 +1,8 @@
 """`conv2d`: a convolution that on a CPU becomes matrix products where the map is small.
 
-The last layers of a ResNet see maps of a few pixels and hundreds of channels. There the CPU library's convolutions
-lose most of their time, above all in the gradients of weights, and plain matrix products do not (docs/kernels.md).
-Everywhere else, and always on a GPU, it is `torch.nn.functional.conv2d`.
+The last layers of a ResNet see maps of a few pixels and hundreds of channels. There matrix products are faster than the
+CPU library's convolutions, above all for the gradients of weights (docs/kernels.md). Everywhere else, and always on a
+GPU, it is `torch.nn.functional.conv2d`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from seal_fast.kernels.conv2d import products
 from seal_fast.kernels.conv2d.products import Shape
 from seal_fast.kernels.conv2d.reference import conv2d as _reference
+from seal_fast.kernels.native import channels_last
 from seal_fast.kernels.torch_private import constant, has_bf16_matmul, transforming
 
 _WAYS = "library", "whole", "columns"
@@ -48,8 +49,7 @@ def conv2d(
     """
     if backend not in ("auto", "reference", "products"):
         raise ValueError(f"conv2d: backend must be one of auto, reference, products, not {backend!r}")
-    # The only question about the device: a GPU has its own library for all of it.
-    if backend != "reference" and x.device.type == "cpu" and _fits(x, weight, stride, padding) and not transforming():
+    if backend != "reference" and _takes(x, weight, stride, padding):
         compute = _compute_type(x)
         y = torch.ops.seal_fast.conv2d(x.to(compute), weight.to(compute), stride, padding)
         return y if bias is None else y + bias.to(compute)[:, None, None]
@@ -71,7 +71,7 @@ def conv2d_backward(
     of_x: bool = True,
     of_weight: bool = True,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of `conv2d`'s x and weight, as far as they are wanted, for who writes the backward pass out.
+    """Gradients of `conv2d`'s x and weight, as far as they are wanted, without autograd.
 
     Args:
         grad: [N, O, H', W'], that of the result.
@@ -82,7 +82,7 @@ def conv2d_backward(
         of_x: whether x's is wanted; None is returned otherwise.
         of_weight: whether the weight's is.
     """
-    if x.device.type == "cpu" and _fits(x, weight, stride, padding):
+    if _takes(x, weight, stride, padding):
         grad_x, grad_weight = torch.ops.seal_fast.conv2d_backward(grad, x, weight, stride, padding, of_x, of_weight)
         return grad_x if of_x else None, grad_weight if of_weight else None
     return _library_backward(grad, x, weight, stride, padding, of_x, of_weight)
@@ -91,8 +91,7 @@ def conv2d_backward(
 def ways(shape: Shape, dtype: torch.dtype) -> tuple[str, str, str]:
     """How output, gradient of x and gradient of the weight are computed: each "library", "whole" or "columns".
 
-    Where products win was measured (docs/kernels.md): on maps of few pixels, first of all in the gradient of the weight
-    and in bfloat16.
+    Products were measured to be faster on maps of few pixels, first of all for the weight and in bfloat16.
     """
     if shape.whole():
         return "whole", "whole", "whole"
@@ -111,8 +110,10 @@ def _compute_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
-def _fits(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     """Whether products can and should compute it."""
+    if x.device.type != "cpu" or transforming():
+        return False
     compute = _compute_type(x)
     cast_from = {compute, torch.float32} if torch.is_autocast_enabled("cpu") else {compute}
     return (
@@ -148,23 +149,19 @@ _library.define(
 )
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    x, weight = _channels_last(x), _channels_last(weight)
+    x, weight = channels_last(x), channels_last(weight)
     shape = _shape(x, weight, stride, padding)
     way, _, _ = ways(shape, x.dtype)
     if way == "whole":
         return products.whole_forward(x, weight, shape)
     if way == "columns":
         return products.columns_forward(x, weight, shape)
-    return _channels_last(_reference(x, weight, stride, padding))
+    return channels_last(_reference(x, weight, stride, padding))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, of_x: bool, of_weight: bool):
-    grad, x, weight = _channels_last(grad), _channels_last(x), _channels_last(weight)
+    grad, x, weight = channels_last(grad), channels_last(x), channels_last(weight)
     shape = _shape(x, weight, stride, padding)
     _, way_x, way_weight = ways(shape, x.dtype)
     grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
@@ -179,8 +176,8 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int
     mask = of_x and way_x == "library", of_weight and way_weight == "library"
     if any(mask):
         found = _library_backward(grad, x, weight, stride, padding, *mask)
-        grad_x = _channels_last(found[0]) if mask[0] else grad_x
-        grad_weight = _channels_last(found[1]) if mask[1] else grad_weight
+        grad_x = channels_last(found[0]) if mask[0] else grad_x
+        grad_weight = channels_last(found[1]) if mask[1] else grad_weight
     return grad_x, grad_weight
 
 
@@ -218,10 +215,11 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, grad: Tensor):
     x, weight = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
-    if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
-        y = _reference(x, weight, ctx.stride, ctx.padding)
-        slots = [t for t, want in zip((x, weight), wanted, strict=True) if want]
-        found = iter(torch.autograd.grad(y, slots, grad, create_graph=True))
+    if torch.is_grad_enabled() or transforming():  # create_graph, or derivatives of the gradient in another mode
+        with torch.enable_grad():
+            y = _reference(x, weight, ctx.stride, ctx.padding)
+            slots = [t for t, want in zip((x, weight), wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(y, slots, grad, create_graph=True))
         return *(next(found) if want else None for want in wanted), None, None
     grads = torch.ops.seal_fast.conv2d_backward(grad, x, weight, ctx.stride, ctx.padding, *wanted)
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None

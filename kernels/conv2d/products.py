@@ -71,7 +71,8 @@ def whole_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape) -> 
 def columns_forward(x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The output [N, O, H', W']."""
     product = _columns(x, shape) @ _rows(weight).t()
-    return _image(product.view(len(x), -1), *shape.output())
+    rows, columns = shape.output()
+    return _image(product.view(len(x), rows * columns * len(weight)), rows, columns)
 
 
 def columns_grad_x(grad: Tensor, weight: Tensor, shape: Shape) -> Tensor:
@@ -93,7 +94,7 @@ def columns_grad_x(grad: Tensor, weight: Tensor, shape: Shape) -> Tensor:
 def columns_grad_weight(grad: Tensor, x: Tensor, weight: Tensor, shape: Shape) -> Tensor:
     """The gradient of the weight."""
     product = _pixels(grad).t() @ _columns(x, shape)
-    return product.view(len(weight), shape.kernel, shape.kernel, -1).permute(0, 3, 1, 2)
+    return product.view(len(weight), shape.kernel, shape.kernel, weight.shape[1]).permute(0, 3, 1, 2)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -112,7 +113,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _image(rows: Tensor, height: int, width: int) -> Tensor:
     """[N, H*W*C] as [N, C, H, W]."""
-    return rows.view(len(rows), height, width, -1).permute(0, 3, 1, 2)
+    return rows.view(len(rows), height, width, rows.shape[1] // (height * width)).permute(0, 3, 1, 2)
 
 
 def _spread(weight: Tensor, shape: Shape) -> Tensor:

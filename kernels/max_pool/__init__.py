@@ -1,7 +1,6 @@
-"""`max_pool`: max-pooling that on the CPU keeps a byte an output for the way back.
+"""`max_pool`: max-pooling that on the CPU keeps a byte an output for the backward pass, compiled or not.
 
-torch keeps an index of eight bytes, and Inductor writes the backward pass as a scatter into float32. Here compiled
-graphs call the same op as eager code does.
+torch keeps an index of eight bytes, and Inductor writes the backward pass as a scatter into float32.
 """
 
 from __future__ import annotations
@@ -9,11 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seal_fast.kernels import native
-from seal_fast.kernels.backend import resolve
-from seal_fast.kernels.max_pool.reference import at_taps
-from seal_fast.kernels.max_pool.reference import max_pool as _reference
-from seal_fast.kernels.torch_private import constant, transforming
+from seal_fast.kernels.backend import is_native
+from seal_fast.kernels.max_pool import reference
+from seal_fast.kernels.native import channels_last, function
+from seal_fast.kernels.torch_private import transforming
 
 
 def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, backend: str = "auto") -> Tensor:
@@ -23,7 +21,7 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, backend: str
 
     Args:
         x: [N, C, H, W]. The native kernel takes bfloat16 and float32 in channels-last memory; other inputs are welcome
-            and take the plain way.
+            and take the reference.
         kernel: side of a window, at most 15 for the native kernel.
         stride: between windows, in both directions.
         padding: on all four sides, at most half the kernel; never the largest.
@@ -36,23 +34,15 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int = 0, backend: str
         ValueError: `backend="native"` for input that it does not take.
         BackendUnavailable: `backend="native"` where the native kernels are not installed.
     """
-    # The only question about the device: Inductor writes a GPU's kernel.
-    if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
-        return _reference(x, kernel, stride, padding)
-    native_runs = _resolve(backend, x.device.type) == "native" and not transforming()
-    if native_runs and _fits(x, kernel, stride, padding):
+    if is_native("max_pool", backend, x.device.type) and not transforming() and _fits(x, kernel, stride, padding):
         return torch.ops.seal_fast.max_pool(x, kernel, stride, padding)[0]
     if backend == "native":
         raise ValueError(
             "max_pool: the native kernel takes channels-last bfloat16 or float32 no smaller than the window, a kernel "
-            "of at most 15 and a padding of at most half of it; choose backend 'auto' for anything else"
+            "of at most 15 and a padding of at most half of it, outside torch.func and forward-mode AD; choose backend "
+            "'auto' for anything else"
         )
-    return _reference(x, kernel, stride, padding)
-
-
-@constant
-def _resolve(backend: str, device: str) -> str:
-    return resolve("max_pool", backend, torch.device(device))
+    return reference.max_pool(x, kernel, stride, padding)
 
 
 def _fits(x: Tensor, kernel: int, stride: int, padding: int) -> bool:
@@ -80,10 +70,6 @@ _library.define(
 )
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _empty(x: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
     size = x.shape[0], x.shape[1], height, width
     return torch.empty(size, dtype=dtype, device=x.device, memory_format=torch.channels_last)
@@ -93,20 +79,16 @@ def _output(n: int, kernel: int, stride: int, padding: int) -> int:
     return (n + 2 * padding - kernel) // stride + 1
 
 
-def _kernel(name: str, dtype: torch.dtype):
-    return getattr(native.require(), f"{name}_{str(dtype).removeprefix('torch.')}")
-
-
 def _fake_forward(x: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, Tensor]:
     size = [_output(n, kernel, stride, padding) for n in x.shape[2:]]
     return _empty(x, *size, dtype=x.dtype), _empty(x, *size, dtype=torch.uint8)
 
 
 def _forward(x: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, Tensor]:
-    x = _channels_last(x)
+    x = channels_last(x)
     y, taps = _fake_forward(x, kernel, stride, padding)
     addresses = [t.data_ptr() for t in (x, y, taps)]
-    _kernel("max_pool", x.dtype)(*addresses, *x.shape, *y.shape[2:], kernel, stride, padding)
+    function("max_pool", x.dtype)(*addresses, *x.shape, *y.shape[2:], kernel, stride, padding)
     return y, taps
 
 
@@ -115,11 +97,11 @@ def _fake_backward(grad: Tensor, taps: Tensor, height: int, width: int, *_of_win
 
 
 def _backward(grad: Tensor, taps: Tensor, height: int, width: int, kernel: int, stride: int, padding: int) -> Tensor:
-    grad, taps = _channels_last(grad), _channels_last(taps)
+    grad, taps = channels_last(grad), channels_last(taps)
     grad_x = _fake_backward(grad, taps, height, width)
     addresses = [t.data_ptr() for t in (grad, taps, grad_x)]
     windows = *grad.shape[2:], kernel, stride, padding
-    _kernel("max_pool_backward", grad.dtype)(*addresses, *grad_x.shape, *windows)
+    function("max_pool_backward", grad.dtype)(*addresses, *grad_x.shape, *windows)
     return grad_x
 
 
@@ -140,19 +122,9 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, grad: Tensor | None, _of_taps: Tensor | None):
     if grad is None:
         return (None,) * 4
-    return torch.ops.seal_fast.max_pool_backward(grad, *ctx.saved_tensors, *ctx.size, *ctx.windows), None, None, None
-
-
-def _save_backward(ctx, inputs, output) -> None:
-    ctx.windows = inputs[4:]
-    ctx.save_for_backward(inputs[1])
-
-
-def _differentiate_backward(ctx, grad: Tensor):
-    return at_taps(grad, *ctx.saved_tensors, *ctx.windows), *(None,) * 6
+    plain = torch.is_grad_enabled() or transforming()  # create_graph, or derivatives of the gradient in another mode
+    backward = reference.backward if plain else torch.ops.seal_fast.max_pool_backward
+    return backward(grad, *ctx.saved_tensors, *ctx.size, *ctx.windows), None, None, None
 
 
 torch.library.register_autograd("seal_fast::max_pool", _differentiate, setup_context=_save, lib=_library)
-torch.library.register_autograd(
-    "seal_fast::max_pool_backward", _differentiate_backward, setup_context=_save_backward, lib=_library
-)

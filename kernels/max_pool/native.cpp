@@ -108,19 +108,17 @@ struct Pool {
 };
 
 template <typename T>
-void forward(uintptr_t x, uintptr_t y, uintptr_t taps, int64_t images, int64_t channels, int64_t height, int64_t width,
+void forward(Address x, Address y, Address taps, int64_t images, int64_t channels, int64_t height, int64_t width,
              int64_t rows, int64_t columns, int64_t kernel, int64_t stride, int64_t padding) {
   nb::gil_scoped_release release;
-  Pool{images, channels, height, width, rows, columns, kernel, stride, padding}.forward(pointer<T>(x), pointer<T>(y),
-                                                                                        pointer<uint8_t>(taps));
+  Pool{images, channels, height, width, rows, columns, kernel, stride, padding}.forward<T>(x, y, taps);
 }
 
 template <typename T>
-void backward(uintptr_t grad, uintptr_t taps, uintptr_t grad_x, int64_t images, int64_t channels, int64_t height,
+void backward(Address grad, Address taps, Address grad_x, int64_t images, int64_t channels, int64_t height,
               int64_t width, int64_t rows, int64_t columns, int64_t kernel, int64_t stride, int64_t padding) {
   nb::gil_scoped_release release;
-  Pool{images, channels, height, width, rows, columns, kernel, stride, padding}.backward(
-      pointer<T>(grad), pointer<uint8_t>(taps), pointer<T>(grad_x));
+  Pool{images, channels, height, width, rows, columns, kernel, stride, padding}.backward<T>(grad, taps, grad_x);
 }
 
 }  // namespace

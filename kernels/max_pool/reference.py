@@ -12,9 +12,10 @@ def max_pool(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     return F.max_pool2d(x, kernel, stride, padding)
 
 
-def at_taps(x: Tensor, taps: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """The values of x [N, C, H, W] that windows took, by their taps [N, C, H', W']: the gradient's own gradient."""
-    rows, columns = (torch.arange(n, device=x.device) * stride - padding for n in taps.shape[2:])
+def backward(grad: Tensor, taps: Tensor, height: int, width: int, kernel: int, stride: int, padding: int) -> Tensor:
+    """The gradient of x [N, C, height, width] from that of the result, by the taps [N, C, H', W'] that were largest."""
+    rows, columns = (torch.arange(n, device=grad.device) * stride - padding for n in taps.shape[2:])
     taps = taps.long()
-    index = (rows[:, None] + taps // kernel) * x.shape[3] + columns + taps % kernel
-    return x.flatten(2).gather(2, index.flatten(2)).view(taps.shape)
+    index = (rows[:, None] + taps // kernel) * width + columns + taps % kernel
+    sums = grad.new_zeros(*grad.shape[:2], height * width).scatter_add(2, index.flatten(2), grad.flatten(2))
+    return sums.view(*grad.shape[:2], height, width)

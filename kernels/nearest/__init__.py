@@ -3,7 +3,7 @@
 A matrix product in low precision (`prepare` makes its operands) bounds every squared distance from below and above;
 `update_` computes exactly, in float64, those alone which the bounds leave in doubt. Nothing is estimated: the bounds
 are those of the dot product (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1) plus what the
-operands lost when they were rounded, measured row by row.
+operands lost when they were rounded, measured row by row. Neither half is differentiable.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from seal_fast.kernels import native
-from seal_fast.kernels.backend import resolve
+from seal_fast.kernels.backend import is_native
 from seal_fast.kernels.nearest import reference
+from seal_fast.kernels.torch_private import transforming
 
 _FILTERS = torch.bfloat16, torch.float32
 
 
+@torch.no_grad()
 def prepare(
     x: Tensor, centre: Tensor, scale: float, dtype: torch.dtype, backend: str = "auto"
 ) -> tuple[Tensor, Tensor, float]:
@@ -42,11 +44,13 @@ def prepare(
     if not _is_native(backend, x) or dtype not in _FILTERS:
         return small, norms, reference.prepare(x, centre, scale, small, norms)
     x, centre = x.contiguous(), centre.contiguous()
-    run = getattr(native.require(), f"nearest_prepare_{str(dtype).removeprefix('torch.')}")
-    worst = run(x.data_ptr(), centre.data_ptr(), small.data_ptr(), norms.data_ptr(), *x.shape, scale)
+    worst = native.function("nearest_prepare", dtype)(
+        x.data_ptr(), centre.data_ptr(), small.data_ptr(), norms.data_ptr(), *x.shape, scale
+    )
     return small, norms, worst
 
 
+@torch.no_grad()
 def update_(
     distances: Tensor,
     rows: Tensor,
@@ -89,30 +93,17 @@ def update_(
         BackendUnavailable: `backend="native"` where it cannot run.
     """
     tensors = distances, rows, queries, query_norms, block, block_norms, products
-    numbers = first, scale, error, rounding, slack
-    native_runs = _is_native(backend, queries) and block.dtype == torch.float32 and products.dtype in _FILTERS
-    if not native_runs:
-        reference.update_(*tensors, first, exclude, *numbers[1:])
+    numbers = scale, error, rounding, slack
+    if not (_is_native(backend, queries) and block.dtype == torch.float32 and products.dtype in _FILTERS):
+        reference.update_(*tensors, first, exclude, *numbers)
         return
     if not (distances.is_contiguous() and rows.is_contiguous()):
         raise ValueError("nearest: distances and rows must be contiguous, for they are written in place")
-    kept = [t.contiguous() for t in tensors]
-    excluded = None if exclude is None else exclude.contiguous()
-    run = getattr(native.require(), f"nearest_update_{str(products.dtype).removeprefix('torch.')}")
-    addresses = [t.data_ptr() for t in kept]
-    run(
-        *addresses,
-        0 if excluded is None else excluded.data_ptr(),
-        len(queries),
-        len(block),
-        queries.shape[1],
-        distances.shape[1],
-        *numbers,
-    )
+    kept = [None if t is None else t.contiguous() for t in (*tensors, exclude)]
+    addresses = [0 if t is None else t.data_ptr() for t in kept]
+    sizes = len(queries), len(block), queries.shape[1], distances.shape[1]
+    native.function("nearest_update", products.dtype)(*addresses, *sizes, first, *numbers)
 
 
 def _is_native(backend: str, x: Tensor) -> bool:
-    # A GPU has no kernel of its own here: the reference is few launches over large matrices.
-    if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
-        return False
-    return resolve("nearest", backend, x.device) == "native" and x.dtype == torch.float32
+    return is_native("nearest", backend, x.device.type) and x.dtype == torch.float32 and not transforming()

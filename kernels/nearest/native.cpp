@@ -18,8 +18,6 @@ namespace nb = nanobind;
 namespace seal_fast {
 namespace {
 
-constexpr int kLanes = 16;
-typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef float HalfVec __attribute__((vector_size(4 * kLanes / 2)));
 typedef double Wide __attribute__((vector_size(8 * kLanes / 2)));
 
@@ -42,12 +40,12 @@ inline Wide wide(const float* at) {
 }
 
 template <typename T>
-double prepare(uintptr_t x_at, uintptr_t centre_at, uintptr_t small_at, uintptr_t norms_at, int64_t rows,
-               int64_t columns, double scale) {
+double prepare(Address x_at, Address centre_at, Address small_at, Address norms_at, int64_t rows, int64_t columns,
+               double scale) {
   nb::gil_scoped_release release;
-  const float *x = pointer<float>(x_at), *centre = pointer<float>(centre_at);
-  T* small = pointer<T>(small_at);
-  double* norms = pointer<double>(norms_at);
+  const float *x = x_at, *centre = centre_at;
+  T* small = small_at;
+  double* norms = norms_at;
   const float factor = static_cast<float>(scale);
   double worst = 0;
 #pragma omp parallel for schedule(static) reduction(max : worst) if (rows * columns >= kSerialElements)
@@ -103,14 +101,9 @@ inline void fetch(const float* row, int64_t columns) {
 inline Vec as_float(const float* at) { return vec(at); }
 
 inline Vec as_float(const bf16* at) {
-  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
-  typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
   Half half;
   std::memcpy(&half, at, sizeof half);
-  Bits bits = __builtin_convertvector(half, Bits) << 16;
-  Vec value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+  return widen(half);
 }
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -308,27 +301,12 @@ struct Update {
 };
 
 template <typename T>
-void update(uintptr_t distances, uintptr_t rows, uintptr_t queries, uintptr_t query_norms, uintptr_t block,
-            uintptr_t block_norms, uintptr_t products, uintptr_t exclude, int64_t count, int64_t block_rows,
-            int64_t columns, int64_t k, int64_t first, double scale, double error, double rounding, double slack) {
+void update(Address distances, Address rows, Address queries, Address query_norms, Address block, Address block_norms,
+            Address products, Address exclude, int64_t count, int64_t block_rows, int64_t columns, int64_t k,
+            int64_t first, double scale, double error, double rounding, double slack) {
   nb::gil_scoped_release release;
-  Update<T>{pointer<double>(distances),
-            pointer<int64_t>(rows),
-            pointer<float>(queries),
-            pointer<double>(query_norms),
-            pointer<float>(block),
-            pointer<double>(block_norms),
-            pointer<T>(products),
-            pointer<int64_t>(exclude),
-            count,
-            block_rows,
-            columns,
-            k,
-            first,
-            scale,
-            error,
-            rounding,
-            slack}
+  Update<T>{distances,  rows,    queries, query_norms, block, block_norms, products, exclude, count,
+            block_rows, columns, k,       first,       scale, error,       rounding, slack}
       .run();
 }
 

@@ -1,8 +1,7 @@
 """`norm_act`: BatchNorm, then a residual added, then ReLU.
 
-On the CPU in train mode it is one native op of two passes over the activations, forward and backward, where PyTorch
-makes up to seven; compiled graphs call the same op. Everywhere else it is the plain composition, which Inductor fuses
-on a GPU.
+On the CPU in training it is one native op of two passes over the activations, forward and backward, where torch makes
+up to seven; compiled graphs call it too. Everywhere else it is the plain composition, which Inductor fuses on a GPU.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seal_fast.kernels import native
-from seal_fast.kernels.backend import resolve
+from seal_fast.kernels.backend import is_native
+from seal_fast.kernels.native import channels_last, function
 from seal_fast.kernels.norm_act.reference import norm_act as _reference
-from seal_fast.kernels.torch_private import constant, transforming
+from seal_fast.kernels.torch_private import transforming
 
 _DTYPES = torch.bfloat16, torch.float32
 
@@ -58,30 +57,21 @@ def norm_act(
         ValueError: training on one value per channel; or `backend="native"` for input that it does not take.
         BackendUnavailable: `backend="native"` where the native kernels are not installed.
     """
-    arguments = x, weight, bias, running_mean, running_var, training, momentum, eps, residual, act
-    # The only question about the device. A GPU has no kernel of its own here: Inductor writes it.
-    if backend == "reference" or (backend == "auto" and x.device.type != "cpu"):
-        return _reference(*arguments)
-    native_runs = _resolve(backend, x.device.type) == "native" and not transforming()
-    vectors = weight, bias, running_mean, running_var
-    if not native_runs or not training or not _fits(x, residual, vectors):
+    native = is_native("norm_act", backend, x.device.type) and training and not transforming()
+    if not native or not _fits(x, residual, (weight, bias, running_mean, running_var)):
         if backend == "native":
             raise ValueError(
                 "norm_act: the native kernel takes channels-last bfloat16 or float32 input in training, float32 "
-                "weights and a residual like the input; choose backend 'auto' for anything else"
+                "weights and a residual like the input, outside torch.func and forward-mode AD; choose backend 'auto' "
+                "for anything else"
             )
-        return _reference(*arguments)
+        return _reference(x, weight, bias, running_mean, running_var, training, momentum, eps, residual, act)
     y, mean, var = torch.ops.seal_fast.norm_act(x, weight, bias, residual, eps, act)
     with torch.no_grad():
         count = x.numel() // x.shape[1]
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(var * (count / (count - 1)), momentum)
     return y
-
-
-@constant
-def _resolve(backend: str, device: str) -> str:
-    return resolve("norm_act", backend, torch.device(device))
 
 
 def _fits(x: Tensor, residual: Tensor | None, vectors: tuple[Tensor, ...]) -> bool:
@@ -110,25 +100,17 @@ _library.define(
 )
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _kernel(name: str, dtype: torch.dtype):
-    return getattr(native.require(), f"{name}_{str(dtype).removeprefix('torch.')}")
-
-
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, act: bool):
-    x, weight, bias = _channels_last(x), weight.contiguous(), bias.contiguous()
-    residual = None if residual is None else _channels_last(residual)
+    x, weight, bias = channels_last(x), weight.contiguous(), bias.contiguous()
+    residual = None if residual is None else channels_last(residual)
     y, mean, var = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     tensors = x, residual, weight, bias, y, mean, var
     channels = x.shape[1]
-    _kernel("norm_act", x.dtype)(*map(_address, tensors), x.numel() // channels, channels, eps, act)
+    function("norm_act", x.dtype)(*map(_address, tensors), x.numel() // channels, channels, eps, act)
     return y, mean, var
 
 
@@ -143,13 +125,13 @@ def _backward(
     eps: float,
     act: bool,
 ):
-    grad, x, weight, bias = _channels_last(grad), _channels_last(x), weight.contiguous(), bias.contiguous()
+    grad, x, weight, bias = channels_last(grad), channels_last(x), weight.contiguous(), bias.contiguous()
     grad_x = torch.empty_like(x)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(x)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
     tensors = grad, x, y, weight, bias, mean, var, grad_x, grad_residual, grad_weight, grad_bias
     channels = x.shape[1]
-    _kernel("norm_act_backward", x.dtype)(*map(_address, tensors), x.numel() // channels, channels, eps, act)
+    function("norm_act_backward", x.dtype)(*map(_address, tensors), x.numel() // channels, channels, eps, act)
     return grad_x, grad_residual, grad_weight, grad_bias
 
 
@@ -157,27 +139,19 @@ _library.impl("norm_act", _forward, "CPU")
 _library.impl("norm_act_backward", _backward, "CPU")
 
 
-@torch.library.register_fake("seal_fast::norm_act", lib=_library)
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, act: bool):
+def _fake_forward(x: Tensor, weight: Tensor, *_: object):
     y = torch.empty_like(x, memory_format=torch.channels_last)
     return y, torch.empty_like(weight), torch.empty_like(weight)
 
 
-@torch.library.register_fake("seal_fast::norm_act_backward", lib=_library)
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    act: bool,
-):
+def _fake_backward(grad: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, *_: object):
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     grad_residual = x.new_empty(0) if y is None else torch.empty_like(grad_x)
     return grad_x, grad_residual, torch.empty_like(weight), torch.empty_like(weight)
+
+
+torch.library.register_fake("seal_fast::norm_act", _fake_forward, lib=_library)
+torch.library.register_fake("seal_fast::norm_act_backward", _fake_backward, lib=_library)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -193,16 +167,13 @@ def _differentiate(ctx, grad: Tensor | None, *_of_statistics):
     x, weight, bias, residual, y, mean, var = ctx.saved_tensors
     if grad is None:
         return (None,) * 6
-    if torch.is_grad_enabled():  # create_graph: the gradient itself must be differentiable
+    if torch.is_grad_enabled() or transforming():  # create_graph, or derivatives of the gradient in another mode
         slots = x, weight, bias, residual
         wanted = [t for t in slots if t is not None and t.requires_grad]
-        again = _reference(x, weight, bias, mean.clone(), var.clone(), True, 0.0, ctx.eps, residual, ctx.act)
-        found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
-        return (
-            *(next(found) if t is not None and t.requires_grad else None for t in (x, weight, bias, residual)),
-            None,
-            None,
-        )
+        with torch.enable_grad():
+            again = _reference(x, weight, bias, mean.clone(), var.clone(), True, 0.0, ctx.eps, residual, ctx.act)
+            found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
+        return *(next(found) if t is not None and t.requires_grad else None for t in slots), None, None
     grad_x, grad_residual, grad_weight, grad_bias = torch.ops.seal_fast.norm_act_backward(
         grad, x, y, weight, bias, mean, var, ctx.eps, ctx.act
     )

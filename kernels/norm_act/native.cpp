@@ -44,34 +44,43 @@ struct Forward {
     });
   }
 
+  // Sums of a tile's values and of their squares, less `shift`, as double. Squares are taken about the tile's own mean
+  // (Chan, Golub and LeVeque, 1983): float terms about any other centre would cancel where that is an outlier.
+  void sum(const float* shift, int64_t first, int64_t last, double* sums) const {
+    tiles(first, last, channels, [&](auto tile, int64_t at, int64_t c) {
+      Vec mean[tile.kVectors]{}, rest[tile.kVectors]{}, square[tile.kVectors]{};
+      tile.each([&](int64_t i, int v) { mean[v] += tile.load(x + at + i); });
+      for (Vec& m : mean) m /= static_cast<float>(tile.rows);
+      tile.each([&](int64_t i, int v) {
+        Vec d = tile.load(x + at + i) - mean[v];
+        rest[v] += d;
+        square[v] += d * d;
+      });
+      const double n = static_cast<double>(tile.rows);
+      for (int v = 0; v < tile.kVectors; ++v)
+        for (int i = 0; i < tile.lanes; ++i) {
+          const int64_t channel = c + v * kLanes + i;
+          const double r = rest[v][i], off = static_cast<double>(mean[v][i]) - shift[channel];
+          sums[channel] += n * off + r;
+          sums[channels + channel] += n * off * off + 2 * off * r + square[v][i];
+        }
+    });
+  }
+
   void run(bool act) const {
-    // Shifted by the first row, the sums of squares lose nothing where the mean is large beside the deviation.
     std::vector<float> shift(channels), scale(channels);
     for (int64_t c = 0; c < channels; ++c) shift[c] = static_cast<float>(x[c]);
     auto write_rows = residual ? (act ? &Forward::write<true, true> : &Forward::write<true, false>)
                                : (act ? &Forward::write<false, true> : &Forward::write<false, false>);
     Sums(rows, channels)
-        .run(
-            [&](int64_t first, int64_t last, double* sums) {
-              tiles(first, last, channels, [&](auto tile, int64_t at, int64_t c) {
-                Vec sum[tile.kVectors]{}, square[tile.kVectors]{}, k[tile.kVectors];
-                tile.load(k, shift.data() + c);
-                tile.each([&](int64_t i, int v) {
-                  Vec d = tile.load(x + at + i) - k[v];
-                  sum[v] += d;
-                  square[v] += d * d;
-                });
-                tile.add(sums + c, sum);
-                tile.add(sums + channels + c, square);
-              });
-            },
-            [&](int64_t c, double sum, double square) {
-              double off = sum / rows;
-              mean[c] = static_cast<float>(shift[c] + off);
-              var[c] = static_cast<float>(std::max(square / rows - off * off, 0.0));
-              scale[c] = scale_of(weight[c], var[c], eps);
-            },
-            [&](int64_t first, int64_t last) { (this->*write_rows)(scale.data(), first, last); });
+        .run([&](int64_t first, int64_t last, double* sums) { sum(shift.data(), first, last, sums); },
+             [&](int64_t c, double sum, double square) {
+               double off = sum / rows;
+               mean[c] = static_cast<float>(shift[c] + off);
+               var[c] = static_cast<float>(std::max(square / rows - off * off, 0.0));
+               scale[c] = scale_of(weight[c], var[c], eps);
+             },
+             [&](int64_t first, int64_t last) { (this->*write_rows)(scale.data(), first, last); });
   }
 };
 
@@ -152,41 +161,18 @@ struct Backward {
 };
 
 template <typename T>
-void forward(uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t bias, uintptr_t y, uintptr_t mean,
-             uintptr_t var, int64_t rows, int64_t channels, double eps, bool act) {
+void forward(Address x, Address residual, Address weight, Address bias, Address y, Address mean, Address var,
+             int64_t rows, int64_t channels, double eps, bool act) {
   nb::gil_scoped_release release;
-  Forward<T>{pointer<T>(x),
-             pointer<T>(residual),
-             pointer<float>(weight),
-             pointer<float>(bias),
-             pointer<T>(y),
-             pointer<float>(mean),
-             pointer<float>(var),
-             rows,
-             channels,
-             eps}
-      .run(act);
+  Forward<T>{x, residual, weight, bias, y, mean, var, rows, channels, eps}.run(act);
 }
 
 template <typename T>
-void backward(uintptr_t grad, uintptr_t x, uintptr_t y, uintptr_t weight, uintptr_t bias, uintptr_t mean, uintptr_t var,
-              uintptr_t grad_x, uintptr_t grad_residual, uintptr_t grad_weight, uintptr_t grad_bias, int64_t rows,
+void backward(Address grad, Address x, Address y, Address weight, Address bias, Address mean, Address var,
+              Address grad_x, Address grad_residual, Address grad_weight, Address grad_bias, int64_t rows,
               int64_t channels, double eps, bool act) {
   nb::gil_scoped_release release;
-  Backward<T>{pointer<T>(grad),
-              pointer<T>(x),
-              pointer<T>(y),
-              pointer<float>(weight),
-              pointer<float>(bias),
-              pointer<float>(mean),
-              pointer<float>(var),
-              pointer<T>(grad_x),
-              pointer<T>(grad_residual),
-              pointer<float>(grad_weight),
-              pointer<float>(grad_bias),
-              rows,
-              channels,
-              eps}
+  Backward<T>{grad, x, y, weight, bias, mean, var, grad_x, grad_residual, grad_weight, grad_bias, rows, channels, eps}
       .run(act);
 }
 

@@ -10,12 +10,6 @@
 
 namespace seal_fast {
 
-// Sixteen neighbouring channels. The compiler cuts them into whatever registers the x86-64 level has.
-constexpr int kLanes = 16;
-typedef float Vec __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
-
 // Rows that are summed up in float before their sum moves on to double: the rounding errors of a sum grow with its
 // length, and 64 terms keep them below those of the data.
 constexpr int64_t kBlock = 64;
@@ -35,10 +29,7 @@ struct Tile {
     return value;
   }
   Vec load(const float* at) const { return read<Vec>(at); }
-  Vec load(const bf16* at) const {
-    Bits bits = __builtin_convertvector(read<Half>(at), Bits) << 16;
-    return reinterpret_cast<Vec&>(bits);
-  }
+  Vec load(const bf16* at) const { return widen(read<Half>(at)); }
   void load(Vec (&to)[V], const float* at) const {
     for (int v = 0; v < V; ++v) to[v] = load(at + v * kLanes);
   }

@@ -169,9 +169,8 @@ def test_a_batch_equals_its_parts(backend, cut, position):
 
 def test_offsets_and_flips_are_uniform_and_independent():
     count, pad, size = 40_000, 4, 8
-    top, left, flipped = reference.choices(
-        torch.zeros(count, dtype=torch.int64), 8, 8, size, pad, True, True, 1, 2, 3, 0
-    )
+    settings = reference.Settings((), (), pad, True, True, 1, 2, 3, 0)
+    top, left, flipped = reference.choices(torch.zeros(count, dtype=torch.int64), 8, 8, size, settings)
     n = 2 * pad + 1
     assert top.min() == -pad and top.max() == pad and left.min() == -pad and left.max() == pad
     table = torch.bincount(((top + pad) * n + left + pad) * 2 + flipped, minlength=2 * n * n)

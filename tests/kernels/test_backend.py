@@ -49,6 +49,12 @@ def test_triton_on_the_cpu_needs_the_interpreter(fresh, monkeypatch):
     assert resolve("op", "triton", CPU) == "triton"
 
 
+def test_an_op_without_a_kernel_for_the_device_runs_its_reference_in_silence(fresh, caplog):
+    assert resolve("norm_act", "auto", torch.device("cuda")) == "reference" and not caplog.records
+    with pytest.raises(BackendUnavailable, match="norm_act: there is no triton kernel of it"):
+        resolve("norm_act", "triton", torch.device("cuda"))
+
+
 def test_a_name_that_is_no_backend_is_refused(fresh):
     with pytest.raises(ValueError, match="auto, reference, native, triton"):
         resolve("op", "cuda", CPU)

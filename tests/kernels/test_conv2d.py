@@ -7,7 +7,10 @@ import torch.nn.functional as F
 from seal_fast.kernels import conv2d
 from seal_fast.kernels.conv2d import conv2d_backward, ways
 from seal_fast.kernels.conv2d.products import Shape
+from seal_fast.kernels.torch_private import has_bf16_matmul
 from seal_fast.models.resnet import resnet18
+
+needs_bf16 = pytest.mark.skipif(not has_bf16_matmul(), reason="no bfloat16 matrix products on this CPU")
 
 # Relative to the largest value. A bfloat16 result is a float32 sum rounded once, a sum of columns or of taps twice.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2**-7}
@@ -59,6 +62,7 @@ def test_values_and_gradients(case, dtype):
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@needs_bf16
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_autocast_casts_the_weight_first_and_computes_the_same_to_the_bit(case):
     *_, stride, padding, _ = case
@@ -136,6 +140,7 @@ def test_other_inputs_take_the_library():
         conv2d(x.bfloat16(), weight, 1, 1)
 
 
+@needs_bf16
 def test_the_network_asks_for_products_where_maps_are_small():
     network = resnet18(10).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)

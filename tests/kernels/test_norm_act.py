@@ -83,6 +83,20 @@ def test_variance_of_data_far_from_zero():
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("row", [0, 5000])
+def test_variance_of_a_nearly_constant_channel_with_an_outlier(row, dtype):
+    x, _, _, weight, bias = batch(20, dtype, n=64, h=16, w=16, offset=0.0)
+    x *= torch.logspace(-4, 0, 20).to(dtype)[:, None, None]
+    matrix = x.permute(0, 2, 3, 1).flatten(0, 2)
+    matrix[row] = 1000.0
+    mean, var = torch.zeros(20), torch.zeros(20)
+    norm_act(x, weight, bias, mean, var, True, 1.0, EPS, backend="native")
+    torch.testing.assert_close(mean.double(), matrix.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(var.double(), matrix.double().var(0), rtol=2e-6, atol=0)
+
+
+@needs_native
 def test_nan_and_infinity_come_through():
     for bad in (float("nan"), float("inf")):
         x, _, _, weight, bias = batch(17, torch.float32)

@@ -48,6 +48,12 @@ def test_words_follow_the_documented_counter(seed, generation, epoch, start, pur
         assert tuple(row) == literal_philox(counter, (seed & ONES, seed >> 32))
 
 
+def test_blocks_are_those_of_consecutive_purposes():
+    positions = torch.tensor([3, 2**40])
+    words = philox.words(5, 1, 2, positions, philox.CROP, blocks=10)
+    assert torch.equal(words, torch.cat([philox.words(5, 1, 2, positions, philox.CROP + k) for k in range(10)], dim=1))
+
+
 def test_bits_are_balanced_and_streams_do_not_meet():
     n = 20_000
     positions = torch.arange(n)
