@@ -14,7 +14,10 @@ from seal_fast.methods.schedule import Distribution
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import read_text
 
-Method = str if TYPE_CHECKING else Literal[tuple(METHODS)]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 
 
 @dataclass(frozen=True)
