@@ -1,4 +1,4 @@
-"""Images per second of the engine, per phase and method, beside a textbook loop: ratios in one run.
+"""Images per second of the trainer, per phase and method, beside a textbook loop: ratios in one run.
 
 ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds, of
 which SEAL_FAST_BENCH_LONG in the environment asks for more.
@@ -65,7 +65,7 @@ def inputs(images):
 
 
 @pytest.fixture(scope="module")
-def engines(images, inputs, tmp_path_factory):
+def trainers(images, inputs, tmp_path_factory):
     """Engines by configuration; everything stays built between benchmarks."""
     with contextlib.ExitStack() as stack:
         made: dict[Config, Trainer] = {}
@@ -95,17 +95,17 @@ def engines(images, inputs, tmp_path_factory):
         yield make
 
 
-def epoch(engine: Trainer, generation: int = 0, epoch: int = 0) -> tuple[float, float]:
-    """One epoch of the engine's real steps, input and counters included: images per second, share waiting for input."""
-    state = engine.state
+def epoch(trainer: Trainer, generation: int = 0, epoch: int = 0) -> tuple[float, float]:
+    """One epoch of the trainer's real steps, input and counters included: images per second, share waiting for input."""
+    state = trainer.state
     state.position = Position(generation, epoch)
     state.counters.zero_()
     state.seconds = state.wait_seconds = 0.0
-    phase, _ = engine.timeline.phase(generation, epoch)
-    engine.enter(phase)
-    engine.set_rates(phase)
-    engine.train()
-    images = engine.read_counters()[3]
+    phase, _ = trainer.timeline.phase(generation, epoch)
+    trainer.enter(phase)
+    trainer.set_rates(phase)
+    trainer.train()
+    images = trainer.read_counters()[3]
     return images / state.seconds, state.wait_seconds / state.seconds
 
 
@@ -162,18 +162,18 @@ def step_flops(model: torch.nn.Module) -> float:
     return counter.get_total_flops() / 2
 
 
-def test_engine_against_textbook_loop(benchmark, engines, opponent, images):
-    contenders = {name: engines(**changes) for name, changes in VARIANTS.items()}
+def test_engine_against_textbook_loop(benchmark, trainers, opponent, images):
+    contenders = {name: trainers(**changes) for name, changes in VARIANTS.items()}
     speeds: dict[str, list[float]] = {"textbook": []} | {name: [] for name in contenders}
     waits: list[float] = []
-    for engine in contenders.values():
-        epoch(engine)  # compiles
+    for trainer in contenders.values():
+        epoch(trainer)  # compiles
     opponent.images_per_s(1)
 
     def one_round():
         speeds["textbook"].append(opponent.images_per_s(STEPS))
-        for name, engine in contenders.items():
-            speed, wait = epoch(engine)
+        for name, trainer in contenders.items():
+            speed, wait = epoch(trainer)
             speeds[name].append(speed)
             waits.append(wait)
 
@@ -194,25 +194,25 @@ def test_engine_against_textbook_loop(benchmark, engines, opponent, images):
     info["n"] = f"{ROUNDS} rounds of {STEPS} steps of {BATCH}; textbook {base:.0f} images/s"
 
 
-def test_phases_of_every_method(benchmark, engines):
+def test_phases_of_every_method(benchmark, trainers):
     """Ascent and descent of every method that ascends: descent, ascent, ascent, descent, one step each.
 
     A phase changes no more than numbers, so short turns measure it as well as long ones, and what disturbs the machine
     falls on both.
     """
-    contenders = {method: engines(method=method, amp=True, limit_train=BATCH) for method in METHODS}
+    contenders = {method: trainers(method=method, amp=True, limit_train=BATCH) for method in METHODS}
     speeds: dict[tuple[str, str], list[float]] = {}
 
     def one_round():
-        for method, engine in contenders.items():
-            g = len(engine.timeline.generations) - 1
-            names = [phase.name for phase in engine.timeline.generations[g]]
+        for method, trainer in contenders.items():
+            g = len(trainer.timeline.generations) - 1
+            names = [phase.name for phase in trainer.timeline.generations[g]]
             for e in (1, 0, 0, 1) if "ascent" in names else (1,):
-                phase = engine.timeline.phase(g, e)[0].name
-                speeds.setdefault((method, phase), []).append(epoch(engine, g, e)[0])
+                phase = trainer.timeline.phase(g, e)[0].name
+                speeds.setdefault((method, phase), []).append(epoch(trainer, g, e)[0])
 
-    for engine in contenders.values():
-        epoch(engine)
+    for trainer in contenders.values():
+        epoch(trainer)
     benchmark.pedantic(one_round, rounds=PHASE_ROUNDS)
     info, every = benchmark.extra_info, []
     for (method, phase), values in speeds.items():
@@ -225,24 +225,24 @@ def test_phases_of_every_method(benchmark, engines):
     info["n"] = f"{PHASE_ROUNDS} rounds of two pairs of steps of {BATCH} a method"
 
 
-def test_logging(benchmark, engines):
+def test_logging(benchmark, trainers):
     """Progress every `--log-every` steps and a row of metrics with its events, against an epoch of 100,000 images."""
-    engine = engines(amp=True)
-    speed, _ = epoch(engine)
-    phase, _ = engine.timeline.phase(0, 0)
+    trainer = trainers(amp=True)
+    speed, _ = epoch(trainer)
+    phase, _ = trainer.timeline.phase(0, 0)
     names = "train_loss train_top1 val_loss val_top1 val_top5 images_per_s seconds input_wait_seconds compile_seconds"
     row = {"generation": 0, "epoch": 0, "phase": phase.name} | dict.fromkeys(names.split(), 1.0) | {"images": 100_000}
-    for group, (rate, sign) in engine.rates(phase).items():
+    for group, (rate, sign) in trainer.rates(phase).items():
         row |= {f"lr_{group}": rate, f"direction_{group}": sign}
 
     def log_one_epoch():
         with contextlib.redirect_stdout(io.StringIO()):
-            for _ in range(100_000 // BATCH // engine.config.log_every):
-                engine.show_progress()
-            engine.log.epoch(row)
+            for _ in range(100_000 // BATCH // trainer.config.log_every):
+                trainer.show_progress()
+            trainer.log.epoch(row)
 
     benchmark.pedantic(log_one_epoch, rounds=20)
-    benchmark.extra_info["counters read in an epoch"] = 100_000 // BATCH // engine.config.log_every
+    benchmark.extra_info["counters read in an epoch"] = 100_000 // BATCH // trainer.config.log_every
     benchmark.extra_info["logging / epoch of 100,000 images"] = benchmark.stats.stats.median / (100_000 / speed)
 
 

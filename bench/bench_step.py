@@ -1,4 +1,4 @@
-"""The engine's whole training step, with and without our kernels: ratios in one run, contenders taking turns.
+"""The trainer's whole training step, with and without our kernels: ratios in one run, contenders taking turns.
 
 ResNet-18, 64x64, bfloat16 autocast. A turn is one epoch of a few real steps, input and counters included.
 SEAL_FAST_BENCH_LONG in the environment adds contenders and rounds.
@@ -42,8 +42,8 @@ class PlainAutocast(Runtime):
 
 
 @contextlib.contextmanager
-def engines(data: str) -> Iterator[Callable[..., Trainer]]:
-    """Builds engines over the same images."""
+def trainers(data: str) -> Iterator[Callable[..., Trainer]]:
+    """Builds trainers over the same images."""
     images = open_images(data)
     with contextlib.ExitStack() as stack:
 
@@ -65,20 +65,20 @@ def engines(data: str) -> Iterator[Callable[..., Trainer]]:
 
 
 @pytest.fixture(scope="module")
-def engine_of(data):
-    with engines(data) as make:
+def trainer_of(data):
+    with trainers(data) as make:
         yield make
 
 
-def steps(engine: Trainer) -> float:
+def steps(trainer: Trainer) -> float:
     """Seconds a step over one short epoch."""
-    engine.state.position = Position()
-    engine.state.counters.zero_()
+    trainer.state.position = Position()
+    trainer.state.counters.zero_()
     begin = time.perf_counter()
-    engine.train()
+    trainer.train()
     seconds = time.perf_counter() - begin
-    engine.read_counters()
-    return seconds / engine.input.steps_per_epoch
+    trainer.read_counters()
+    return seconds / trainer.input.steps_per_epoch
 
 
 def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str, images: int = IMAGES) -> None:
@@ -102,17 +102,17 @@ def compare(benchmark, contenders: dict[str, Callable[[], float]], base: str, im
     info["n"] = f"{ROUNDS} rounds of {images} images"
 
 
-def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
-    """All operations in plain torch (or, in the long version, some of them), the same engine otherwise."""
-    ours, reference_update = engine_of(128), engine_of(128, kernels="reference")
+def test_kernels_against_reference(benchmark, trainer_of, monkeypatch):
+    """All operations in plain torch (or, in the long version, some of them), the same trainer otherwise."""
+    ours, reference_update = trainer_of(128), trainer_of(128, kernels="reference")
 
-    def turn(engine: Trainer, *plain: str) -> Callable[[], float]:
+    def turn(trainer: Trainer, *plain: str) -> Callable[[], float]:
         def run() -> float:
             with monkeypatch.context() as patch:
                 for name in plain:
                     room = inputs if name == "augment" else resnet
                     patch.setattr(room, name, functools.partial(getattr(kernels, name), backend="reference"))
-                return steps(engine)
+                return steps(trainer)
 
         return run
 
@@ -130,26 +130,26 @@ def test_kernels_against_reference(benchmark, engine_of, monkeypatch):
 
 
 @pytest.mark.parametrize("batch, compiled", [(32, False), (128, False), (32, True)][: None if LONG else 1])
-def test_copy_of_the_weights_against_plain_autocast(benchmark, engine_of, batch, compiled):
+def test_copy_of_the_weights_against_plain_autocast(benchmark, trainer_of, batch, compiled):
     """Reading the optimiser's bfloat16 weights, against casting them in every step."""
-    ours, plain = (engine_of(batch, plain_autocast=plain, compile=compiled) for plain in (False, True))
+    ours, plain = (trainer_of(batch, plain_autocast=plain, compile=compiled) for plain in (False, True))
     compare(benchmark, {"copy": lambda: steps(ours), "plain autocast": lambda: steps(plain)}, "copy")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model, size, batch", [("resnet18", 64, 128), ("resnet18", 64, 32), ("resnet50", 224, 128)])
-def test_cuda_graph_against_its_steps(benchmark, engine_of, monkeypatch, model, size, batch):
+def test_cuda_graph_against_its_steps(benchmark, trainer_of, monkeypatch, model, size, batch):
     """What compiling saves on a GPU, and what recording the step saves beyond that."""
     images = 16 * batch
     settings = {"model": model, "image_size": size, "limit_train": images, "device": "cuda"}
-    contenders = {"CUDA graph": engine_of(batch, compile=True, **settings)}
+    contenders = {"CUDA graph": trainer_of(batch, compile=True, **settings)}
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
-        contenders["compiled"] = engine_of(batch, compile=True, **settings)
-        contenders["eager"] = engine_of(batch, **settings)
-        contenders["eager, reference ops"] = engine_of(batch, kernels="reference", **settings)
-    turns = {name: functools.partial(steps, engine) for name, engine in contenders.items()}
+        contenders["compiled"] = trainer_of(batch, compile=True, **settings)
+        contenders["eager"] = trainer_of(batch, **settings)
+        contenders["eager, reference ops"] = trainer_of(batch, kernels="reference", **settings)
+    turns = {name: functools.partial(steps, trainer) for name, trainer in contenders.items()}
     compare(benchmark, turns, "CUDA graph", images)
     benchmark.extra_info["images/s"] = batch / (benchmark.extra_info["ms a step"] / 1e3)
     benchmark.extra_info["peak memory of all, GiB"] = torch.cuda.max_memory_allocated() / 2**30

@@ -1,4 +1,4 @@
-"""One table at the end of `pytest bench/ --benchmark-only`, and JSON with the name plate beside it.
+"""One table at the end of `pytest bench/ --benchmark-only`, and JSON with the environment beside it.
 
 A benchmark puts its figures into `benchmark.extra_info`; the table shows them all.
 """

@@ -81,7 +81,7 @@ class Loop:
 
 
 class Apart:
-    """A loop in a process of its own, where nothing that the engine sets (threads, memory) reaches it."""
+    """A loop in a process of its own, where nothing that the trainer sets (threads, memory) reaches it."""
 
     def __init__(self, blobs: Sequence[bytes], labels: Sequence[int], classes: int, size: int, batch_size: int) -> None:
         context = torch.multiprocessing.get_context("spawn")

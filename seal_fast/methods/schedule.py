@@ -1,6 +1,6 @@
 """When what happens to which parameters: learning-rate curve, phases, generations, the timeline of a run.
 
-A training method is data: a timeline made of frozen values that the engine obeys. Nothing here imports torch, so a
+A training method is data: a timeline made of frozen values that the trainer obeys. Nothing here imports torch, so a
 timeline can be printed (`python -m seal_fast timeline --method seal`) and property-tested in milliseconds.
 
 Source: SEAL, arXiv 2304.04858 (generations, ascent in the early layers); LLF, arXiv 2202.00155 (forgetting).

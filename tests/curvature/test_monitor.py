@@ -16,7 +16,7 @@ from seal_fast.data.batches import batches
 from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
-from seal_fast.training import trainer as engine
+from seal_fast.training import trainer
 from seal_fast.training.signals import Interrupted
 from seal_fast.utils.errors import RunError, UsageError
 
@@ -111,13 +111,13 @@ def test_a_signal_amid_a_measurement_loses_nothing(measured, config, tmp_path, m
 
             return original(*arguments, watch=told, **options)
 
-        real = engine.stop_signals
+        real = trainer.stop_signals
 
         def asked(ask):
             asked.ask = ask
             return real(ask)
 
-        patch.setattr(engine, "stop_signals", asked)
+        patch.setattr(trainer, "stop_signals", asked)
         patch.setattr(training, "lanczos", lanczos_with_a_signal)
         with pytest.raises(Interrupted):
             run(config)

@@ -13,8 +13,7 @@ from seal_fast import train
 from seal_fast.methods import METHODS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
-from seal_fast.training import checkpoint
-from seal_fast.training import trainer as engine
+from seal_fast.training import checkpoint, trainer
 from seal_fast.training.runtime import Runtime
 
 # 20 images in steps of 8: two processes share the last step of 4, for four it is too small and each computes it whole.
@@ -34,20 +33,20 @@ def run_all(configs):
 
 def run_to(config, step):
     """Run until every process dies before its `step`-th step."""
-    taken, original = iter(range(10**9)), engine.forward_and_loss
+    taken, original = iter(range(10**9)), trainer.forward_and_loss
 
     def forward_and_loss(model, *rest):
         if model.training and next(taken) == step:
             raise Killed
         return original(model, *rest)
 
-    engine.forward_and_loss = forward_and_loss
+    trainer.forward_and_loss = forward_and_loss
     try:
         run(config)
     except Killed:
         pass
     finally:
-        engine.forward_and_loss = original
+        trainer.forward_and_loss = original
 
 
 def run_twice(config, step):

@@ -1,4 +1,4 @@
-"""A slow training oracle in float64: the methods' semantics written out literally, with nothing of the engine in it.
+"""A slow training oracle in float64: the methods' semantics written out literally, with nothing of the trainer in it.
 
 Loops, momentum buffers and signs are spelled out per method, as the papers and their released code describe them. Only
 the network's forward pass and the numbers that a re-initialisation draws are the package's (both are tested elsewhere).

@@ -12,8 +12,7 @@ from seal_fast.config import Config
 from seal_fast.data import open_images
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
-from seal_fast.training import checkpoint, runtime
-from seal_fast.training import trainer as engine
+from seal_fast.training import checkpoint, runtime, trainer
 
 EXACT = Config(
     model="resnet18",
@@ -52,7 +51,7 @@ def die_at(monkeypatch, step, error=Killed, between=False):
     """Kill training in its `step`-th step of this process, or between it and the step before."""
     taken = iter(range(10**9))
     if between:
-        train = engine.Trainer.train
+        train = trainer.Trainer.train
 
         def broken(self):
             batches = self.input.train
@@ -69,15 +68,15 @@ def die_at(monkeypatch, step, error=Killed, between=False):
             finally:
                 self.input.train = batches
 
-        return monkeypatch.setattr(engine.Trainer, "train", broken)
-    original = engine.forward_and_loss
+        return monkeypatch.setattr(trainer.Trainer, "train", broken)
+    original = trainer.forward_and_loss
 
     def forward_and_loss(model, *rest):
         if model.training and next(taken) == step:
             raise error
         return original(model, *rest)
 
-    monkeypatch.setattr(engine, "forward_and_loss", forward_and_loss)
+    monkeypatch.setattr(trainer, "forward_and_loss", forward_and_loss)
 
 
 def outcome(out):
@@ -116,12 +115,12 @@ def assert_close(out, other, tolerance=1e-10, parts=("model.", "momentum."), row
 
 
 @contextmanager
-def engine_of(config, folder):
+def trainer_of(config, folder):
     machine = runtime.start(config)
     images = open_images(config.data)
     source = open_input(config, machine, images)
-    with assemble(config, machine, images, source, RunFolder(folder)) as engine:
-        yield engine
+    with assemble(config, machine, images, source, RunFolder(folder)) as trainer:
+        yield trainer
 
 
 def await_checkpoint(path):

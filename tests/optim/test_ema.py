@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processes import together
-from runs import AMP, BASE, EXACT, Killed, assert_close, assert_identical, die_at, engine_of, outcome
+from runs import AMP, BASE, EXACT, Killed, assert_close, assert_identical, die_at, outcome, trainer_of
 from safetensors.torch import load_file
 from small_network import LR, named_groups, network
 from small_resnet import build_shallow
@@ -29,7 +29,7 @@ def averages(model):
 def test_averages_and_norms_equal_literal_loops(image_folder, tmp_path, small_network):
     """SEAL in float64, with ascents and reset momentum; weights and running statistics."""
     config = replace(EXACT, data=str(image_folder), generations=2, epochs=2, eval_every=2, **BOTH)
-    with engine_of(config, tmp_path / "run") as trainer:
+    with trainer_of(config, tmp_path / "run") as trainer:
         model, optimizer = trainer.state.model, trainer.state.optimizer
         expected, update = averages(model), optimizer.step
         squares, rows = [], []

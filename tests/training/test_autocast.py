@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import AMP, Killed, assert_identical, die_at, engine_of, outcome
+from runs import AMP, Killed, assert_identical, die_at, outcome, trainer_of
 
 from seal_fast.train import run
 from seal_fast.training.runtime import Runtime
@@ -69,16 +69,16 @@ class Casts(torch.utils._python_dispatch.TorchDispatchMode):
 def test_no_step_casts_a_weight_or_its_gradient(plain, casts, image_folder, tmp_path, monkeypatch, small_network):
     if plain:
         plain_autocast(monkeypatch)
-    with engine_of(replace(AMP, data=str(image_folder), limit_train=8), tmp_path / "run") as engine:
-        model = engine.state.model
+    with trainer_of(replace(AMP, data=str(image_folder), limit_train=8), tmp_path / "run") as trainer:
+        model = trainer.state.model
         names = [name for name, p in model.named_parameters() if p.ndim > 1 or name == "fc.bias"]
         assert len(names) == 22  # 20 convolutions (3 of them downsample), a linear layer's weight and bias
-        engine.set_rates(engine.timeline.phase(0, 0)[0])
+        trainer.set_rates(trainer.timeline.phase(0, 0)[0])
         seen = Casts({p.shape for name, p in model.named_parameters() if name in names})
         with seen:
-            engine.train()
+            trainer.train()
         assert seen.count == casts
         # what is kept is the float32 weights, under the model's own names
         assert {t.dtype for t in model.state_dict().values()} == {torch.float32, torch.int64}
-        copy = engine.state.optimizer.bf16_weights() if not plain else {}
+        copy = trainer.state.optimizer.bf16_weights() if not plain else {}
         assert all(torch.equal(copy[name], p.bfloat16()) for name, p in model.named_parameters() if not plain)

@@ -80,7 +80,7 @@ def test_cuda_asked_for_and_missing_is_refused():
         runtime.start(Config(device="cuda"))
 
 
-def test_name_plate_says_what_a_number_needs():
+def test_environment_says_what_a_number_needs():
     plate = runtime.environment(runtime.start(Config()))
     assert plate["torch"] == torch.__version__ and plate["cores"] == len(os.sched_getaffinity(0))
     assert plate["triton"] and plate["dali"] and plate["cpu"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import EXACT, engine_of
+from runs import EXACT, trainer_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -28,13 +28,13 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
     config = replace(
         EXACT, **{"dtype": "float32"} | precision, data=str(image_folder), augmentation="pad-crop", shuffle=True
     )
-    with engine_of(config, tmp_path / "run") as engine:
-        engine.set_rates(engine.timeline.phase(0, 0)[0])
+    with trainer_of(config, tmp_path / "run") as trainer:
+        trainer.set_rates(trainer.timeline.phase(0, 0)[0])
         with Scalars() as scalars:
-            engine.train()
-        assert engine.state.position.step == 3 and scalars.count == 0
+            trainer.train()
+        assert trainer.state.position.step == 3 and scalars.count == 0
         with scalars:  # the counter does count
-            float(engine.state.counters[0])
+            float(trainer.state.counters[0])
         assert scalars.count == 1
 
 
@@ -43,13 +43,13 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_step_synchronises_on_a_gpu(compiled, image_folder, tmp_path):
     config = replace(EXACT, dtype="float32", amp=True, compile=compiled, device="cuda", data=str(image_folder))
-    with engine_of(config, tmp_path / "run") as engine:
-        engine.set_rates(engine.timeline.phase(0, 0)[0])
+    with trainer_of(config, tmp_path / "run") as trainer:
+        trainer.set_rates(trainer.timeline.phase(0, 0)[0])
         for _ in range(3):  # compiles, fills caches, and records the CUDA graph
-            engine.train()
-            engine.state.position.step = 0
+            trainer.train()
+            trainer.state.position.step = 0
         torch.cuda.set_sync_debug_mode("error")
         try:
-            engine.train()
+            trainer.train()
         finally:
             torch.cuda.set_sync_debug_mode("default")

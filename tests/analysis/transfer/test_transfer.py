@@ -49,9 +49,7 @@ def test_what_cannot_be_held_out_ends_in_a_sentence():
 def test_the_linear_probe_is_the_protocol_written_with_scikit_learn(monkeypatch):
     from sklearn.linear_model import LogisticRegression
 
-    monkeypatch.setattr(
-        compute, "fit_path", partial(compute.fit_path, tolerance=1e-12)
-    )  # one image is close
+    monkeypatch.setattr(compute, "fit_path", partial(compute.fit_path, tolerance=1e-12))  # one image is close
 
     penalties = [3.0, 1.0, 0.1, 0.01]
     train, test = (part.double().numpy() for part in scaled(TRAIN.values, TEST.values))
