@@ -96,7 +96,7 @@ def trainers(images, inputs, tmp_path_factory):
 
 
 def epoch(trainer: Trainer, generation: int = 0, epoch: int = 0) -> tuple[float, float]:
-    """One epoch of the trainer's real steps, input and counters included: images per second, share waiting for input."""
+    """One epoch of real steps, input and counters included: images per second, share waiting for input."""
     state = trainer.state
     state.position = Position(generation, epoch)
     state.counters.zero_()
