@@ -105,7 +105,7 @@ def density(
         interrupted = False
         for _ in range(steps):
             space.append(vector)
-            product = operator.multiply(space.rows[len(space) - 1 : len(space)].double())[0]
+            product = operator.multiply(space.rows[-1:].double())[0]
             hvps += 1
             diagonal.append(float(space.orthogonalise(product)[-1]))
             rest = float(product.norm())

@@ -67,7 +67,7 @@ def lanczos(
 
     while True:
         space.append(vector)
-        vector = space.rows[len(space) - 1].double()  # as it was rounded
+        vector = space.rows[-1].double()  # as it was rounded
         product = operator.multiply(vector[None])[0]
         hvps += 1
         column = space.orthogonalise(product).cpu()

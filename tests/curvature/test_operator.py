@@ -187,11 +187,11 @@ def test_what_cannot_be_is_said():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A ResNet-18 of width 4 on 128 digits, float32, after 20 and after 80 steps."""
+    """A ResNet-18 of width 16 on 128 digits, after 20 and after 80 steps in float64, for use in float32."""
     found = open_images("digits")
     chosen = choose(found, "train", 512, spread=True)
-    x, y = next(iter(batches(found, chosen, image_size=8, batch_size=512)))
-    model = resnet(depths=(2, 2, 2, 2), width=4, classes=10, dtype=torch.float32)
+    x, y = next(iter(batches(found, chosen, image_size=8, batch_size=512, dtype=torch.float64)))
+    model = resnet(depths=(2, 2, 2, 2), width=16, classes=10)
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)
     stages = {}
     for step in range(1, 81):
@@ -200,8 +200,8 @@ def trained():
         smoothed(model(x[rows]), y[rows]).backward()
         optimizer.step()
         if step in (20, 80):
-            stages[step] = copy.deepcopy(model).eval()
-    return stages, (x[:128], y[:128])
+            stages[step] = copy.deepcopy(model).float().eval()
+    return stages, (x[:128].float(), y[:128])
 
 
 @pytest.mark.parametrize(
