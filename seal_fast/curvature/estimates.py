@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seal_fast.curvature.basis import Basis
-from seal_fast.curvature.ritz import Symmetric
+from seal_fast.curvature.lanczos import Krylov
+from seal_fast.curvature.ritz import Eigenpairs, Symmetric
 
 Stop = Callable[[int], bool | None]
 """Called with the products spent so far; True stops the estimate."""
@@ -18,37 +18,73 @@ Stop = Callable[[int], bool | None]
 
 @dataclass
 class Trace:
-    """Hutchinson's estimate; stderr is the standard error of the mean over the probes, hvps their number."""
+    """An estimate of the trace.
+
+    Attributes:
+        value: the estimate.
+        stderr: standard error of the mean over the probes.
+        half: half the width of the 95 % confidence interval by Student's t, for value +- half.
+        probes: random vectors, each one product.
+        known: eigenvalues whose part of the trace is exact.
+    """
 
     value: float
     stderr: float
-    hvps: int
+    half: float
+    probes: int
+    known: int = 0
 
 
-def trace(operator: Symmetric, probes: int = 32, *, block: int = 1, seed: int = 0, stop: Stop | None = None) -> Trace:
-    """The trace from  mean of v . H v  over random signs v (Hutchinson, Communications in Statistics, 1990).
+def trace(
+    operator: Symmetric,
+    probes: int = 32,
+    *,
+    known: Eigenpairs | None = None,
+    block: int = 1,
+    seed: int = 0,
+    stop: Stop | None = None,
+) -> Trace:
+    """The trace as the sum of known eigenvalues plus the mean of  v . H v  over random signs v in the complement.
+
+    Hutchinson, Communications in Statistics, 1990; the deflation is that of Hutch++ (Meyer, Musco, Musco and Woodruff,
+    SOSA 2021), with eigenvectors that a solver has already found in place of a sketch. The estimate is unbiased for any
+    orthonormal Ritz vectors, converged or not.
 
     Args:
         operator: the symmetric operator.
         probes: random vectors.
+        known: Ritz values with their orthonormal vectors from one subspace, such as one end of a `Spectrum`.
         block: vectors that go through the network at once.
         seed: of the vectors.
-        stop: told of the progress; may stop it.
+        stop: called after each block; may stop the estimate.
 
     Raises:
-        ValueError: fewer than two probes, which have no standard error.
+        ValueError: fewer than two probes, which have no standard error, or the known vectors are not orthonormal.
     """
+    from scipy.special import stdtrit
+
     if probes < 2:
-        raise ValueError(f"{probes} probes: two at least, or there is no standard error")
+        raise ValueError(f"{probes} probes: at least two are needed for a standard error")
     draw = torch.Generator().manual_seed(seed)
+    known = known or Eigenpairs()
+    vectors = known.vectors
+    if vectors is None:
+        vectors = torch.zeros(0, operator.shape[0], dtype=torch.float64, device=operator.device)
+    identity = torch.eye(len(known.values), dtype=torch.float64, device=operator.device)
+    if len(vectors) != len(identity) or not torch.allclose(vectors @ vectors.T, identity, rtol=0, atol=1e-5):
+        raise ValueError("known eigenvalues need their eigenvectors, and these must be orthonormal")
     samples: list[float] = []
     while len(samples) < probes:
-        signs = _signs(min(block, probes - len(samples)), operator.shape[0], draw).to(operator.device)
-        samples += (signs * operator.multiply(signs)).sum(1).tolist()
+        v = _signs(min(block, probes - len(samples)), operator.shape[0], draw).to(operator.device)
+        v -= (v @ vectors.T) @ vectors
+        samples += (v * operator.multiply(v)).sum(1).tolist()
         if stop and stop(len(samples)) and len(samples) >= 2:
             break
     values = torch.tensor(samples, dtype=torch.float64)
-    return Trace(float(values.mean()), float(values.std()) / math.sqrt(len(samples)), len(samples))
+    count = len(samples)
+    stderr = float(values.std()) / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * stderr
+    return Trace(sum(known.values) + float(values.mean()), stderr, half, count, len(vectors))
 
 
 @dataclass
@@ -82,48 +118,39 @@ def density(
 
     Args:
         operator: the symmetric operator.
-        probes: random vectors, each with a Krylov space of its own.
-        steps: products for each.
+        probes: random vectors, each with its own Krylov space.
+        steps: products per probe.
         seed: of the vectors.
-        stop: told of the progress; may stop it after the probe in hand.
+        stop: called after each product; if it returns True, an unfinished probe is dropped unless it is the first.
 
     Raises:
         ValueError: probes or steps below one.
+        RunError: the operator is not symmetric.
     """
     if probes < 1 or steps < 1:
         raise ValueError(f"{probes} probes of {steps} steps: at least one each")
     n = operator.shape[0]
     steps = min(steps, n)
     draw = torch.Generator().manual_seed(seed)
-    nodes, weights = torch.zeros(probes, steps, dtype=torch.float64), torch.zeros(probes, steps, dtype=torch.float64)
+    nodes, weights = torch.zeros(2, probes, steps, dtype=torch.float64)
     hvps = done = 0
-    for probe in range(probes):
-        vector = _signs(1, n, draw)[0].to(operator.device) / math.sqrt(n)
-        space = Basis(n, operator.dtype, operator.device)
-        diagonal: list[float] = []
-        beside: list[float] = []
-        interrupted = False
+    stopped = False
+    while done < probes and not stopped:
+        vector, krylov = _signs(1, n, draw)[0].to(operator.device) / math.sqrt(n), Krylov(operator)
         for _ in range(steps):
-            space.append(vector)
-            product = operator.multiply(space.rows[-1:].double())[0]
+            rest, length = krylov.step(vector)
             hvps += 1
-            diagonal.append(float(space.orthogonalise(product)[-1]))
-            rest = float(product.norm())
-            if rest <= 1e-10 * max(map(abs, diagonal)) or (interrupted := bool(stop and stop(hvps))):
-                break  # the space is closed: the quadrature is exact
-            beside.append(rest)
-            vector = product / rest
-        if interrupted and done:
+            if length <= 1e-10 * float(krylov.projected.diagonal().abs().max()):
+                break  # the space is invariant: the quadrature is exact
+            if stopped := bool(stop and stop(hvps)):
+                break
+            vector = rest / length
+        if stopped and done:
             break
-        count = len(diagonal)
-        off = torch.tensor(beside[: count - 1], dtype=torch.float64)
-        theta, s = torch.linalg.eigh(
-            torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
-        )
-        nodes[probe, :count], weights[probe, :count] = theta, s[0].square()
+        count = len(krylov.space)
+        theta, s = torch.linalg.eigh(krylov.projected)
+        nodes[done, :count], weights[done, :count] = theta, s[0].square()
         done += 1
-        if interrupted:
-            break
     return Density(nodes[:done], weights[:done], n, hvps)
 
 

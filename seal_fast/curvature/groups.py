@@ -1,4 +1,4 @@
-"""Which parameters a block of the Hessian is of."""
+"""Which parameters belong to a block of the Hessian."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def group_names(model: nn.Module, group: str, threshold: str = "layer3") -> list
         return list(split(parameters, threshold).groups[group])
     names = [name for name in parameters if name == group or name.startswith(group + ".")]
     if not names:
-        there = group in dict(model.named_modules())
-        why = "that layer has no parameters" if there else "the model has no such layer"
-        top = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
-        raise UsageError(f"--group {group}: {why}; choose all, early, late, one of {top}, or a block of one")
+        exists = group in dict(model.named_modules())
+        why = "that layer has no parameters" if exists else "the model has no such layer"
+        layers = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+        raise UsageError(f"--group {group}: {why}; choose all, early, late, one of {layers}, or a block of one")
     return names

@@ -11,7 +11,65 @@ import torch
 from torch import Tensor
 
 from seal_fast.curvature.basis import Basis
-from seal_fast.curvature.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch, error_estimate, precise
+from seal_fast.curvature.ritz import (
+    Eigenpairs,
+    NotConverged,
+    Spectrum,
+    Symmetric,
+    Watch,
+    check_ends,
+    check_symmetry,
+    error_estimate,
+    precise,
+)
+
+
+class Krylov:
+    """An orthonormal basis with the operator's projection onto it, grown by one product at a time.
+
+    Attributes:
+        space: the basis.
+        projected: v_i . H v_j, float64 [count, count].
+        coupling: v . H v_i for the next vector v, float64 [count]; the next product must confirm it.
+    """
+
+    def __init__(self, operator: Symmetric) -> None:
+        self.operator = operator
+        self.space = Basis(operator.shape[0], operator.dtype, operator.device)
+        self.projected = torch.zeros(0, 0, dtype=torch.float64)
+        self.coupling = torch.zeros(0, dtype=torch.float64)
+        self.leak = 0.0  # the largest remainder of a product that was dropped
+
+    def step(self, vector: Tensor) -> tuple[Tensor, float]:
+        """Add a float64 vector [n] of length one; returns the rest of its product, orthogonal to the basis, and |rest|.
+
+        Raises:
+            RunError: the operator is not symmetric.
+        """
+        self.space.append(vector)
+        rest = self.operator.multiply(self.space.rows[-1:].double())[0]  # of the vector as it was rounded
+        column = self.space.orthogonalise(rest).cpu()
+        length, size = float(rest.norm()), len(column)
+        grown = torch.zeros(size, size, dtype=torch.float64)
+        grown[:-1, :-1] = self.projected
+        grown[-1, :] = grown[:, -1] = column
+        scale = max(length, float(torch.linalg.matrix_norm(grown, 2)))
+        check_symmetry(column[:-1], self.coupling, scale, self.operator.dtype)
+        self.projected = grown
+        self.coupling = torch.zeros(size, dtype=torch.float64)
+        self.coupling[-1] = length
+        return rest, length
+
+    def close(self, remainder: float) -> None:
+        """Take the space for invariant: the next vector is not the rest of the last product, which is dropped."""
+        self.leak = max(self.leak, remainder)
+        self.coupling = torch.zeros_like(self.coupling)
+
+    def restart(self, theta: Tensor, s: Tensor, keep: list[int]) -> None:
+        """Replace the basis by the Ritz vectors `keep`, given the projection's eigenvalues and eigenvectors."""
+        vectors = self.space.combine(s[:, keep].to(self.operator.device))
+        self.space.replace(vectors.to(self.operator.dtype))
+        self.projected, self.coupling = torch.diag(theta[keep]), self.coupling @ s[:, keep]
 
 
 def lanczos(
@@ -29,87 +87,75 @@ def lanczos(
 ) -> Spectrum:
     """The `top` largest and `bottom` smallest eigenvalues (most negative first), both from one Krylov space.
 
-    A run from one vector sees one copy of an eigenvalue that is exactly repeated; where the space closes, it goes on
-    from a new random vector and finds the others.
+    A run from one vector finds one copy of an eigenvalue that is exactly repeated; where the space closes, the run
+    continues from a new random vector and finds the others.
 
     Args:
         operator: the symmetric operator.
         top: how many of the algebraically largest.
         bottom: how many of the algebraically smallest.
         tol: relative error asked for (see `ritz.precise`), as estimated from residual and gap.
-        start: [n], for the Krylov space to begin with, such as the gradient; a tenth of random is mixed in.
-        vectors: give the eigenvectors too.
-        max_hvps: products to spend at most.
-        basis: vectors to keep at most.
+        start: [n], the first vector of the Krylov space, such as the gradient; a tenth of a random one is added.
+        vectors: return the eigenvectors too.
+        max_hvps: the largest number of products.
+        basis: the largest number of stored vectors.
         seed: of the random vectors.
-        watch: told of the progress after each product; may stop it.
+        watch: called after each product; may stop the run.
 
     Raises:
-        NotConverged: the products were spent; the exception carries what there is.
+        NotConverged: the products were spent; the exception carries the result so far.
+        RunError: the operator is not symmetric.
         ValueError: more eigenvalues are asked for than there are, or than the basis can hold.
     """
-    n = operator.shape[0]
-    wanted = top + bottom
-    if not 1 <= wanted <= n:
-        raise ValueError(f"{top} top and {bottom} bottom eigenvalues asked for: the operator has {n}")
+    check_ends(operator, top, bottom)
+    n, wanted = operator.shape[0], top + bottom
     if basis < wanted + 8:
         raise ValueError(f"a basis of {basis} vectors is too small for {wanted} eigenvalues: allow {wanted + 8}")
     draw = torch.Generator().manual_seed(seed)
-    space = Basis(n, operator.dtype, operator.device)
-    projected = torch.zeros(0, 0, dtype=torch.float64)
-    closed, leak = 0, 0.0  # vectors in invariant subspaces that the run has left behind, and how far from invariant
+    krylov = Krylov(operator)
+    closed = 0  # vectors in invariant subspaces, before the newest space
     closing = 1e-5 if operator.dtype == torch.float32 else 1e-7  # of the largest Ritz value: rounding lies below
     hvps = 0
     vector = _direction(n, draw, operator.device)
     if start is not None and (length := float(start.double().norm())) > 0:
         vector = start.double() / length + 0.1 * vector
-    vector /= vector.norm()
 
     while True:
-        space.append(vector)
-        vector = space.rows[-1].double()  # as it was rounded
-        product = operator.multiply(vector[None])[0]
+        vector, rest = krylov.step(vector / vector.norm())
         hvps += 1
-        column = space.orthogonalise(product).cpu()
-        projected = _bordered(projected, column)
-        theta, s = torch.linalg.eigh(projected)
-        scale = float(theta.abs().max())
-        rest = float(product.norm())
-        count = len(space)
-        exhausted = count >= n
-        ended = rest <= closing * scale
+        theta, s = torch.linalg.eigh(krylov.projected)
+        scale, count = float(theta.abs().max()), len(krylov.space)
+        exhausted, ended = count >= n, rest <= closing * scale
         if exhausted or ended:
-            leak, rest = max(leak, 0.0 if exhausted else rest), 0.0
-        residuals = ((rest * s[-1]).abs() + leak).tolist()
-        ritz = theta.tolist()
+            krylov.close(0.0 if exhausted else rest)
+            rest = 0.0
+        ritz, residuals = theta.tolist(), ((rest * s[-1]).abs() + krylov.leak).tolist()
         ends = _ends(count, top, bottom)
         values, distances = [ritz[i] for i in ends], [residuals[i] for i in ends]
         errors = [error_estimate(ritz[i], residuals[i], ritz[:i] + ritz[i + 1 :]) for i in ends]
         stopped = bool(watch and watch(hvps, values, errors))
         enough = count >= wanted and precise(values, distances, errors, tol, scale)
         if enough and (closed or ended):
-            enough = _nothing_new(theta, projected[closed:, closed:], rest, closed, top, bottom, tol, scale)
+            newest = krylov.projected[closed:, closed:]
+            enough = _nothing_new(theta, newest, rest, closed, top, bottom, tol, scale)
         if enough or exhausted or stopped or hvps >= max_hvps:
             break
         if ended:
             closed = count
             vector = _direction(n, draw, operator.device)
-            space.orthogonalise(vector)
-        else:
-            vector = product
+            krylov.space.orthogonalise(vector)
         if count >= basis:
-            keep = _kept(count, top, bottom, basis)
-            space.replace(space.combine(s[:, keep].to(operator.device)).to(operator.dtype))
-            projected, closed = torch.diag(theta[keep]), 0 if closed == 0 else len(keep)
-        vector /= vector.norm()
+            keep = _restarted(count, top, bottom, basis)
+            krylov.restart(theta, s, keep)
+            closed = len(keep) if closed else 0
 
     order = [count - 1 - i for i in range(min(top, max(0, count - bottom)))], list(range(min(bottom, count)))
-    found = []
+    pairs = []
     for chosen in order:
-        made = space.combine(s[:, chosen].to(operator.device)) if vectors and chosen else None
+        combined = krylov.space.combine(s[:, chosen].to(operator.device)) if vectors and chosen else None
         estimates = [errors[ends.index(i)] for i in chosen]
-        found.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], estimates, made))
-    spectrum = Spectrum(found[0], found[1], hvps, enough or exhausted)
+        pairs.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], estimates, combined))
+    spectrum = Spectrum(pairs[0], pairs[1], hvps, enough or exhausted)
     if not (spectrum.converged or stopped):
         raise NotConverged(spectrum, tol)
     return spectrum
@@ -120,22 +166,13 @@ def _direction(n: int, draw: torch.Generator, device: torch.device) -> Tensor:
     return vector / vector.norm()
 
 
-def _bordered(matrix: Tensor, column: Tensor) -> Tensor:
-    """The symmetric matrix with one more row and column."""
-    grown = torch.zeros(len(column), len(column), dtype=torch.float64)
-    grown[:-1, :-1] = matrix
-    grown[-1, :] = column
-    grown[:, -1] = column
-    return grown
-
-
 def _ends(count: int, top: int, bottom: int) -> list[int]:
-    """Positions of the wanted among `count` Ritz values in rising order; an end that overlaps the other counts once."""
+    """Positions of the wanted among `count` rising Ritz values; a position that both ends share is there once."""
     return sorted({*range(min(bottom, count)), *range(max(0, count - top), count)})
 
 
-def _kept(count: int, top: int, bottom: int, basis: int) -> list[int]:
-    """Ritz vectors that survive a restart: the wanted, and half of the basis next to them."""
+def _restarted(count: int, top: int, bottom: int, basis: int) -> list[int]:
+    """Positions of the Ritz vectors to restart from: the wanted, and half of the basis next to them."""
     spare = basis // 2 - top - bottom
     more_top = spare * top // (top + bottom)
     return _ends(count, top + max(0, more_top) if top else 0, bottom + max(0, spare - more_top) if bottom else 0)
@@ -144,18 +181,18 @@ def _kept(count: int, top: int, bottom: int, basis: int) -> list[int]:
 def _nothing_new(
     theta: Tensor, newest: Tensor, rest: float, closed: int, top: int, bottom: int, tol: float, scale: float
 ) -> bool:
-    """After a closed subspace: whether the newest one has converged to eigenvalues beyond the wanted.
+    """After a closed subspace: whether the newest one has converged without an eigenvalue among the wanted.
 
-    Its Ritz values are those of its own block of the projected matrix; those of the whole may be equal to others.
+    Its Ritz values are those of its own block of the projection; those of the whole may belong to older subspaces.
     """
     if closed == 0 or not len(newest):
         return False
-    own, s = torch.linalg.eigh(newest)
+    values, s = torch.linalg.eigh(newest)
     slack = tol * 1e-3 * scale
     for size, extreme, limit, sign in ((top, -1, len(theta) - top, 1.0), (bottom, 0, bottom - 1, -1.0)):
         if size == 0:
             continue
-        value, residual = float(own[extreme]), rest * abs(float(s[-1, extreme]))
+        value, residual = float(values[extreme]), rest * abs(float(s[-1, extreme]))
         beyond = sign * (value - float(theta[limit])) <= slack
         if not beyond or residual > tol * max(abs(value), 1e-3 * scale):
             return False

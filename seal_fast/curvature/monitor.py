@@ -20,17 +20,17 @@ from seal_fast.data.batches import batches, choose
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.models import ResNet
 
-TOLERANCE = 1e-2  # relative: a curve over generations needs no more
+TOLERANCE = 1e-2  # relative
 
 
 class Curvature:
-    """Measures a network in training and leaves it, its statistics and the random generators as they are.
+    """Measures a network in training without changing it, its statistics or the random generators.
 
-    Several processes share the images.
+    Each process takes its part of the images.
 
     The largest and the most negative eigenvalue of the Hessian of the training loss (label smoothing, without weight
     decay) over fixed training images, evenly spaced over the sorted paths, not augmented, with BatchNorm in eval mode:
-    what `python -m seal_fast hessian RUN --top 1 --bottom 1 --spread --images N` gives for the weights of that moment.
+    what `python -m seal_fast hessian RUN --top 1 --bottom 1 --images N` gives for the same weights.
 
     Args:
         config: the run's.
@@ -44,13 +44,13 @@ class Curvature:
         self, config: Config, images: ImageSet, image_size: int, device: torch.device, world: World = SINGLE_PROCESS
     ) -> None:
         count = min(config.hessian_images, len(images.train))
-        own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
-        self.images, self.chosen = images, choose(images, "train", count, spread=True).take(own)
+        shard = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
+        self.images, self.chosen = images, choose(images, "train", count, spread=True).take(shard)
         self.world = world
         self.smoothing = config.label_smoothing
         self.settings = {
             "image_size": image_size,
-            # takes no more memory than a step
+            # of no more memory than a training step
             "batch_size": min(count, max(1, config.batch_size // (world.size * config.accumulate))),
             "device": device,
             "dtype": getattr(torch, config.dtype),
@@ -62,29 +62,29 @@ class Curvature:
 
         Args:
             model: in training or eval mode; it keeps that mode.
-            stop: asked after every product; once it says True, the entries are of no use.
+            stop: called after every product; True ends the measurement, whose entries are then not to be used.
 
         Raises:
             RunError: an image cannot be decoded, or the loss is not finite.
         """
         begin = time.perf_counter()
-        parts = self.world.run_on_all(self._decoded)
+        parts = self.world.run_on_all(self._batches)
         reduce = dist.all_reduce if self.world.size > 1 else None
         operator = HessianOperator(model, self._loss, parts, reduce=reduce)
         try:
-            found = lanczos(operator, 1, 1, tol=TOLERANCE, watch=lambda *_: stop())
-        except NotConverged as trouble:
-            found = trouble.spectrum
+            spectrum = lanczos(operator, 1, 1, tol=TOLERANCE, watch=lambda *_: stop())
+        except NotConverged as error:
+            spectrum = error.spectrum
         return {
-            "hessian_top": next(iter(found.top.values), None),  # a stop after the first product leaves one end empty
-            "hessian_bottom": next(iter(found.bottom.values), None),
+            "hessian_top": next(iter(spectrum.top.values), None),  # after one product one end is empty
+            "hessian_bottom": next(iter(spectrum.bottom.values), None),
             "hessian_loss": operator.loss_value,
-            "hessian_hvps": found.hvps,
-            "hessian_converged": found.converged,
+            "hessian_hvps": spectrum.hvps,
+            "hessian_converged": spectrum.converged,
             "hessian_seconds": time.perf_counter() - begin,
         }
 
-    def _decoded(self) -> list[tuple[Tensor, Tensor]]:
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
         return list(batches(self.images, self.chosen, **self.settings)) if len(self.chosen) else []
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,17 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from seal_fast.curvature.double_backward import DoubleBackward
+from seal_fast.curvature.double_backward import DoubleBackward, Loss
 from seal_fast.curvature.r_operator.products import ROperator
 from seal_fast.models import ResNet
 from seal_fast.utils.errors import RunError, UsageError
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 
 @contextlib.contextmanager
-def whole_float32() -> Iterator[None]:
-    """No TF32 inside float32 products: training allows it on a GPU, and it would drown the residuals."""
+def full_float32() -> Iterator[None]:
+    """Float32 products without TF32, which training allows on a GPU and whose rounding exceeds the residuals."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -33,20 +31,21 @@ def whole_float32() -> Iterator[None]:
 class HessianOperator:
     """The Hessian of  (1 / N) sum over images of the loss  with respect to a model's parameters, or to some of them.
 
-    The batches are fixed: every product sees the same images, none of them augmented. In eval mode the value does not
-    depend on how they are split into batches. What a product reuses is kept from one to the next as far as
-    `cache_bytes` allows; the batches beyond are run anew for each, so memory does not grow with their number.
+    The model runs in eval mode, whatever its own mode, which it keeps; the value then does not depend on how the images
+    are split into batches. Batches must be the same each time they are read. The products share what the passes at the
+    point itself compute: it is cached for the first batches, as far as `cache_bytes` allows, and computed anew for the
+    others, so memory does not grow with their number.
 
     Args:
         model: the network. Its parameters must not change while the operator is in use.
         loss: (model(images), labels) to the mean loss of the batch, twice differentiable.
-        batches: (images, labels) pairs, to be read more than once: a list, a DataLoader without shuffling.
+        batches: (images, labels) pairs, to be read more than once: a list, or a DataLoader without shuffling.
         names: parameters of the Hessian's block, default all; rows and columns follow this order.
         batchnorm: "eval" (running statistics; the default), or "train": each batch's own statistics. Then the value
-            depends on the batch split, and running statistics are left alone.
+            depends on the batch split; running statistics do not change.
         method: "r-operator" (seal_fast's ResNets in eval mode), "double-backward" (any model), or "auto".
-        cache_bytes: how much of what the products share is kept.
-        reduce: adds a tensor up over processes in place, where each has its share of the batches.
+        cache_bytes: size of the cache.
+        reduce: adds a tensor up over processes in place, where each has a part of the batches.
 
     Attributes:
         shape: (n, n), n the parameters in the block.
@@ -57,15 +56,15 @@ class HessianOperator:
         hvps: products computed so far.
 
     Raises:
-        UsageError: there is no batch, or no such parameter.
-        RunError: the loss or its gradient is not finite.
+        UsageError: there is no batch or no such parameter, or a batch changed between two readings.
+        RunError: the loss, its gradient or a product is not finite.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loss: Loss,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[tuple[Any, Any]],
         names: Sequence[str] | None = None,
         *,
         batchnorm: Literal["eval", "train"] = "eval",
@@ -81,12 +80,17 @@ class HessianOperator:
             raise UsageError("the Hessian of no parameters was asked for: name some")
         if iter(batches) is batches:
             raise UsageError("the batches are an iterator, which can be read only once: pass a list of them")
-        self.batches = batches
-        self.batchnorm = batchnorm
+        fits = type(model) is ResNet and batchnorm == "eval"
+        if method == "r-operator" and not fits:
+            raise UsageError("the R-operator is for seal_fast's ResNets in eval mode: choose double-backward")
+        self.batches, self.batchnorm = batches, batchnorm
         self._reduce = reduce or (lambda tensor: tensor)
         self._shapes = [parameters[name].shape for name in self.names]
         self.dtype, self.device = parameters[self.names[0]].dtype, parameters[self.names[0]].device
-        self._products = self._choose(model, loss, method)
+        if isinstance(model, ResNet) and fits and method != "double-backward":
+            self._products = ROperator(model, loss, self.names)
+        else:
+            self._products = DoubleBackward(model, loss, self.names, batchnorm == "train")
         self.method = self._products.name
         self.hvps = 0
         self._record(cache_bytes)
@@ -99,7 +103,7 @@ class HessianOperator:
 
     @property
     def block(self) -> int:
-        """How many vectors a product should take at once: a GPU is not filled by one, a CPU is."""
+        """How many vectors to multiply at once: one fills a CPU, but not a GPU."""
         return 1 if self.device.type == "cpu" else 8
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ class HessianOperator:
         return self.multiply(vectors.T).T
 
     @torch.no_grad()
-    @whole_float32()
+    @full_float32()
     def multiply(self, rows: Tensor) -> Tensor:
         """Products with the rows of [m, n], float64 [m, n]: one pass over the batches.
 
@@ -132,13 +136,13 @@ class HessianOperator:
         return flat.div_(self.images)
 
     @torch.no_grad()
-    @whole_float32()
+    @full_float32()
     def outlying(self, seed: int = 0) -> Tensor:
-        """A random vector, float64 [n], much of which lies in the span of the eigenvectors of large eigenvalues.
+        """A random vector, float64 [n], mostly in the span of the eigenvectors of the large eigenvalues.
 
-        These come from the Gauss-Newton part, the sum of J^T A J, of the Hessian (Papyan, ICML 2019): this is the sum
-        of J^T A xi for a random xi, at the cost of one pass backward. Double backward, which has no J by itself, gives
-        the gradient: it lies there too, but may lack some of them.
+        These come from the Gauss-Newton part of the Hessian, the sum of J^T A J (Papyan, ICML 2019): the result is the
+        sum of J^T A xi for a random xi, at the cost of one backward pass. Double backward returns the gradient instead,
+        which lies in that span too but may lack some of them.
         """
         if not isinstance(self._products, ROperator):
             return self.gradient
@@ -153,7 +157,7 @@ class HessianOperator:
         return {n: p.unflatten(1, s) for n, p, s in zip(self.names, parts, self._shapes, strict=True)}
 
     def to_scipy(self) -> Any:
-        """The same as a scipy.sparse.linalg.LinearOperator of float64."""
+        """This operator as a scipy.sparse.linalg.LinearOperator of float64."""
         import numpy as np
         from scipy.sparse.linalg import LinearOperator
 
@@ -168,25 +172,17 @@ class HessianOperator:
             dtype=np.float64,  # pyright: ignore[reportCallIssue]
         )
 
-    def _choose(self, model: nn.Module, loss: Loss, method: str) -> ROperator | DoubleBackward:
-        fits = type(model) is ResNet and self.batchnorm == "eval"
-        if method == "r-operator" and not fits:
-            raise UsageError("the R-operator is for seal_fast's ResNets in eval mode: choose double-backward")
-        if fits and method != "double-backward":
-            return ROperator(model, loss, self.names)  # type: ignore[arg-type]
-        return DoubleBackward(model, loss, self.names, self.batchnorm == "train")
-
     @torch.no_grad()
-    @whole_float32()
+    @full_float32()
     def _record(self, cache_bytes: int) -> None:
-        """One pass over the batches: loss, gradient, and the tapes that fit into the cache."""
+        """Read all batches once: loss, gradient, and the tapes that fit into the cache."""
         self._cache: list[Any] = []
+        self._losses: list[float] = []  # of each batch
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         room = cache_bytes
-        self._count = 0
         for images, labels in self.batches:
-            self._count += 1
             tape = self._products.record(images, labels)
+            self._losses.append(tape.loss)
             sums += torch.tensor([tape.loss * tape.count, tape.count], dtype=torch.float64, device=self.device)
             room -= tape.nbytes
             if room >= 0:
@@ -205,9 +201,28 @@ class HessianOperator:
             raise RunError("the loss or its gradient is NaN or infinite: these weights have diverged")
 
     def _tapes(self) -> Iterable[Any]:
+        """The cached tapes, then those of the other batches, read again."""
         yield from self._cache
-        if len(self._cache) == self._count:
+        if len(self._cache) == len(self._losses):
             return
-        for i, (images, labels) in enumerate(self.batches):
-            if i >= len(self._cache):
-                yield self._products.record(images, labels, accumulate=False)
+        count = 0
+        for images, labels in self.batches:
+            if count >= len(self._cache):
+                tape = self._products.record(images, labels, accumulate=False)
+                self._compare(count, tape.loss)
+                yield tape
+            count += 1
+        self._compare(count, None)
+
+    def _compare(self, i: int, loss: float | None) -> None:
+        """Refuse a batch whose loss is not what it was when first read; None stands for a missing batch."""
+        first = self._losses[i] if i < len(self._losses) else None
+        if first is None or loss is None:
+            same = first is loss
+        else:
+            same = abs(loss - first) <= 1000 * torch.finfo(self.dtype).eps * max(abs(loss), abs(first))
+        if not same:
+            raise UsageError(
+                f"the loss of batch {i} was {first} when first read and is {loss} now: batches must be the same each "
+                "time (a loader that shuffles or augments? pass a list of batches) and the loss without dropout"
+            )

@@ -154,6 +154,7 @@ class Hessian(Analysis):
                 "image_size": network.image_size,
                 "images": operator.images,
                 "order": "evenly spaced" if flags.spread else "first in path order",
+                "dtype": str(runtime.dtype).removeprefix("torch."),
                 "loss": f"cross entropy, label smoothing {smoothing:g}, without weight decay",
                 "batchnorm": flags.batchnorm,
                 "batch_size": flags.batch_size if flags.batchnorm == "train" else None,
@@ -175,7 +176,7 @@ class Hessian(Analysis):
             f"mode{split}\nparameters: {protocol['group']} ({first['parameters']:,}); products: {first['products']}; "
             f"solver: {protocol['solver']}, relative error {protocol['tol']:g}"
         )
-        rows = [("network", "loss", "top", "most negative", "trace", "products", "seconds")]
+        rows = [("network", "loss", "top", "most negative", "trace (95 %)", "products", "seconds")]
         for result in results:
             trace = result["trace"]
             rows.append(
@@ -184,7 +185,7 @@ class Hessian(Analysis):
                     f"{result['loss_value']:.4f}",
                     " ".join(f"{value:.5g}" for value in result["top"]) or "-",
                     " ".join(f"{value:.5g}" for value in result["bottom"]) or "-",
-                    "-" if trace is None else f"{trace:.5g} +- {result['trace_stderr']:.2g}",
+                    "-" if trace is None else f"{trace:.5g} +- {result['trace_half']:.2g}",
                     str(result["hvps"]),
                     f"{result['seconds']:.1f}",
                 )

@@ -1,4 +1,4 @@
-"""What the command computes of one network: the solver, the trace and the density, watched, and what they add up to."""
+"""The Hessian of one network: eigenvalues, trace and density, with their progress, and their entries in the result."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from seal_fast.curvature.estimates import Density, Trace, density, trace
 from seal_fast.curvature.lanczos import lanczos
@@ -17,9 +19,11 @@ from seal_fast.curvature.ritz import Eigenpairs, NotConverged, Spectrum
 
 @dataclass
 class Watcher:
-    """Shows the progress on stderr, and passes on a wish to stop after the product in hand.
+    """Shows the progress on stderr and stops the solvers after a signal.
 
-    visible: whether to show anything (one process of several does). stop: set by a signal.
+    Attributes:
+        visible: whether to show anything; one process of several does.
+        stop: the signal's number.
     """
 
     visible: bool = True
@@ -27,20 +31,20 @@ class Watcher:
     shown: float = field(default_factory=time.monotonic)
 
     def solver(self, hvps: int, values: Sequence[float], errors: Sequence[float]) -> bool:
-        """A solver's progress."""
+        """For a solver's `watch`."""
         scale = max(map(abs, values), default=0.0)
         worst = max((e / max(abs(v), 1e-3 * scale, 1e-300) for v, e in zip(values, errors, strict=True)), default=0.0)
         self._show(f"{hvps} products, {' '.join(f'{v:.4g}' for v in values)}, relative error {worst:.1e}")
         return self.stop is not None
 
     def estimate(self, what: str):
-        """The progress of trace or density."""
+        """For the `stop` of trace or density."""
 
-        def told(hvps: int) -> bool:
+        def stop(hvps: int) -> bool:
             self._show(f"{what}: {hvps} products")
             return self.stop is not None
 
-        return told
+        return stop
 
     def _show(self, text: str) -> None:
         if not self.visible:
@@ -59,7 +63,7 @@ class Watcher:
 
 @dataclass
 class Found:
-    """What there is of a network's Hessian; trouble is the reason why the solver did not converge."""
+    """The results for a network; trouble is the error of a solver that did not converge."""
 
     spectrum: Spectrum
     trace: Trace | None = None
@@ -82,30 +86,40 @@ def measure(
     steps: int = 100,
     seed: int = 0,
 ) -> Found:
-    """Eigenvalues (`top`, `bottom`), the trace from `probes` vectors, the density; 0 of anything leaves it out."""
+    """Compute eigenvalues (`top`, `bottom`), trace (`probes`) and density; a number of 0 leaves one out."""
     found = Found(Spectrum(Eigenpairs(), Eigenpairs(), 0, True))
     if top + bottom:
         limit: dict[str, Any] = {} if max_hvps is None else {"max_hvps": max_hvps}
-        start = None  # neither lies in the space of the bottom
+        start = None  # for the bottom neither of the two would help
         if bottom == 0:
             start = operator.gradient if top == 1 else operator.outlying(seed)
         solve = lanczos if solver == "lanczos" else power
-        options = {"tol": tol, "start": start, "vectors": vectors, "seed": seed, "watch": watcher.solver, **limit}
+        keep = vectors or bool(probes)  # the trace is deflated by them
+        options = {"tol": tol, "start": start, "vectors": keep, "seed": seed, "watch": watcher.solver, **limit}
         try:
             found.spectrum = solve(operator, top, bottom, **options)
         except NotConverged as trouble:
             found.spectrum, found.trouble = trouble.spectrum, trouble
     if probes and watcher.stop is None:
         stop = watcher.estimate("trace")
-        found.trace = trace(operator, probes, block=operator.block, seed=seed, stop=stop)
+        known = _one_subspace(found.spectrum, solver)
+        found.trace = trace(operator, probes, known=known, block=operator.block, seed=seed, stop=stop)
     if density_probes and watcher.stop is None:
         found.density = density(operator, density_probes, steps, seed=seed, stop=watcher.estimate("density"))
     watcher.done()
     return found
 
 
+def _one_subspace(spectrum: Spectrum, solver: str) -> Eigenpairs:
+    """The eigenpairs whose vectors are orthonormal: both ends by Lanczos, one end by power iteration."""
+    ends = [end for end in (spectrum.top, spectrum.bottom) if end.vectors is not None]
+    ends = ends if solver == "lanczos" else ends[:1]
+    vectors = [end.vectors for end in ends if end.vectors is not None]
+    return Eigenpairs([value for end in ends for value in end.values], vectors=torch.cat(vectors) if ends else None)
+
+
 def describe(operator: HessianOperator, found: Found) -> dict[str, Any]:
-    """The figures, as JSON has them."""
+    """The entries of a result file."""
     spectrum = found.spectrum
     ends = {"top": spectrum.top, "bottom": spectrum.bottom}
     return {
@@ -115,7 +129,9 @@ def describe(operator: HessianOperator, found: Found) -> dict[str, Any]:
         "converged": spectrum.converged,
         "trace": found.trace and found.trace.value,
         "trace_stderr": found.trace and found.trace.stderr,
-        "trace_probes": found.trace and found.trace.hvps,
+        "trace_half": found.trace and found.trace.half,
+        "trace_probes": found.trace and found.trace.probes,
+        "trace_known": found.trace and found.trace.known,
         "density": found.density and {"nodes": found.density.nodes.tolist(), "weights": found.density.weights.tolist()},
         "hvps": operator.hvps,
         "loss_value": operator.loss_value,

@@ -1,4 +1,4 @@
-"""How gradients and tangents pass the layers of a ResNet; m tangents lie side by side as channels, [N, m C, H, W]."""
+"""Gradients and tangents through the layers of a ResNet; m tangents are stacked as channels, [N, m C, H, W]."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from seal_fast.kernels.conv2d import conv2d_backward
 
 @dataclass
 class Tape:
-    """What the passes at the point itself leave for the products of one batch.
+    """What the products of one batch need from the passes at the point itself.
 
-    inputs, deltas: of each layer, its input and the loss's gradient at its output. pool: the max-pool's indices.
-    masks: outputs of the stem (pooled) and of each block, whose sign is ReLU's mask. logits with their graph.
+    Attributes:
+        inputs: of each layer.
+        deltas: the loss's gradient at the output of each layer.
+        pool: the max-pool's indices.
+        masks: outputs of the stem (pooled) and of each block; ReLU passes a tangent where they are not zero.
+        stem_shape: of the stem's output before the pool.
+        logits: a leaf of the loss's graph.
+        logit_gradient: that of the summed loss, with its graph.
+        loss: the mean over the batch's `count` images.
+        count: images.
     """
 
     inputs: list[Tensor]
@@ -32,9 +40,9 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it keeps alive."""
-        kept = [*self.inputs, *self.deltas, *self.masks, self.logits] + ([] if self.pool is None else [self.pool])
-        return sum({t.data_ptr(): t.numel() * t.element_size() for t in kept}.values())
+        """Its memory."""
+        tensors = [*self.inputs, *self.deltas, *self.masks, self.logits] + ([] if self.pool is None else [self.pool])
+        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
 
 
 def stride_and_padding(conv: nn.Conv2d) -> tuple[int, int]:
@@ -50,11 +58,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, gr
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=groups)
 
 
-def gradient_of_weight(delta: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    """That of a convolution whose weight is like `weight`: its size, type and memory format count, not its values."""
-    _, found = conv2d_backward(delta, x, weight, *stride_and_padding(conv), of_x=False)
-    assert found is not None
-    return found
+def gradient_of_weight(delta: Tensor, x: Tensor, like: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The gradient of a convolution's weight, of the size, type and memory format of `like`."""
+    _, gradient = conv2d_backward(delta, x, like, *stride_and_padding(conv), of_x=False)
+    assert gradient is not None
+    return gradient
 
 
 def gradient_of_bias(delta: Tensor) -> Tensor:
@@ -63,15 +71,15 @@ def gradient_of_bias(delta: Tensor) -> Tensor:
 
 
 def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Conv2d, m: int = 1, groups: int = 1) -> Tensor:
-    """That of a convolution whose input was like x, m times beside each other."""
-    like = x  # its size, type and memory format count, not its values
+    """The gradient of a convolution's input, of the type of x and m times its channels."""
+    like = x
     if m > 1:
         size = x.shape[0], m * x.shape[1], *x.shape[2:]
         like = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if groups == 1:
-        found, _ = conv2d_backward(delta, like, weight, *stride_and_padding(conv), of_weight=False)
-        assert found is not None
-        return found
+        gradient, _ = conv2d_backward(delta, like, weight, *stride_and_padding(conv), of_weight=False)
+        assert gradient is not None
+        return gradient
     no_bias = None
     return torch.ops.aten.convolution_backward(
         delta, like, weight, no_bias, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
@@ -79,28 +87,28 @@ def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Conv2d,
 
 
 def through_relu_(dot: Tensor, output: Tensor, m: int = 1) -> Tensor:
-    """Through ReLU, whose output is given: zero where that is zero; in place."""
+    """Set `dot` to zero, in place, where ReLU's output is."""
     parts = dot.unflatten(1, (m, -1))
     torch.ops.aten.threshold_backward.grad_input(parts, output[:, None].expand_as(parts), 0, grad_input=parts)
     return dot
 
 
 def add_(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum, in place of a where both are there."""
+    """The sum, in place of a where both are given; None is zero."""
     if a is None or b is None:
         return b if a is None else a
     return a.add_(b)
 
 
-def pick(dot: Tensor, indices: Tensor, m: int) -> Tensor:
-    """What the max-pool picked, [N, m C, H', W'] from [N, m C, H, W]."""
+def pool_max(dot: Tensor, indices: Tensor, m: int) -> Tensor:
+    """Tangents at the max-pool's indices, [N, m C, H', W'] from [N, m C, H, W]."""
     rows = dot.permute(0, 2, 3, 1).flatten(1, 2)
     picks = indices.permute(0, 2, 3, 1).flatten(1, 2).repeat(1, 1, m)
     return rows.gather(1, picks).unflatten(1, indices.shape[2:]).permute(0, 3, 1, 2)
 
 
 def unpool_max(dot: Tensor, indices: Tensor, shape: torch.Size, m: int = 1) -> Tensor:
-    """The max-pool, backwards: to [N, m C, H, W] where `shape` is [N, C, H, W]."""
+    """The max-pool's backward: to [N, m C, H, W] where `shape` is [N, C, H, W]."""
     picks = indices if m == 1 else indices.repeat(1, m, 1, 1)
     like = dot.new_empty(1).expand(shape[0], m * shape[1], *shape[2:])
     like = torch.empty_like(like, memory_format=torch.channels_last)
@@ -108,7 +116,7 @@ def unpool_max(dot: Tensor, indices: Tensor, shape: torch.Size, m: int = 1) -> T
 
 
 def unpool_mean(delta: Tensor, like: Tensor) -> Tensor:
-    """The mean over pixels, backwards: [N, C] to [N, C, H, W]."""
+    """The backward of the mean over pixels: [N, C] to [N, C, H, W]."""
     height, width = like.shape[2:]
     spread = delta[:, :, None, None].expand(-1, -1, height, width) / (height * width)
     return spread.contiguous(memory_format=torch.channels_last)

@@ -1,21 +1,21 @@
 """Hessian-vector products of the ResNets by the R-operator: one tangent pass forward, one backward.
 
 Pearlmutter, Fast exact multiplication by the Hessian, Neural Computation 6 (1994): the derivative R{.} along a
-direction is carried through the forward and the backward pass of the network. Here BatchNorm (eval mode) is folded into
-the convolutions, what the passes at the point itself compute is kept for all products, and the activations' tangent
-and value lie side by side as channels, so that  R{W * x} = [W, R{W}] * [R{x}; x]  is one convolution; several
-directions are as many groups of it.
+direction is carried through the forward and the backward pass of the network. BatchNorm (eval mode) is folded into the
+convolutions, all products share the activations and gradients at the point itself, and several directions go through
+the network together, stacked as channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seal_fast.curvature.double_backward import Loss
 from seal_fast.curvature.r_operator.folding import Folded, fold
 from seal_fast.curvature.r_operator.passes import (
     Tape,
@@ -24,7 +24,7 @@ from seal_fast.curvature.r_operator.passes import (
     gradient_of_bias,
     gradient_of_input,
     gradient_of_weight,
-    pick,
+    pool_max,
     through_relu_,
     unpool_max,
     unpool_mean,
@@ -33,12 +33,9 @@ from seal_fast.curvature.r_operator.tangents import Tangents
 from seal_fast.models import ResNet
 from seal_fast.models.resnet import BasicBlock
 
-Loss = Callable[[Tensor, Tensor], Tensor]
 
-
-@dataclass
-class Block:
-    """A residual block: positions of its convolutions among the layers, and of that on its identity path."""
+class Block(NamedTuple):
+    """A residual block: positions of its convolutions among the layers, and of the one on its shortcut."""
 
     main: list[int]
     shortcut: int | None
@@ -50,14 +47,13 @@ class ROperator:
     Args:
         model: the network; its parameters must not change while the operator is in use.
         loss: (logits [N, K], labels [N]) to the batch's mean loss, twice differentiable.
-        names: the parameters of the Hessian's block; directions have these, and so have products.
+        names: the parameters of the Hessian's block, of directions and products.
     """
 
     name = "R-operator"
 
     def __init__(self, model: ResNet, loss: Loss, names: Sequence[str]) -> None:
-        self.loss = loss
-        self.names = list(names)
+        self.loss, self.names = loss, list(names)
         modules = dict(model.named_modules())
         self.layers: list[Folded] = []
         self._typed_gradients: list[Tensor] = []  # of the folded weights, in the network's type
@@ -76,13 +72,9 @@ class ROperator:
             self.blocks.append(Block(main, add(f"{name}.downsample.0", f"{name}.downsample.1") if down else None))
         add("fc", None)
         self.active = [any(n in self.names for n in layer.names) for layer in self.layers]
-        parameters = dict(model.named_parameters())
-        self.shapes = {n: parameters[n].shape for layer in self.layers for n in layer.names}
 
-    # --- at the point itself -----------------------------------------------------------------------------------------
-
-    def record(self, images: Tensor, labels: Tensor, accumulate: bool = True) -> Tape:
-        """Run the network on a batch and keep what products need; `accumulate` adds its gradient to the sum."""
+    def record(self, images: Tensor, labels: Any, accumulate: bool = True) -> Tape:
+        """Run the network on a batch and save what products need; `accumulate` adds its gradient to the sum."""
         inputs: list[Tensor] = [images] * len(self.layers)
         masks: list[Tensor] = []
 
@@ -110,19 +102,18 @@ class ROperator:
         logits.requires_grad_()
         with torch.enable_grad():
             loss = self.loss(logits, labels)
-            (logit_gradient,) = torch.autograd.grad(loss * len(labels), logits, create_graph=True)
-        tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(labels))
-        own = [(layer.gradient_weight, layer.gradient_bias) for layer in self.layers]
+            (logit_gradient,) = torch.autograd.grad(loss * len(images), logits, create_graph=True)
+        tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(images))
         if accumulate:
             self._typed_gradients = []
-        tape.deltas = self._backward(tape, logit_gradient.detach(), own if accumulate else None)
+        tape.deltas = self._backward(tape, logit_gradient.detach(), self._sums() if accumulate else None)
         return tape
 
     @torch.no_grad()
     def _backward(self, tape: Tape, at_logits: Tensor, sums: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
-        """Carry a gradient [N, K] at the logits back: that at the output of each layer.
+        """The gradient at the output of each layer, from that at the logits [N, K].
 
-        The gradients of folded weights and biases are added to `sums`, where given.
+        The gradients of folded weights and biases are added to `sums`, if given.
         """
         deltas: list[Tensor] = [at_logits] * len(self.layers)
 
@@ -132,7 +123,7 @@ class ROperator:
             sums[i][1].add_(bias)
 
         def through(i: int, delta: Tensor) -> Tensor:
-            """The gradient at a convolution's output, to its input's."""
+            """From the gradient at a convolution's output to that at its input."""
             deltas[i] = delta
             layer, x = self.layers[i], tape.inputs[i]
             if sums is not None:
@@ -157,15 +148,18 @@ class ROperator:
 
     def gradient(self) -> dict[str, Tensor]:
         """The loss's gradient over all recorded batches, float64 by parameter name."""
-        return self._unfolded([(layer.gradient_weight, layer.gradient_bias) for layer in self.layers])
+        return self._unfolded(self._sums())
+
+    def _sums(self) -> list[tuple[Tensor, Tensor]]:
+        return [(layer.gradient_weight, layer.gradient_bias) for layer in self.layers]
 
     def outlying(self, tapes: Iterable[Tape], draw: torch.Generator) -> dict[str, Tensor]:
         """Sum over images of J^T A xi, float64 by parameter name.
 
         J is the logits' derivative by the parameters, A the loss's second derivative by the logits, and xi standard
-        normal, the same for all images: how they are split into batches or over processes does not matter.
+        normal and the same for all images, so that the split into batches and over processes does not matter.
         """
-        sums = [(torch.zeros_like(w.gradient_weight), torch.zeros_like(w.gradient_bias)) for w in self.layers]
+        sums = [(torch.zeros_like(weight), torch.zeros_like(bias)) for weight, bias in self._sums()]
         xi = torch.randn(len(self.layers[-1].bias), generator=draw, dtype=torch.float64)
         for tape in tapes:
             along = xi.to(tape.logits).expand_as(tape.logits)
@@ -174,18 +168,16 @@ class ROperator:
         return self._unfolded(sums)
 
     def _unfolded(self, sums: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         for layer, (weight, bias) in zip(self.layers, sums, strict=True):
-            found |= layer.pull_gradient(weight, bias)
-        return {name: found[name] for name in self.names}
-
-    # --- along directions --------------------------------------------------------------------------------------------
+            gradients |= {name: g[0] for name, g in layer.pull(weight[None], bias[None]).items()}
+        return {name: gradients[name] for name in self.names}
 
     def start(self, direction: Mapping[str, Tensor]) -> Tangents:
-        """Fold directions [m, ...] by parameter name (any type); products are collected in what it returns."""
+        """Fold directions [m, ...] by parameter name (any type); products are collected in the result."""
         if not self._typed_gradients:
             self._typed_gradients = [layer.gradient_weight.to(layer.module.weight) for layer in self.layers]
-        return Tangents(self.layers, self._typed_gradients, self.active, self.names, self.shapes, direction)
+        return Tangents(self.layers, self._typed_gradients, self.active, self.names, direction)
 
     @torch.no_grad()
     def multiply(self, tape: Tape, tangents: Tangents) -> None:
@@ -199,7 +191,7 @@ class ROperator:
 
         dot = forward(0, None)
         if dot is not None:
-            dot = through_relu_(dot if t.pool is None else pick(dot, t.pool, m), t.masks[0], m)
+            dot = through_relu_(dot if t.pool is None else pool_max(dot, t.pool, m), t.masks[0], m)
         for block, mask in zip(self.blocks, t.masks[1:], strict=True):
             first = dot
             for i in block.main:
@@ -232,10 +224,7 @@ class ROperator:
                     break
                 if i != block.main[0]:
                     dot = through_relu_(dot, t.inputs[i], m)
-            if block.shortcut is not None:
-                other = backward(block.shortcut, at_output, earlier)
-            else:
-                other = at_output
+            other = at_output if block.shortcut is None else backward(block.shortcut, at_output, earlier)
             if not earlier:
                 return
             dot = add_(dot, other)

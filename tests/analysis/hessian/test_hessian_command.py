@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from seal_fast import models, train
@@ -14,6 +15,8 @@ from seal_fast.__main__ import main
 from seal_fast.analysis.common import network as networks
 from seal_fast.analysis.hessian.compute import Watcher
 from seal_fast.config import Config
+from seal_fast.data import open_images
+from seal_fast.data.batches import batches
 from seal_fast.models import initialise_
 from seal_fast.models.resnet import BasicBlock, ResNet
 
@@ -96,9 +99,27 @@ def test_trace_density_and_picture_of_several(weights, image_folder, tmp_path, c
     assert "+-" in printed and "solver: power" in printed
     first, second = json.loads((out / "hessian.json").read_text())
     assert first["top"] == second["top"] and first["density"] == second["density"]
-    assert len(first["density"]["nodes"][0]) == 6 and first["trace_stderr"] > 0
+    assert len(first["density"]["nodes"][0]) == 6 and first["trace_half"] > first["trace_stderr"] > 0
+    assert (first["trace_known"], first["trace_probes"]) == (1, 4)
     assert first["hvps"] >= 4 + 6 + 2
     assert (out / "hessian_density.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_images_are_spread_over_the_classes_unless_told(weights, image_folder, capsys):
+    """The first five in path order are of one class."""
+    losses = {}
+    for flag in ("--spread", "--no-spread", ""):
+        flags = f"--data {image_folder} --stem small --image-size 16 --images 5 --top 1 --bottom 0 --group fc --tol 0.2"
+        assert main(["hessian", str(weights), *flags.split(), "--json", *flag.split()]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["protocol"]["order"] == ("first in path order" if flag == "--no-spread" else "evenly spaced")
+        losses[flag] = result["loss_value"]
+    assert losses[""] == losses["--spread"] != losses["--no-spread"]
+    model = build("resnet18", 4, "small").eval()
+    images = open_images(str(image_folder))
+    x, y = next(iter(batches(images, images.train.spread(5), image_size=16, batch_size=5)))
+    assert len(set(y.tolist())) == 4
+    assert losses[""] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
 
 
 def test_train_mode_says_that_it_depends_on_the_split(weights, image_folder, capsys):
