@@ -111,7 +111,7 @@ def test_images_are_spread_over_the_classes_unless_told(weights, image_folder, c
     for flag in ("--spread", "--no-spread", ""):
         flags = f"--data {image_folder} --stem small --image-size 16 --images 5 --top 1 --bottom 0 --group fc --tol 0.2"
         assert main(["hessian", str(weights), *flags.split(), "--json", *flag.split()]) == 0
-        result = json.loads(capsys.readouterr().out)
+        (result,) = json.loads(capsys.readouterr().out)
         assert result["protocol"]["order"] == ("first in path order" if flag == "--no-spread" else "evenly spaced")
         losses[flag] = result["loss_value"]
     assert losses[""] == losses["--spread"] != losses["--no-spread"]
