@@ -214,27 +214,13 @@ class Analysis:
         add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
         add("--image-size", type=int, help="pixels a side of the input; default: what the network was trained on")
         add = parser.add_argument_group("machine and output").add_argument
-        add(
-            "--on-bad-image",
-            choices=("error", "skip"),
-            default="error",
-            help="an image that cannot be read ends the analysis (error) or is left out, counted and listed (skip); "
-            "default: error",
-        )
-        add(
-            "--batch-size",
-            type=int,
-            default=self.batch_size,
-            help=f"images a forward pass; default: {self.batch_size}",
-        )
+        bad = "an image that cannot be read ends the analysis (error, the default) or is left out and listed (skip)"
+        add("--on-bad-image", choices=("error", "skip"), default="error", help=bad)
+        size = self.batch_size
+        add("--batch-size", type=int, default=size, help=f"images a forward pass; default: {size}")
         add("--device", choices=("auto", "cpu", "cuda"), default="auto")
         add("--threads", type=int, help="CPU threads")
-        add(
-            "--dist-timeout",
-            type=float,
-            default=300.0,
-            help="under torchrun, seconds to wait for another process before giving up; default: 300",
-        )
+        add("--dist-timeout", type=float, default=300.0, help="seconds to wait for another process; default: 300")
         add("--out", type=Path, metavar="DIR", help=f"write {self.name}.json and plots there")
         add("--json", action="store_true", help="print JSON instead of the table")
         self.add_flags(parser)

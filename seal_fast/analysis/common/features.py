@@ -26,7 +26,7 @@ from seal_fast.data.batches import batches
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.training.checkpoint import save_tensors
 from seal_fast.training.runtime import Runtime
-from seal_fast.utils.errors import RunError
+from seal_fast.utils.errors import RunError, UsageError
 
 VERSION = "seal_fast features 1"
 """Raise it whenever the same network would give other features for the same images."""
@@ -48,12 +48,17 @@ class Features:
 
 
 def cache_folder(flag: Path | None = None) -> Path:
-    """The folder of the cache: the flag, $SEAL_FAST_CACHE, or seal_fast in $XDG_CACHE_HOME (~/.cache)."""
-    if flag is not None:
-        return flag
-    if variable := os.environ.get("SEAL_FAST_CACHE"):
-        return Path(variable)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_fast"
+    """The folder of the cache: the flag, $SEAL_FAST_CACHE, or seal_fast in $XDG_CACHE_HOME (~/.cache).
+
+    Raises:
+        UsageError: the user has no home and names no folder.
+    """
+    if named := flag or os.environ.get("SEAL_FAST_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seal_fast"
+    except RuntimeError:
+        raise UsageError("there is no home folder for the cache: name one with --cache, or use --no-cache") from None
 
 
 class Extractor:
@@ -180,11 +185,12 @@ def _read(path: Path, name: str, count: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
-        _log.warning("cache: %s is damaged (%s), so its features are extracted again", path, error)
-        return None
-    if metadata.get("name") == name and values.shape[0] == count and metadata.get("sha256") == _digest(values):
-        return values
-    _log.warning("cache: %s is damaged, so its features are extracted again", path)
+        fault = str(error)
+    else:
+        if metadata.get("name") == name and values.shape[0] == count and metadata.get("sha256") == _digest(values):
+            return values
+        fault = "its checksum differs"
+    _log.warning("cache: %s is damaged (%s), so its features are extracted again", path, fault)
     return None
 
 

@@ -66,10 +66,7 @@ def rows_of(count: int, batch_size: int, rank: int, processes: int) -> list[int]
 
 
 def gathered(part: Tensor, count: int, batch_size: int, world: World) -> Tensor:
-    """The results of all processes for their `rows_of`, in the order of the rows: [count, ...], on the host.
-
-    With one process, `part` itself.
-    """
+    """The results of all processes for their `rows_of`, in the order of the rows: [count, ...], on the host."""
     if world.size == 1:
         return part
     whole = part.new_empty(count, *part.shape[1:], device="cpu")

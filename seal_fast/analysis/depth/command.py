@@ -49,11 +49,7 @@ class Depth(Analysis):
         add("--reference", choices=tuple(REFERENCE), default="prediction", help="the label to agree with")
         add("--bank", type=int, help="training images that vote, evenly spaced; default: all the run was trained on")
         add("--queries", type=int, default=2000, help="images to probe, of train and of val each; default: 2000")
-        add(
-            "--leave-one-out",
-            action="store_true",
-            help="a training image has no vote on itself (as published, it has one)",
-        )
+        add("--leave-one-out", action="store_true", help="a training image has no vote on itself")
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def check(self) -> None:

@@ -168,15 +168,12 @@ def probe_votes(
         columns = (votes.cpu().split(cuts, 1), predictions.cpu().split(cuts), labels.cpu().split(cuts))
         for (name, _), *parts in zip(group, *columns, strict=True):
             found[name].append(Votes(tuple(searches), *parts))
-    return {
-        name: Votes(
-            parts[0].names,
-            torch.cat([p.votes for p in parts], 1),
-            torch.cat([p.predictions for p in parts]),
-            torch.cat([p.labels for p in parts]),
-        )
-        for name, parts in found.items()
-    }
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
+def _joined(parts: Sequence[Votes]) -> Votes:
+    columns = ([getattr(part, field) for part in parts] for field in ("votes", "predictions", "labels"))
+    return Votes(parts[0].names, *(torch.cat(column, -1) for column in columns))
 
 
 @dataclass(frozen=True)

@@ -129,3 +129,15 @@ def test_a_network_that_does_not_fit_or_has_diverged_ends_in_a_sentence(weights,
     save_file(build("resnet34", 4, "small").state_dict(), tmp_path / "34.safetensors")
     with pytest.raises(UsageError, match="another architecture"):
         ask(tmp_path / "34.safetensors", folder, None)
+
+
+def test_without_a_home_a_folder_must_be_named(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SEAL_FAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(UsageError, match="no home folder for the cache: name one with --cache"):
+        cache_folder()
+    assert cache_folder(tmp_path) == tmp_path
