@@ -103,7 +103,7 @@ class Analysis:
         results: list[dict[str, Any]] = []
         with joined(flags, config) as (self.world, self.runtime), stop_signals(self._ask):
             found = self.world.run_on_all(self._open_networks)
-            self.open()
+            self.world.run_on_all(self.open)
             for number, (network, member, group) in enumerate(found, 1):
                 if self.world.max(self.stop)[0]:
                     break

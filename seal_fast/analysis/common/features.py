@@ -134,7 +134,7 @@ class Extractor:
     def _extract(self, network: TrainedNetwork, images: ImageSet, split: Split) -> Tensor:
         runtime = self.runtime
         if self._loaded is None or self._loaded[0] != network:
-            self._loaded = network, network.load(runtime.device, runtime.dtype)
+            self._loaded = network, self.world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
         model: Any = self._loaded[1]
         own = split.take(rows_of(len(split), self.batch_size, self.world.rank, self.world.size))
 

@@ -61,9 +61,7 @@ class TargetAnalysis(Analysis):
                     f"{other.image_size}: choose one size for both with --image-size"
                 )
         self.image_size = first.image_size
-        self.targets = self.world.run_on_all(
-            lambda: open_targets(flags.data, self.image_size, flags.on_bad_image, self.split_seed())
-        )
+        self.targets = open_targets(flags.data, self.image_size, flags.on_bad_image, self.split_seed())
         cache = None if flags.no_cache else cache_folder(flags.cache)
         self.extract = Extractor(self.runtime, cache, self.image_size, flags.batch_size, self.world)
 

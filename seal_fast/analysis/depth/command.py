@@ -61,14 +61,14 @@ class Depth(Analysis):
         flags, world, runtime = self.flags, self.world, self.runtime
         images = world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
         check_alike(world, network, images)
-        bank = choose(images, "train", flags.bank, spread=True)
+        bank = world.run_on_all(lambda: choose(images, "train", flags.bank, spread=True))
         if world.is_main:
             note_absent_classes(images, bank, "the bank")
         # The training images to probe are a part of the bank, so that each of them is one that votes.
         rows = np.arange(min(flags.queries, len(bank))) * len(bank) // min(flags.queries, len(bank))
         queries = {"val": images.val.spread(flags.queries), "train": bank.take(rows)}
         prober = Prober(
-            network.load(runtime.device, runtime.dtype),
+            world.run_on_all(lambda: network.load(runtime.device, runtime.dtype)),
             images,
             network.image_size,
             self.pooling,

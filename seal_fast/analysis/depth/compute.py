@@ -22,7 +22,7 @@ from seal_fast.analysis.common.results import percent
 from seal_fast.analysis.depth.probes import probe_points, probe_sizes
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import batches
-from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.distributed.world import SINGLE_PROCESS, World, on_all_ranks
 from seal_fast.models import ResNet
 from seal_fast.runs.stats import Interval, bootstrap
 from seal_fast.utils.errors import RunError, UsageError
@@ -143,9 +143,8 @@ def probe_votes(
     """
     own_rows = own_rows or {}
     if k + bool(own_rows) > len(bank):
-        raise UsageError(
-            f"--k {k}: the bank has {len(bank)} images; ask for fewer neighbours or enlarge it with --bank"
-        )
+        cure = "ask for fewer neighbours or enlarge it with --bank"
+        raise on_all_ranks(UsageError(f"--k {k}: the bank has {len(bank)} images; {cure}"))
     most = max(1, QUERY_BYTES // (4 * sum(prober.sizes().values())))
     groups = _groups(queries, most)
     part = _Part(bank, rows_of(len(bank), prober.batch_size, world.rank, world.size), world)

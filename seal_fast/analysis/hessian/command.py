@@ -22,6 +22,7 @@ from seal_fast.curvature.groups import group_names
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import batches, choose
+from seal_fast.distributed.world import on_all_ranks
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.table import table
 
@@ -103,7 +104,7 @@ class Hessian(Analysis):
         self.watcher.visible = world.is_main
         images = world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
         check_alike(world, network, images)
-        chosen = choose(images, "train", flags.images, spread=flags.spread)
+        chosen = world.run_on_all(lambda: choose(images, "train", flags.images, spread=flags.spread))
         if world.is_main:
             note_absent_classes(images, chosen, "--images")
         smoothing = flags.label_smoothing
@@ -113,8 +114,9 @@ class Hessian(Analysis):
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
-        model = network.load(runtime.device, runtime.dtype)
+        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
         threshold = flags.layer_threshold or (config.layer_threshold if config else "layer3")
+        names = world.run_on_all(lambda: group_names(model, flags.group, threshold))
         operator = HessianOperator(
             model,
             loss,
@@ -129,15 +131,14 @@ class Hessian(Analysis):
                     "dtype": runtime.dtype,
                 },
             ),
-            group_names(model, flags.group, threshold),
+            names,
             batchnorm=flags.batchnorm,
             cache_bytes=int(flags.cache_gib * 2**30),
             reduce=dist.all_reduce if world.size > 1 else None,
         )
         if flags.top + flags.bottom > operator.shape[0]:
-            raise UsageError(
-                f"--group {flags.group} has {operator.shape[0]} parameters, fewer than eigenvalues asked for"
-            )
+            few = f"--group {flags.group} has {operator.shape[0]} parameters, fewer than eigenvalues asked for"
+            raise on_all_ranks(UsageError(few))
         solve = {name: getattr(flags, name) for name in ("solver", "top", "bottom", "tol", "max_hvps", "seed", "steps")}
         solve |= {
             "probes": flags.probes if flags.trace else 0,
