@@ -115,7 +115,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
             error = failure
         finally:
             display.stop()
-        rows = results.write(folder, trials, ledger)
+        results.write(folder, trials, ledger)
         if stopped is not None:
             again = shlex.join(["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume"])
             print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
@@ -123,7 +123,6 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
         elif error is not None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            results.write_hparams(folder, rows, made.varied)
             folder.tidy()
             session.exit_code = _conclude(folder, ledger)
     if stopped is not None:

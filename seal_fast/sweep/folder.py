@@ -21,7 +21,7 @@ class SweepFolder:
     """Paths of a sweep.
 
     sweep.json (the plan), ledger.jsonl, trials/NAME (run folders), shared/ (decoded images and compiled graphs, while
-    it runs), results.csv, results.json, tensorboard/ (HParams), report.html.
+    it runs), results.csv, results.json, report.html.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,8 +32,6 @@ class SweepFolder:
         self.shared = path / "shared"
         self.csv = path / "results.csv"
         self.json = path / "results.json"
-        self.tensorboard = path / "tensorboard"
-        self.report = path / "report.html"
 
     def run(self, name: str) -> RunFolder:
         """The run folder of a trial."""

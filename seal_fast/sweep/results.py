@@ -1,4 +1,4 @@
-"""The results of the trials: results.csv, results.json and TensorBoard's HParams."""
+"""The results of the trials: results.csv and results.json."""
 
 from __future__ import annotations
 
@@ -44,41 +44,18 @@ def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> li
     return table
 
 
-def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
-    """Write results.csv and results.json; the rows.
+def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> None:
+    """Write results.csv and results.json.
 
     Raises:
         RunError: a file cannot be written.
     """
     rows = collect(folder, trials, ledger)
     if not rows:
-        return rows
+        return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder.csv, text.getvalue())
     write_json(folder.json, rows)
-    return rows
-
-
-def write_hparams(folder: SweepFolder, rows: list[dict[str, Any]], names: list[str]) -> None:
-    """A TensorBoard session per trial that was evaluated: `tensorboard --logdir DIR/tensorboard`.
-
-    Args:
-        folder: of the sweep.
-        rows: of `collect`.
-        names: of the settings among their columns.
-    """
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    for row in rows:
-        place = folder.tensorboard / row["trial"]
-        if row["best_top1"] is None or row["state"] not in ("finished", "stopped") or place.exists():
-            continue
-        settings = {name: row[name] for name in names if row.get(name) is not None}
-        settings = {name: v if isinstance(v, bool | int | float) else str(v) for name, v in settings.items()}
-        metrics = ("best_top1", "last_top1", "last_loss", "images_per_s")
-        with SummaryWriter(str(place)) as writer:
-            values = {f"hparam/{name}": row[name] for name in metrics if row[name] is not None}
-            writer.add_hparams(settings, values, run_name=".")

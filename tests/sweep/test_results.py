@@ -36,7 +36,8 @@ def sweep(tmp_path):
 
 def test_rows_hold_what_was_known_when_a_run_was_stopped(sweep):
     folder, trials, ledger = sweep
-    rows = results.write(folder, trials, ledger)
+    results.write(folder, trials, ledger)
+    rows = results.collect(folder, trials, ledger)
     assert [row["state"] for row in rows] == ["finished", "stopped", "running", "failed", "waiting"]
     assert [row["epochs"] for row in rows] == [12, 4, 4, 0, 0]
     metrics = folder.run("0").rows()
@@ -82,20 +83,6 @@ def test_the_display_shows_the_bests_that_results_csv_holds(sweep, capsys):
     text = capsys.readouterr().out
     assert f"finished 2  best val top-1 {row['best_top1']:.2f} %" in text and row["best_top1"] > 70
     assert f"best val top-1 {row['best_top1']:.2f} % (2)" in text.splitlines()[-1]
-
-
-def test_hparams_are_found_by_tensorboard(sweep):
-    folder, trials, ledger = sweep
-    results.write_hparams(folder, results.collect(folder, trials, ledger), ["seed", "lr"])
-    assert sorted(path.name for path in folder.tensorboard.iterdir()) == ["0", "1"]
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-
-    events = EventAccumulator(str(folder.tensorboard / "1"))
-    events.Reload()
-    metadata = events.summary_metadata["_hparams_/session_start_info"]
-    said = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info.hparams
-    assert said["lr"].number_value == 0.1 and said["seed"].number_value == 1
 
 
 def test_on_a_terminal_the_display_is_a_live_table(sweep, capsys, monkeypatch):

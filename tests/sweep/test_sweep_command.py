@@ -180,7 +180,6 @@ def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_pa
     one, two = (load_file(p / "weights" / "last.safetensors") for p in (alone, trial))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
-    assert list((out / "tensorboard" / names[0]).iterdir())
     assert main(["report", str(out)]) == 0 and Path(out / "report.html").stat().st_size > 10_000
 
 
