@@ -86,8 +86,8 @@ def check_ends(operator: Symmetric, top: int, bottom: int) -> None:
 def check_symmetry(forward: Tensor, backward: Tensor, scale: float, dtype: torch.dtype) -> None:
     """Compare u . H v with v . H u for pairs of vectors of length one.
 
-    The products' rounding leaves differences near 1e-16 of the largest eigenvalue in float64 and 1e-7 in float32; the
-    thresholds are 1e-6 and 1.2e-4.
+    On small ResNets rounding leaves differences below 1e-12 of the largest eigenvalue in float64 and near 1e-7 in
+    float32; the thresholds, 1e-6 and 1.2e-4, leave room for larger networks.
 
     Args:
         forward: u . H v of the pairs.

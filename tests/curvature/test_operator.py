@@ -187,21 +187,21 @@ def test_what_cannot_be_is_said():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A ResNet-18 of width 8 after 20 steps on digits, and 128 of these."""
+    """A ResNet-18 of width 8 on digits, trained in float64 so that every processor gets the same, and 128 images."""
     found = open_images("digits")
     chosen = choose(found, "train", 512, spread=True)
-    x, y = next(iter(batches(found, chosen, image_size=8, batch_size=512)))
-    model = resnet(depths=(2, 2, 2, 2), width=8, classes=10, dtype=torch.float32)
-    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.05, momentum=0.9)
-    for step in range(1, 21):
+    x, y = next(iter(batches(found, chosen, image_size=8, batch_size=512, dtype=torch.float64)))
+    model = resnet(depths=(2, 2, 2, 2), width=8, classes=10)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01, momentum=0.9)
+    for step in range(1, 25):
         rows = torch.arange(64) + 64 * (step % 8)
         optimizer.zero_grad()
         smoothed(model(x[rows]), y[rows]).backward()
         optimizer.step()
-    return model.eval(), x[:128], y[:128]
+    return model.float().eval(), x[:128].float(), y[:128]
 
 
-@pytest.mark.parametrize(("top", "bottom", "limit"), [(1, 0, 6), (5, 0, 16), (0, 1, 18)])
+@pytest.mark.parametrize(("top", "bottom", "limit"), [(1, 0, 6), (5, 0, 18), (0, 1, 24)])
 def test_products_for_a_thousandth(trained, top, bottom, limit):
     """Within 1e-3 of the same network's values in float64, asked for at 1e-6."""
     model, x, y = trained
