@@ -1,9 +1,10 @@
-"""`python -m seal_fast COMMAND`: one door to every command."""
+"""`python -m seal_fast COMMAND`: every command."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,15 +12,8 @@ from seal_fast.utils import openmp  # noqa: F401 (before a command imports torch
 from seal_fast.utils.errors import RunError, UsageError
 
 
-def train(argv: Sequence[str]) -> int:
-    """Train a network (the same as python -m seal_fast.train)."""
-    from seal_fast.train import main
-
-    return main(argv)
-
-
 def timeline(argv: Sequence[str]) -> int:
-    """Print what a configuration does to which layers in which epochs, without training."""
+    """Print the timeline of a configuration."""
     from seal_fast.arguments import parse
     from seal_fast.methods import timeline
 
@@ -28,82 +22,46 @@ def timeline(argv: Sequence[str]) -> int:
 
 
 def presets(argv: Sequence[str]) -> int:
-    """List the presets and their settings."""
+    """Print the presets."""
     from seal_fast.presets import PRESETS
 
-    argparse.ArgumentParser(prog="python -m seal_fast presets", description=presets.__doc__).parse_args(list(argv))
+    argparse.ArgumentParser(prog="python -m seal_fast presets", description=COMMANDS["presets"][1]).parse_args(argv)
     for name, settings in PRESETS.items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items()))
     return 0
 
 
-def prepare(argv: Sequence[str]) -> int:
-    """Download and check a data set (tiny-imagenet)."""
-    from seal_fast.data.prepare import main
-
-    return main(argv)
-
-
-def depth(argv: Sequence[str]) -> int:
-    """Prediction depth of trained networks, compared."""
-    from seal_fast.analysis.depth.command import main
-
-    return main(argv)
-
-
-def transfer(argv: Sequence[str]) -> int:
-    """Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning."""
-    from seal_fast.analysis.transfer.command import main
-
-    return main(argv)
-
-
-def fewshot(argv: Sequence[str]) -> int:
-    """Ask trained networks few-shot episodes from other images."""
-    from seal_fast.analysis.fewshot.command import main
-
-    return main(argv)
-
-
-def hessian(argv: Sequence[str]) -> int:
-    """Curvature of the training loss: eigenvalues, trace and spectral density."""
-    from seal_fast.analysis.hessian.command import main
-
-    return main(argv)
-
-
-def sweep(argv: Sequence[str]) -> int:
-    """Many runs over a space of settings: packed, stopped early, resumed (needs the sweep extra)."""
-    from seal_fast.sweep.command import main
-
-    return main(argv)
-
-
-def report(argv: Sequence[str]) -> int:
-    """Runs, their seeds and differences, and what the analyses found about them, on one HTML page."""
-    from seal_fast.report.command import main
-
-    return main(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": train,
-    "sweep": sweep,
-    "report": report,
-    "timeline": timeline,
-    "presets": presets,
-    "prepare": prepare,
-    "depth": depth,
-    "transfer": transfer,
-    "fewshot": fewshot,
-    "hessian": hessian,
+# What runs a command, or the module whose `main` does, and what it is for.
+COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
+    "train": ("seal_fast.train", "Train a network (the same as python -m seal_fast.train)."),
+    "sweep": (
+        "seal_fast.sweep.command",
+        "Many runs over a space of settings: packed, stopped early, resumed (needs the sweep extra).",
+    ),
+    "report": (
+        "seal_fast.report.command",
+        "Runs, their seeds and differences, and what the analyses found about them, on one HTML page.",
+    ),
+    "timeline": (timeline, "Print what a configuration does to which layers in which epochs, without training."),
+    "presets": (presets, "List the presets and their settings."),
+    "prepare": ("seal_fast.data.prepare", "Download and check a data set (tiny-imagenet)."),
+    "depth": ("seal_fast.analysis.depth.command", "Prediction depth of trained networks, compared."),
+    "transfer": (
+        "seal_fast.analysis.transfer.command",
+        "Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning.",
+    ),
+    "fewshot": ("seal_fast.analysis.fewshot.command", "Ask trained networks few-shot episodes from other images."),
+    "hessian": (
+        "seal_fast.analysis.hessian.command",
+        "Curvature of the training loss: eigenvalues, trace and spectral density.",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    listing = "\n".join(f"  {name:<10} {function.__doc__}" for name, function in COMMANDS.items())
+    listing = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m seal_fast COMMAND [FLAGS]\n\n{listing}\n\nEvery command explains itself with --help.")
         return 0 if argv else 2
@@ -111,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {argv[0]} is not a command; choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return COMMANDS[argv[0]](argv[1:])
+        run, _ = COMMANDS[argv[0]]
+        if isinstance(run, str):
+            run = importlib.import_module(run).main
+        return run(argv[1:])
     except (UsageError, RunError) as error:
         from seal_fast.distributed.errors import report_error
 
