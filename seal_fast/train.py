@@ -91,7 +91,9 @@ def agree(config: Config, dataset: ImageSet, world: World) -> Path:
     out = config.out
     if out is None:
         if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and world.size > 1:
-            raise UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
+            raise distributed.on_all_ranks(
+                UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
+            )
         name = f"{dataset.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
         out = Path("runs") / world.broadcast_object(name)
     settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}

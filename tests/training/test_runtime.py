@@ -43,13 +43,13 @@ def test_freed_memory_stays():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * 4096
 
 
-HERE = Path(__file__).parent  # of smaps.py
+HERE = Path(__file__).parents[1] / "helpers"  # of smaps.py
 
 # In a process of its own, because a long-lived one has freed blocks that lie below the part of the heap in question.
 HUGE = """
 import smaps
 import torch
-from seal_fast import runtime
+from seal_fast.training import runtime
 from seal_fast.config import Config
 runtime.start(Config())
 middle = torch.empty(1 << 26, dtype=torch.uint8).data_ptr() + (1 << 25)
