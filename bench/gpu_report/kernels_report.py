@@ -86,7 +86,7 @@ def text(kernels: Sequence[Compiled]) -> str:
     parts = []
     for (arch, op), group in itertools.groupby(kernels, lambda k: (k.arch, k.variant.op)):
         members = list(group)
-        rows: list[list[str]] = ["variant,regs,spills,stack,shared,occupancy,loads,stores,bytes,minimum".split(",")]
+        rows: list[Sequence[str]] = ["variant,regs,spills,stack,shared,occupancy,loads,stores,bytes,minimum".split(",")]
         for k in members:
             r = k.resources
             sizes = [str(n) for n in (r.registers, r.spills, r.stack, k.shared)]

@@ -137,6 +137,7 @@ def distance(out, other):
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.long
 def test_compiled_processes_make_two_graphs(image_folder, tmp_path):
     config = replace(SHORT, data=str(image_folder), compile=True)
     for summary in together(2, run_compiled, replace(config, out=tmp_path / "compiled")):

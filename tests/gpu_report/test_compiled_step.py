@@ -45,7 +45,7 @@ def flops_of_eager_step(request):
     return counter.get_total_flops()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @supported
 def test_layout_copies_and_fp32_convolutions_are_seen(capsys):
     """Weights that are not channels-last are copied, which must show."""
