@@ -45,11 +45,6 @@ class World:
         """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def barrier(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, on the host; with one process the tensor itself."""
         return tensor if self.size == 1 else self._reduced(tensor, dist.ReduceOp.SUM)
