@@ -132,7 +132,7 @@ def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
         backend=config.kernels,
-        share=Shard(world.rank, world.size, config.accumulate),
+        shard=Shard(world.rank, world.size, config.accumulate),
     )
 
 
@@ -258,7 +258,7 @@ def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
     config, timeline, batches, world = trainer.config, trainer.timeline, trainer.input, trainer.world
     env = environment(trainer.runtime)
     shared = (
-        f"{world.size} processes of {batches.part_size} images each at once; "
+        f"{world.size} processes of {batches.micro_batch_size} images each at once; "
         f"BatchNorm statistics {'over all' if trainer.link else 'of each'}"
     )
     return [

@@ -13,14 +13,10 @@ import numpy as np
 
 from seal_fast.data.tar_index import Folder, index_tar
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.terminal import shown
 
 _NEVER_STRIPPED = ("train", "val", "test", "images")
 _HIDDEN, _CIRCLE, _ODD = "hidden", "links to a folder that they lie in", "neither a file nor a folder"
-
-
-def shown(name: str) -> str:
-    """A name that can be printed and written as UTF-8; other bytes become escapes."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 class Archive:
@@ -93,7 +89,7 @@ class Archive:
     def where(self, name: str) -> str:
         """How messages name a file."""
         inside = f"{self._prefix}{name} in {self.path}" if self._tar is not None else self.path / self._prefix / name
-        return shown(str(inside))
+        return shown(inside)
 
 
 def _folder(path: str, status: os.stat_result) -> Folder:

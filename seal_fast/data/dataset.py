@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from seal_fast.data import headers
-from seal_fast.data.archive import Archive, shown
+from seal_fast.data.archive import Archive
 from seal_fast.data.layouts import digits, read_layout
 from seal_fast.data.layouts.common import MAY_HAVE_16_BITS, Contents, Faults
 from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
+from seal_fast.utils.terminal import shown
 
 _log = logging.getLogger("seal_fast")
 

@@ -27,13 +27,13 @@ class Batch:
         images: [B, 3, S, S], channels-last, normalised, of the input's dtype.
         labels: int64 [B].
         valid: bool [B], False for what only fills up the last batch of an evaluation; None in training.
-        cut: in training, the positions of the epoch that these are.
+        micro_batch: in training, the positions of the epoch that these are.
     """
 
     images: Tensor
     labels: Tensor
     valid: Tensor | None = None
-    cut: MicroBatch = MicroBatch()
+    micro_batch: MicroBatch = MicroBatch()
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
     threads: int
     on_bad_image: str
     backend: Backend
-    share: Shard = Shard()
+    shard: Shard = Shard()
 
 
 class Input:
@@ -63,7 +63,7 @@ class Input:
         image_size: height and width of the batches, in pixels.
         augmentation: "none", "pad-crop" or "resized-crop".
         batch_size: images a training step, over all processes and micro-batches; the last of an epoch may be smaller.
-        part_size: images of a full micro-batch: what this process computes at once.
+        micro_batch_size: images of a full micro-batch: what this process computes at once.
         eval_batch_size: of all evaluation batches of this process.
         num_classes: of the data set.
         out: where full training batches are written instead of into new tensors, if given.
@@ -81,8 +81,11 @@ class Input:
         self._left: dict[Split, np.ndarray] = {}  # usable images a class
         self.image_size, self.num_classes = settings.image_size, len(dataset.classes)
         self.augmentation = settings.augmentation
-        self.batch_size, self.part_size = settings.batch_size, settings.share.of(settings.batch_size)
-        self.eval_batch_size = -(-settings.eval_batch_size // settings.share.processes)
+        self.batch_size, self.micro_batch_size = (
+            settings.batch_size,
+            settings.shard.micro_batch_size(settings.batch_size),
+        )
+        self.eval_batch_size = -(-settings.eval_batch_size // settings.shard.processes)
         self.out: Tensor | None = None
         self.wait_seconds = 0.0
         self.notes = list(dataset.notes)
@@ -112,7 +115,7 @@ class Input:
     def train(self, generation: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This process's micro-batches of an epoch, from `first_step` on; nothing before is read or decoded.
 
-        One whose `cut.last` is set ends a step.
+        One whose `micro_batch.last` is set ends a step.
         """
         return self._timed(self._train(generation, epoch, self._micro_batches(first_step)))
 
@@ -125,9 +128,9 @@ class Input:
 
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Memory for the images and the labels of a full training batch."""
-        settings, shape = self._settings, (self.part_size, 3, self.image_size, self.image_size)
+        settings, shape = self._settings, (self.micro_batch_size, 3, self.image_size, self.image_size)
         images = torch.empty(shape, dtype=settings.dtype, device=settings.device, memory_format=torch.channels_last)
-        return images, torch.empty(self.part_size, dtype=torch.int64, device=settings.device)
+        return images, torch.empty(self.micro_batch_size, dtype=torch.int64, device=settings.device)
 
     def close(self) -> None:
         """Free memory and end threads; the input cannot be used again."""
@@ -153,7 +156,7 @@ class Input:
         return [
             micro_batch
             for step in range(first_step, self.steps_per_epoch)
-            for micro_batch in shard_step(step * size, min((step + 1) * size, self.train_size), self._settings.share)
+            for micro_batch in shard_step(step * size, min((step + 1) * size, self.train_size), self._settings.shard)
         ]
 
     def _order(self, generation: int, epoch: int, device: torch.device | str) -> Tensor:
@@ -180,7 +183,7 @@ class Input:
             flip=self._dataset.mirror,
             train=train and settings.augmentation != "none",
             backend=settings.backend,
-            out=self.out if train and len(index) == self.part_size else None,
+            out=self.out if train and len(index) == self.micro_batch_size else None,
         )
 
     def _report_bad(self, split: Split, rows: np.ndarray, reasons: Iterable[str] = ()) -> None:

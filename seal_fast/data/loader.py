@@ -37,7 +37,7 @@ def make_input(
     threads: int | None = None,
     on_bad_image: str = "error",
     backend: Backend = "auto",
-    share: Shard = Shard(),  # noqa: B008 (frozen)
+    shard: Shard = Shard(),  # noqa: B008 (frozen)
 ) -> Input:
     """Build the input of a run; the resident one is loaded on return.
 
@@ -60,7 +60,7 @@ def make_input(
         threads: of DALI; None is one a core, 16 at most.
         on_bad_image: "error", or "skip": leave out what cannot be decoded.
         backend: of the augmentation, see `seal_fast.kernels.backend.resolve`.
-        share: which part of each step this process computes.
+        shard: which part of each step this process computes.
 
     Raises:
         UsageError: a value that cannot be, such as a batch larger than the training set.
@@ -101,7 +101,7 @@ def make_input(
         threads=threads or min(_MOST_THREADS, len(os.sched_getaffinity(0))),
         on_bad_image=on_bad_image,
         backend=backend,
-        share=share,
+        shard=shard,
     )
     train = dataset.train.spread(limit_train)
     needed, free = resident_bytes(dataset, image_size, limit_train), free_bytes(device)

@@ -103,15 +103,15 @@ class Resident(Input):
         pixels, labels = self._pixels["train"], self._labels["train"]
         order = self._order(generation, epoch, self._settings.device)
         pad = self._settings.pad
-        for cut in micro_batches:
-            index, position = order[cut.start : cut.stop], cut.start
+        for micro_batch in micro_batches:
+            index, position = order[micro_batch.start : micro_batch.stop], micro_batch.start
             images = self._augment(pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=position)
-            yield Batch(images, labels[index], cut=cut)
+            yield Batch(images, labels[index], micro_batch=micro_batch)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         pixels, labels, size = self._pixels[split], self._labels[split], self.eval_batch_size
         place = torch.arange(size, device=self._settings.device)
-        first, end = self._settings.share.slice(0, len(pixels))
+        first, end = self._settings.shard.slice(0, len(pixels))
         for start in range(first, end, size):
             index = (place + start).clamp(max=end - 1)
             yield Batch(self._augment(pixels, index, False, pad=0), labels[index], place + start < end)

@@ -51,23 +51,26 @@ class Stream(Input):
     def _train(self, generation: int, epoch: int, micro_batches: list[MicroBatch]) -> Iterator[Batch]:
         split, settings = self._splits["train"], self._settings
         order = self._order(generation, epoch, "cpu").numpy()
-        batches = [order[cut.start : cut.stop] for cut in micro_batches]
+        batches = [order[micro_batch.start : micro_batch.stop] for micro_batch in micro_batches]
         keys = (
-            [(settings.seed, generation, epoch, cut.start, cut.stop - cut.start) for cut in micro_batches]
+            [
+                (settings.seed, generation, epoch, micro_batch.start, micro_batch.stop - micro_batch.start)
+                for micro_batch in micro_batches
+            ]
             if self._random_crops
             else None
         )
         pad = 0 if self._random_crops else settings.pad
         with self._prefetched(self._decoded(split, batches, max(map(len, batches), default=1), keys)) as ready:
-            for cut, (pixels, index, labels, _) in zip(micro_batches, ready, strict=True):
+            for micro_batch, (pixels, index, labels, _) in zip(micro_batches, ready, strict=True):
                 images = self._augment(
-                    pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=cut.start
+                    pixels, index, True, pad=pad, generation=generation, epoch=epoch, position=micro_batch.start
                 )
-                yield Batch(images, labels, cut=cut)
+                yield Batch(images, labels, micro_batch=micro_batch)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         chosen, size = self._splits[split], self.eval_batch_size
-        first, end = self._settings.share.slice(0, len(chosen))
+        first, end = self._settings.shard.slice(0, len(chosen))
         batches = [np.arange(start, min(start + size, end)) for start in range(first, end, size)]
         with self._prefetched(self._decoded(chosen, batches, size, fill_up=True)) as ready:
             for pixels, index, labels, valid in ready:

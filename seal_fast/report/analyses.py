@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.report.pairs import Pairs, adjusted, differences
-from seal_fast.runs.collection import Group, Run, shown
+from seal_fast.runs.collection import Group, Run
 from seal_fast.runs.identity import weights_sha256
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.terminal import shown
 
 TITLES = {
     "depth": "Prediction depth",
@@ -88,12 +89,12 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
     for place in named:
         if not (inside := _files(place)):
             expected = ", ".join(f"{command}.json" for command in TITLES)
-            raise UsageError(f"--results {shown(str(place))}: holds none of {expected}; name the --out of an analysis")
+            raise UsageError(f"--results {shown(place)}: holds none of {expected}; name the --out of an analysis")
         files.update(file.resolve() for file in inside)
     results: list[tuple[str, str, dict[str, Any]]] = []
     left_out: list[tuple[str, str]] = []
     for file in sorted(files, key=lambda file: (list(TITLES).index(file.stem), -file.stat().st_mtime)):  # newest first
-        where = shown(str(file))
+        where = shown(file)
         try:
             content = json.loads(file.read_bytes())
         except (OSError, ValueError) as error:

@@ -7,9 +7,10 @@ from typing import Any
 
 from seal_fast.report.analyses import Analyses
 from seal_fast.report.pairs import FIGURES, accuracy_differences, choose_pairs, mean_top1
-from seal_fast.runs.collection import Group, Run, Runs, shown
+from seal_fast.runs.collection import Group, Run, Runs
 from seal_fast.runs.plots import ascents
 from seal_fast.runs.summary import throughput
+from seal_fast.utils.terminal import shown
 
 _POINTS = 160  # of a learning curve: about two pixels each
 _PAIRS = 40
@@ -17,7 +18,7 @@ _PAIRS = 40
 
 def content(found: Runs, groups: Sequence[Group], analyses: Analyses, title: str) -> dict[str, Any]:
     """The page as plain values; groups are named by their place in the list."""
-    left_out = [*found.left_out, *((shown(str(run.path)), why) for g in groups for run, why in g.left_out)]
+    left_out = [*found.left_out, *((shown(run.path), why) for g in groups for run, why in g.left_out)]
     pairs = choose_pairs(groups)
     rows = accuracy_differences(groups, pairs)
     return {

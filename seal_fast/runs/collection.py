@@ -18,6 +18,7 @@ from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.identity import Training, labels, read_object, read_provenance, varied_settings
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import to_json
+from seal_fast.utils.terminal import shown
 
 _COLUMNS = ("phase", "val_loss", "val_top1", "val_top5")
 _NUMBERS = ("seconds", "images", "compile_seconds", "input_wait_seconds")
@@ -91,11 +92,6 @@ class Group:
     first: Run
 
 
-def shown(name: str) -> str:
-    """A file name safe to print and to write as UTF-8: bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def open_runs(paths: Iterable[Path]) -> Runs:
     """The runs that these paths name: run folders, sweeps, or folders of run folders.
 
@@ -110,19 +106,19 @@ def open_runs(paths: Iterable[Path]) -> Runs:
         for folder in _folders(path):
             place = folder.resolve()
             if place in seen:
-                left_out.append((shown(str(folder)), f"the same folder as {shown(str(seen[place]))}"))
+                left_out.append((shown(folder), f"the same folder as {shown(seen[place])}"))
                 continue
             seen[place] = folder
             try:
                 kept.append(open_run(folder))
             except UsageError as error:
-                left_out.append((shown(str(folder)), str(error)))
+                left_out.append((shown(folder), str(error)))
         try:
             for name, (state, message) in _trials(path).items():
                 if not (path / "trials" / name / "config.toml").exists():
-                    left_out.append((shown(str(path / "trials" / name)), f"{state}: {message}" if message else state))
+                    left_out.append((shown(path / "trials" / name), f"{state}: {message}" if message else state))
         except UsageError as error:
-            left_out.append((shown(str(path)), str(error)))
+            left_out.append((shown(path), str(error)))
     return Runs(kept, left_out)
 
 
@@ -161,7 +157,7 @@ def group_by_training(runs: Sequence[Run]) -> list[Group]:
             if why := run.excluded():
                 left_out.append((run, why))
             elif run.seed in counted:
-                left_out.append((run, f"the same training and seed as {shown(str(counted[run.seed].path))}"))
+                left_out.append((run, f"the same training and seed as {shown(counted[run.seed].path)}"))
             else:
                 counted[run.seed] = run
         groups.append(Group(label, settings, counted, left_out, held[0]))
@@ -175,9 +171,9 @@ def _folders(path: Path) -> list[Path]:
         inner = path / "trials" if (path / "sweep.json").exists() else path
         found = sorted(place for place in inner.iterdir() if (place / "config.toml").exists()) if inner.is_dir() else []
     except OSError as error:
-        raise UsageError(f"{shown(str(path))} cannot be read ({error.strerror})") from None
+        raise UsageError(f"{shown(path)} cannot be read ({error.strerror})") from None
     if not found and not (path / "sweep.json").exists():
-        raise UsageError(f"{shown(str(path))} holds neither a sweep nor run folders")
+        raise UsageError(f"{shown(path)} holds neither a sweep nor run folders")
     return found
 
 
@@ -216,7 +212,7 @@ def _rows(path: Path, config: Config) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UsageError(f"{shown(str(path))} cannot be read ({error.strerror})") from None
+        raise UsageError(f"{shown(path)} cannot be read ({error.strerror})") from None
     rows: list[dict[str, Any]] = []
     epochs = timeline(config).walk()
     for number, line in enumerate(lines, 1):

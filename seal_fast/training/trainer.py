@@ -194,16 +194,16 @@ class Trainer:
             return compiling
 
         for batch in self.input.train(at.generation, at.epoch, at.step):
-            cut = batch.cut
+            part = batch.micro_batch
             if self.link:
-                self.link.connected = cut.shared
+                self.link.connected = part.shared
             self.between_steps = False
-            full = len(batch.labels) == self.input.part_size and cut.shared == (self.world.size > 1)
-            if full and cut.weight == 1:
+            full = len(batch.labels) == self.input.micro_batch_size and part.shared == (self.world.size > 1)
+            if full and part.weight == 1:
                 self.full_step(batch.images, batch.labels)
             else:  # a smaller last batch is not compiled: it would be a third graph
-                self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)
-            if not cut.last:
+                self.step(self.forward if full else self.eager, batch.images, batch.labels, part)
+            if not part.last:
                 continue
             at.step += 1
             self.between_steps = True
@@ -218,16 +218,16 @@ class Trainer:
         return account()
 
     def step(
-        self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE
+        self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, part: MicroBatch = WHOLE
     ) -> None:
         """One training step, or a part of one; changes tensors in place only."""
         state = self.state
         loss, sums = forward(images, labels)
-        if cut.counted:
+        if part.counted:
             state.counters += sums
-        state.optimizer.sending = cut.last
-        state.scaler.scale(loss if cut.weight == 1 else loss * cut.weight).backward()
-        if not cut.last:
+        state.optimizer.sending = part.last
+        state.scaler.scale(loss if part.weight == 1 else loss * part.weight).backward()
+        if not part.last:
             state.optimizer.accumulate()
             return
         state.scaler.step(state.optimizer)

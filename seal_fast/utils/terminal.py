@@ -20,8 +20,8 @@ def prepare_streams() -> None:
 
 
 def shown(name: object) -> str:
-    """A name as valid text: bytes of it that are not UTF-8 are escaped."""
-    return str(name).encode("utf-8", "backslashreplace").decode()
+    """A file name that can be printed and written as UTF-8: bytes of it that are not UTF-8 become escapes."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

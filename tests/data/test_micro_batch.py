@@ -15,30 +15,30 @@ def test_cuts_cover_a_step_once(start, count, processes, parts):
     weight, counted = torch.zeros(start + count, dtype=torch.float64), torch.zeros(start + count)
     lengths = set()
     for rank in range(processes):
-        cuts = shard_step(start, start + count, Shard(rank, processes, parts))
-        lengths.add(len(cuts))
-        assert [cut.last for cut in cuts] == [False] * (len(cuts) - 1) + [True]
-        assert len({(cut.shared, rank) for cut in cuts}) <= 2
-        for cut in cuts:
-            assert cut.stop - cut.start >= 2 or count < 2 * parts
-            weight[cut.start : cut.stop] += cut.weight / (cut.stop - cut.start)
-            counted[cut.start : cut.stop] += cut.counted
+        own = shard_step(start, start + count, Shard(rank, processes, parts))
+        lengths.add(len(own))
+        assert [part.last for part in own] == [False] * (len(own) - 1) + [True]
+        assert len({(part.shared, rank) for part in own}) <= 2
+        for part in own:
+            assert part.stop - part.start >= 2 or count < 2 * parts
+            weight[part.start : part.stop] += part.weight / (part.stop - part.start)
+            counted[part.start : part.stop] += part.counted
     assert len(lengths) == 1  # all processes take as many steps
     assert torch.allclose(weight[start:], torch.full((count,), 1 / count, dtype=torch.float64), rtol=1e-12)
     assert (weight[:start] == 0).all() and (counted[start:] == 1).all()
 
 
 @pytest.mark.parametrize(
-    ("batch", "share", "words"),
+    ("batch", "shard", "words"),
     [
-        (8, Shard(0, 3), "by 3 processes: choose a multiple of 3 from 6 on"),
-        (8, Shard(0, 8), "by 8 processes: choose a multiple of 8 from 16 on"),
-        (32, Shard(0, 2, 3), "by 2 processes and --accumulate 3: choose a multiple of 6 from 12 on"),
+        (8, Shard(0, 3), r"3 processes .* choose a multiple of 3 from 6 on"),
+        (8, Shard(0, 8), r"8 processes .* choose a multiple of 8 from 16 on"),
+        (32, Shard(0, 2, 3), r"2 processes with --accumulate 3: choose a multiple of 6 from 12 on"),
     ],
 )
-def test_a_batch_that_cannot_be_shared_is_refused(batch, share, words):
-    with pytest.raises(UsageError, match=f"--batch-size {batch} cannot be shared equally, .* {words}"):
-        share.of(batch)
+def test_a_batch_that_cannot_be_divided_is_refused(batch, shard, words):
+    with pytest.raises(UsageError, match=f"--batch-size {batch} cannot be divided equally among {words}"):
+        shard.micro_batch_size(batch)
 
 
 @pytest.mark.parametrize("kind", ["resident", "stream"])
@@ -48,7 +48,7 @@ def test_every_image_is_fed_to_one_process(kind, processes, image_folder):
     images = open_images(str(image_folder))
 
     def inputs(rank, size):
-        return make_input(images, kind, batch_size=8, eval_batch_size=5, share=Shard(rank, size), threads=1)
+        return make_input(images, kind, batch_size=8, eval_batch_size=5, shard=Shard(rank, size), threads=1)
 
     whole = inputs(0, 1)
     expected = torch.cat([batch.images for batch in whole.train(1, 2)])
@@ -57,9 +57,9 @@ def test_every_image_is_fed_to_one_process(kind, processes, image_folder):
     for rank in range(processes):
         source = inputs(rank, processes)
         for batch in source.train(1, 2):
-            here = slice(batch.cut.start, batch.cut.stop)
+            here = slice(batch.micro_batch.start, batch.micro_batch.stop)
             assert torch.equal(batch.images, expected[here]) and torch.equal(batch.labels, labels[here])
-            seen[here] += batch.cut.counted
+            seen[here] += batch.micro_batch.counted
         batches = list(source.evaluation())
         assert {len(batch.labels) for batch in batches} <= {source.eval_batch_size}
         rows += [image for batch in batches for image in batch.images[batch.valid]]

@@ -68,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(image_folder, tmp_path):
 @pytest.mark.parametrize(
     ("size", "options", "code", "sentence"),
     [
-        (3, {"each": {rank: ["--batch-size", "8"] for rank in range(3)}}, 2, "--batch-size 8 cannot be shared equally"),
+        (3, {"each": {rank: ["--batch-size", "8"] for rank in range(3)}}, 2, "--batch-size 8 cannot be divided"),
         (
             2,
             {"each": {1: ["--lr", "0.2"]}},

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from seal_fast.data.archive import Archive, shown
+from seal_fast.data.archive import Archive
 from seal_fast.data.layouts import idx, image_folder, tiny_imagenet
 from seal_fast.data.layouts.common import Contents, Faults
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.terminal import shown
 
 KNOWN: tuple[ModuleType, ...] = (tiny_imagenet, idx, image_folder)
 

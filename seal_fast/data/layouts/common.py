@@ -9,9 +9,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from seal_fast.data.archive import Archive, shown
+from seal_fast.data.archive import Archive
 from seal_fast.data.split import Files, Split
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.terminal import shown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seal_fast.data.archive import Archive, shown
+from seal_fast.data.archive import Archive
 from seal_fast.data.layouts.common import (
     Contents,
     Faults,
@@ -13,6 +13,7 @@ from seal_fast.data.layouts.common import (
     other_files,
 )
 from seal_fast.utils.errors import RunError
+from seal_fast.utils.terminal import shown
 
 NAME = "tiny-imagenet"
 DESCRIPTION = "Tiny-ImageNet (wnids.txt, train/WNID/images/*, val/images/*, val/val_annotations.txt)"
