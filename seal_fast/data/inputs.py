@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seal_fast.data.dataset import ImageSet
+from seal_fast.data.decode import Decoder
 from seal_fast.data.micro_batch import MicroBatch, Shard, shard_step
 from seal_fast.data.split import Split
 from seal_fast.kernels import philox
@@ -36,59 +38,78 @@ class Batch:
     micro_batch: MicroBatch = MicroBatch()
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How images are fed; see `make_input` for each."""
+class Loaded(NamedTuple):
+    """A batch before the augmentation.
 
-    image_size: int
-    batch_size: int
-    eval_batch_size: int
-    dtype: torch.dtype
-    device: torch.device
-    seed: int
-    augmentation: str
-    shuffle: bool
-    pad: int
-    threads: int
-    on_bad_image: str
-    backend: Backend
-    shard: Shard = Shard()
+    Attributes:
+        pixels: uint8 [n, H, W, C].
+        index: int64 [B], which of the pixels make up the batch.
+        labels: int64 [B].
+        valid: bool [B], as in `Batch`.
+    """
+
+    pixels: Tensor
+    index: Tensor
+    labels: Tensor
+    valid: Tensor
 
 
+@dataclass(eq=False, kw_only=True)
 class Input:
     """Feeds batches as a pure function of (seed, generation, epoch, step); base of `Resident` and `Stream`.
 
     Attributes:
-        kind: "resident" or "stream".
+        dataset: names, statistics and held-out images.
+        training: the images to learn from; bad ones are left out once they are known.
         image_size: height and width of the batches, in pixels.
-        augmentation: "none", "pad-crop" or "resized-crop".
         batch_size: images a training step, over all processes and micro-batches; the last of an epoch may be smaller.
-        micro_batch_size: images of a full micro-batch: what this process computes at once.
-        eval_batch_size: of all evaluation batches of this process.
+        eval_batch_size: images an evaluation step: given over all processes, then those of this process.
+        dtype: of the images: bfloat16, float16, float32 or float64.
+        device: where the batches are needed.
+        seed: of the order and the augmentation.
+        augmentation: "none", "pad-crop" or "resized-crop".
+        pad: black border before the random crop, in pixels.
+        shuffle: a new order each epoch; False feeds in sorted path order.
+        threads: of DALI.
+        on_bad_image: "error", or "skip": leave out what cannot be decoded.
+        backend: of the augmentation, see `seal_fast.kernels.backend.resolve`.
+        shard: which part of each step this process computes.
+        kind: "resident" or "stream".
+        micro_batch_size: images that this process computes at once.
         num_classes: of the data set.
         out: where full training batches are written instead of into new tensors, if given.
         wait_seconds: host seconds spent waiting for batches; set it to 0 to count anew.
         notes: sentences about what was left out or assumed.
     """
 
+    dataset: ImageSet
+    training: Split
+    image_size: int
+    batch_size: int
+    eval_batch_size: int
+    augmentation: str
+    pad: int
+    threads: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    seed: int = 0
+    shuffle: bool = True
+    on_bad_image: str = "error"
+    backend: Backend = "auto"
+    shard: Shard = Shard()
     kind = ""
 
-    def __init__(self, dataset: ImageSet, train: Split, settings: Settings):
-        self._settings = settings
-        self._dataset = dataset
-        self._splits = {"train": train, "val": dataset.val}
+    def __post_init__(self) -> None:
+        self._splits = {"train": self.training, "val": self.dataset.val}
         self._bad: dict[str, None] = {}
         self._left: dict[Split, np.ndarray] = {}  # usable images a class
-        self.image_size, self.num_classes = settings.image_size, len(dataset.classes)
-        self.augmentation = settings.augmentation
-        self.batch_size, self.micro_batch_size = (
-            settings.batch_size,
-            settings.shard.micro_batch_size(settings.batch_size),
-        )
-        self.eval_batch_size = -(-settings.eval_batch_size // settings.shard.processes)
+        self._rows_on = self.device
+        self.num_classes = len(self.dataset.classes)
+        self.micro_batch_size = self.shard.micro_batch_size(self.batch_size)
+        self.eval_batch_size = -(-self.eval_batch_size // self.shard.processes)
         self.out: Tensor | None = None
         self.wait_seconds = 0.0
-        self.notes = list(dataset.notes)
+        self.notes = list(self.dataset.notes)
         self._check_batch_size()
 
     @property
@@ -104,7 +125,7 @@ class Input:
     @property
     def skipped(self) -> list[str]:
         """Names of the images found bad so far and left out."""
-        return [*self._dataset.skipped, *self._bad]
+        return [*self.dataset.skipped, *self._bad]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +138,7 @@ class Input:
 
         One whose `micro_batch.last` is set ends a step.
         """
-        return self._timed(self._train(generation, epoch, self._micro_batches(first_step)))
+        return self._timed(self._train((self.seed, generation, epoch), first_step))
 
     def evaluation(self, split: str = "val") -> Iterator[Batch]:
         """This process's images of a split in sorted order, neither cropped nor flipped at random.
@@ -128,62 +149,65 @@ class Input:
 
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Memory for the images and the labels of a full training batch."""
-        settings, shape = self._settings, (self.micro_batch_size, 3, self.image_size, self.image_size)
-        images = torch.empty(shape, dtype=settings.dtype, device=settings.device, memory_format=torch.channels_last)
-        return images, torch.empty(self.micro_batch_size, dtype=torch.int64, device=settings.device)
+        shape = (self.micro_batch_size, 3, self.image_size, self.image_size)
+        images = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        return images, torch.empty(self.micro_batch_size, dtype=torch.int64, device=self.device)
 
     def close(self) -> None:
         """Free memory and end threads; the input cannot be used again."""
         self._splits = {}
 
-    def _train(self, generation: int, epoch: int, micro_batches: list[MicroBatch]) -> Iterator[Batch]:
-        raise NotImplementedError
+    def _train(self, key: tuple[int, int, int], first_step: int) -> Iterator[Batch]:
+        count, size = self.train_size, self.batch_size
+        steps = ((step * size, min((step + 1) * size, count)) for step in range(first_step, self.steps_per_epoch))
+        parts = [part for step in steps for part in shard_step(*step, self.shard)]
+        order = (
+            philox.permutation(count, *key, self._rows_on) if self.shuffle else torch.arange(count).to(self._rows_on)
+        )
+        streams = [(*key, part.start) for part in parts]
+        batches = self._load("train", [order[part.start : part.stop] for part in parts], streams)
+        for part, stream, (pixels, index, labels, _) in zip(parts, streams, batches, strict=True):
+            yield Batch(self._augment(pixels, index, stream), labels, micro_batch=part)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
+        first, end = self.shard.slice(0, len(self._splits[split]))
+        rows = torch.arange(first, end, device=self._rows_on).split(self.eval_batch_size) if end > first else ()
+        for pixels, index, labels, valid in self._load(split, list(rows)):
+            yield Batch(self._augment(pixels, index), labels, valid)
+
+    def _load(
+        self, split: str, batches: list[Tensor], streams: list[tuple[int, int, int, int]] | None = None
+    ) -> Iterator[Loaded]:
+        """Pixels of batches of rows.
+
+        Without `streams`, (seed, generation, epoch, position) of each training batch, all have `eval_batch_size`.
+        """
         raise NotImplementedError
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.wait_seconds += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-    def _micro_batches(self, first_step: int) -> list[MicroBatch]:
-        size = self.batch_size
-        return [
-            micro_batch
-            for step in range(first_step, self.steps_per_epoch)
-            for micro_batch in shard_step(step * size, min((step + 1) * size, self.train_size), self._settings.shard)
-        ]
-
-    def _order(self, generation: int, epoch: int, device: torch.device | str) -> Tensor:
-        if self._settings.shuffle:
-            return philox.permutation(self.train_size, self._settings.seed, generation, epoch, device)
-        return torch.arange(self.train_size, device=device)
-
-    def _augment(
-        self, pixels: Tensor, index: Tensor, train: bool, *, pad: int, generation=0, epoch=0, position=0
-    ) -> Tensor:
-        settings = self._settings
+    def _augment(self, pixels: Tensor, index: Tensor, stream: tuple[int, int, int, int] | None = None) -> Tensor:
+        seed, generation, epoch, position = stream or (0, 0, 0, 0)
         return augment(
             pixels,
             index,
             size=self.image_size,
-            mean=self._dataset.mean,
-            std=self._dataset.std,
-            dtype=settings.dtype,
-            seed=settings.seed,
+            mean=self.dataset.mean,
+            std=self.dataset.std,
+            dtype=self.dtype,
+            seed=seed,
             generation=generation,
             epoch=epoch,
             position=position,
-            pad=pad,
-            flip=self._dataset.mirror,
-            train=train and settings.augmentation != "none",
-            backend=settings.backend,
-            out=self.out if train and len(index) == self.micro_batch_size else None,
+            pad=self.pad,
+            flip=self.dataset.mirror,
+            train=stream is not None and self.augmentation != "none",
+            backend=self.backend,
+            out=self.out if stream and len(index) == self.micro_batch_size else None,
+        )
+
+    def _decoder(self, split: Split, batch_size: int, random_crops: bool = False) -> Decoder:
+        exact = self.dataset.native_size == self.image_size
+        return Decoder(
+            self.image_size, split.source.encoded, self.device, self.threads, batch_size, exact, random_crops
         )
 
     def _report_bad(self, split: Split, rows: np.ndarray, reasons: Iterable[str] = ()) -> None:
@@ -192,7 +216,7 @@ class Input:
         Raises:
             RunError: unless bad images are skipped, or if a class has none left.
         """
-        if self._settings.on_bad_image != "skip":
+        if self.on_bad_image != "skip":
             raise RunError(
                 f"{split.source.where(rows[0])} is {next(iter(reasons))}, or leave such images out with --on-bad-image "
                 "skip"
@@ -204,7 +228,7 @@ class Input:
         for label in split.labels[fresh]:
             if not left[label]:
                 raise RunError(
-                    f"class {self._dataset.classes[label]} has no readable image, such as "
+                    f"class {self.dataset.classes[label]} has no readable image, such as "
                     f"{split.source.where(fresh[0])}: accuracy would be measured on other classes than those learned"
                 )
 
@@ -219,3 +243,12 @@ class Input:
                 f"--batch-size {self.batch_size} is larger than the training set of {self.train_size} images: "
                 f"choose at most {self.train_size}"
             )
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch

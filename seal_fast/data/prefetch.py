@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
-import queue
-import threading
-from collections.abc import Iterator
+import contextlib
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_POLL_SECONDS = 0.05
-_END = StopIteration()
+_END: Any = object()
 
 
-def prefetch(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def prefetch(items: Generator[T], depth: int = 3) -> Generator[T]:
     """Yield what `items` yields, in the same order, computed up to `depth` items ahead.
 
-    An exception in `items` is raised here, in its place in the order. Closing this generator ends the thread.
+    An exception in `items` is raised here, in its place in the order. Closing this generator ends the thread. At the
+    interpreter's exit the thread is waited for: one that still runs DALI would abort the process.
     """
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: T | None, error: BaseException | None = None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put((item, error), timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    return
-            put(None, _END)
-        except BaseException as error:  # the consumer raises it
-            put(None, error)
-
-    def end() -> None:
-        stop.set()
-        thread.join()
-
-    thread = threading.Thread(target=work, name="seal_fast-input", daemon=True)
-    thread.start()
-    atexit.register(end)  # an interpreter that exits while DALI still runs in a thread aborts
+    pool = ThreadPoolExecutor(1, "seal_fast-input")
+    ready = deque(pool.submit(next, items, _END) for _ in range(depth))
     try:
-        while True:
-            item, error = ready.get()
-            if error is _END:
-                return
-            if error is not None:
-                raise error
+        while (item := ready.popleft().result()) is not _END:
+            ready.append(pool.submit(next, items, _END))
             yield item
     finally:
-        atexit.unregister(end)
-        end()
+        for future in ready:
+            future.cancel()
+        with contextlib.suppress(RuntimeError):  # the interpreter exits, and the thread is gone
+            pool.submit(items.close)  # in its own thread, whose CUDA stream it has set
+        pool.shutdown()

@@ -1,9 +1,10 @@
-"""How many processors this process may use."""
+"""How many processors this process may use, and the control groups that bound it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,19 +23,20 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     Args:
         root: of the file system; below it are read proc/self/cgroup and sys/fs/cgroup.
     """
-    quotas: list[float] = []
+    return min((quota for group in control_groups("cpu", root) for quota in _quota(group)), default=None)
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """Folders of this process's control group and the groups above it, of both versions; some may not exist."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        for mount in [controllers, "cpu", "cpu,cpuacct"] if controllers else [".", "unified"]:
+        for mount in dict.fromkeys([controllers, controller]) if controllers else (".", "unified"):
             base = root / "sys/fs/cgroup" / mount
             # a container may see its own group as the mount's root, whatever path the host knows it by
             group = base / path.strip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(base):
-                    quotas += _quota(folder)
-    return min(quotas, default=None)
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
 
 
 def _quota(folder: Path) -> list[float]:

@@ -1,40 +1,38 @@
 """Free memory: what /proc says, and what control groups allow."""
 
+import pytest
 import torch
+from image_files import write
 
-from seal_fast.data import memory
+from seal_fast.data.memory import free_bytes
 
-
-def test_the_machine(tmp_path):
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal:       2000 kB\nMemAvailable:    1234 kB\n")
-    assert memory._machine(file) == 1234 * 1024
-    assert 0 < memory.free_bytes(torch.device("cpu")) <= memory._machine()
-
-
-def group(folder, **files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name.replace("_", ".", 1)).write_text(text)
+MACHINE = {"proc/meminfo": b"MemTotal:       2000 kB\nMemAvailable:    1234 kB\n"}
+V2 = {"memory.max": b"1000\n", "memory.current": b"600\n", "memory.stat": b"anon 1\ninactive_file 150\n"}
+UNLIMITED = {"memory.max": b"max\n", "memory.current": b"5\n", "memory.stat": b"inactive_file 2\n"}
+V1 = {
+    "memory.limit_in_bytes": b"900",
+    "memory.usage_in_bytes": b"300",
+    "memory.stat": b"inactive_file 1\ntotal_inactive_file 50\n",
+}
 
 
-def test_control_groups_v2(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("0::/user/job\n")
-    root = tmp_path / "fs"
-    group(root / "user" / "job", memory_max="max\n", memory_current="5\n", memory_stat="inactive_file 2\n")
-    group(root / "user", memory_max="1000\n", memory_current="600\n", memory_stat="anon 1\ninactive_file 150\n")
-    assert memory._control_groups(root, own) == [1000 - 600 + 150]
+def at(folder, files):
+    return {f"sys/fs/cgroup/{folder}/{name}": data for name, data in files.items()}
 
 
-def test_control_groups_v1(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("5:cpu:/x\n3:memory:/job\n")
-    group(tmp_path / "fs" / "memory" / "job", **{
-        "memory_limit_in_bytes": "900", "memory_usage_in_bytes": "300", "memory_stat": "total_inactive_file 50\n"
-    })  # fmt: skip
-    assert memory._control_groups(tmp_path / "fs", own) == [650]
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 1234 * 1024),
+        ({"proc/self/cgroup": b"0::/user/job\n"} | at("user/job", UNLIMITED) | at("user", V2), 1000 - 600 + 150),
+        ({"proc/self/cgroup": b"0::/job\n"} | at(".", V2) | at("other", V1), 550),
+        ({"proc/self/cgroup": b"5:cpu:/x\n3:memory:/job\n"} | at("memory/job", V1), 650),
+    ],
+    ids=["machine", "v2, group above", "v2, root of a container", "v1"],
+)
+def test_the_smallest_limit_counts(files, free, tmp_path):
+    assert free_bytes(torch.device("cpu"), write(tmp_path, MACHINE | files)) == free
 
 
-def test_no_control_group_is_no_limit(tmp_path):
-    assert memory._control_groups(tmp_path, tmp_path / "none") == [1 << 62]
+def test_this_machine_has_memory():
+    assert free_bytes(torch.device("cpu")) > 1 << 20

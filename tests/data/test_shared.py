@@ -1,8 +1,8 @@
 """Decoded images in a file that processes share: the same batches, decoded once, in memory once."""
 
 import re
-import subprocess
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -67,17 +67,21 @@ def test_bad_images_are_left_out_and_named_by_every_process(pets, place, tmp_pat
         assert torch.equal(a, b)
 
 
-def test_processes_that_start_together_decode_once(place):
-    code = (
-        "import sys, time, numpy as np; from pathlib import Path; from seal_fast.data import shared\n"
-        "def fill(rows):\n"
-        "    print('filled', flush=True); time.sleep(0.3); rows[:] = 7; return np.ones(len(rows), bool)\n"
-        "pixels, good = shared.mapped(Path(sys.argv[1]), 'k', (5, 2, 2, 3), fill)\n"
-        "assert pixels.shape == (5, 2, 2, 3) and (pixels == 7).all() and good.all()"
-    )
-    runs = [subprocess.Popen([sys.executable, "-c", code, str(place)], stdout=subprocess.PIPE) for _ in range(3)]
-    outputs = [run.communicate()[0] for run in runs]
-    assert [run.returncode for run in runs] == [0] * 3 and b"".join(outputs).count(b"filled") == 1
+def test_whoever_comes_while_another_decodes_waits(place):
+    """A lock belongs to the open file, so threads exclude each other as processes do."""
+    filled = []
+
+    def fill(rows):
+        filled.append(True)
+        time.sleep(0.1)
+        rows[:] = 7
+        return np.ones(len(rows), bool)
+
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(shared.mapped, place, "k", (5, 2, 2, 3), fill) for _ in range(3)]
+    for pixels, good in (run.result() for run in runs):
+        assert pixels.shape == (5, 2, 2, 3) and (pixels == 7).all() and good.all()
+    assert filled == [True]
 
 
 def test_mapped_pixels_cost_no_memory_of_their_own(place):
