@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from seal_fast.utils import openmp  # noqa: F401 (before a command imports torch)
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.terminal import prepare_streams
 
 
 def timeline(argv: Sequence[str]) -> int:
@@ -60,6 +61,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    prepare_streams()
     argv = sys.argv[1:] if argv is None else list(argv)
     listing = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
     if not argv or argv[0] in ("-h", "--help"):

@@ -184,11 +184,11 @@ def varied_settings(trainings: Sequence[Training]) -> list[dict[str, Any]]:
                     settings[name] = getattr(training.config, name)
     for name in named:
         marks: dict[str, set[Any]] = {}
-        for mark, short in (one[name] for one in inputs):
-            marks.setdefault(short, set()).add(mark)
+        for mark, text in (one[name] for one in inputs):
+            marks.setdefault(text, set()).add(mark)
         if len(set().union(*marks.values())) > 1:
-            for settings, (mark, short) in zip(found, (one[name] for one in inputs), strict=True):
-                settings[name] = short if len(marks[short]) == 1 else f"{short} ({str(mark)[:8]})"
+            for settings, (mark, text) in zip(found, (one[name] for one in inputs), strict=True):
+                settings[name] = text if len(marks[text]) == 1 else f"{text} ({str(mark)[:8]})"
     return found
 
 
@@ -214,8 +214,12 @@ def labels(trainings: Sequence[Training]) -> list[str]:
 
 def shown_setting(name: str, value: Any) -> str:
     """A setting as labels hold it, such as `ascent scale 0.01`; of the method its name alone."""
-    short = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return short if name == "method" else f"{name.replace('_', ' ')} {short}"
+    return short(value) if name == "method" else f"{name.replace('_', ' ')} {short(value)}"
+
+
+def short(value: Any) -> str:
+    """A setting's value with at most four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def pair_by_seed(first: Mapping[int, A], second: Mapping[int, B]) -> list[tuple[A, B]]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from seal_fast.config import flag
 from seal_fast.utils.errors import UsageError
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the flags."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags. Values out of range and flags that need another one are refused.
+
+    Raises:
+        UsageError: naming the flag.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast sweep",
         description="Train every run of a space of settings, some at a time, by Ray Tune. Each is an ordinary run "
@@ -19,13 +25,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
 
     def number(name: str, letter: str, text: str, default: int | None = None) -> None:
-        add(
-            name,
-            type=int,
-            metavar=letter,
-            default=default,
-            help=text + (f" ({default})" if default is not None else ""),
-        )
+        shown = "" if default is None else f" ({default})"
+        add(name, type=int, metavar=letter, default=default, help=text + shown)
 
     add("space", nargs="?", type=Path, metavar="SPACE.toml", help="the space; not needed with --resume")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the sweep")
@@ -45,21 +46,18 @@ def make_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true", help="continue the sweep in DIR")
     add("--retry-failed", action="store_true", help="with --resume: try failed runs again")
     add("--dry-run", action="store_true", help="print the runs (with --resume those left) and predicted hours only")
-    return parser
-
-
-def check(flags: argparse.Namespace) -> None:
-    """Refuse values out of range and flags that need another one.
-
-    Raises:
-        UsageError: naming the flag.
-    """
+    flags = parser.parse_args(list(argv))
     lowest = {"retries": 0, "reduction": 2}
     for name in ("samples", "seeds", "concurrent", "per_gpu", "threads", "retries", "first_rung", "reduction"):
         value = getattr(flags, name)
         if value is not None and value < lowest.get(name, 1):
-            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {lowest.get(name, 1)}")
+            raise UsageError(f"{flag(name)} {value}: must be at least {lowest.get(name, 1)}")
     if flags.space is None and not flags.resume:
         raise UsageError("name the space file: python -m seal_fast sweep SPACE.toml --out DIR")
     if flags.retry_failed and not flags.resume:
         raise UsageError("--retry-failed: only with --resume")
+    flags.again = []  # what sweep.json does not hold and --resume needs
+    for name in ("concurrent", "per_gpu", "address", "retries"):
+        if (value := getattr(flags, name)) != parser.get_default(name):
+            flags.again += [flag(name), str(value)]
+    return flags

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from seal_fast.config import Config
 from seal_fast.methods import timeline
+from seal_fast.methods.partition import split
 from seal_fast.sweep.plan import Trial
 from seal_fast.utils.errors import RunError, UsageError
 
@@ -20,41 +20,31 @@ def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int,
     Raises:
         UsageError: a trial cannot run; it is named.
     """
-    sizes: dict[str, tuple[int, int]] = {}
-    layers: set[object] = set()
-    for trial in trials:
-        config = trial.config
-        try:
-            _check_inputs(config, sizes, here)
-            groups = timeline(config).groups
-            if (key := (config.model, config.stem, config.layer_threshold, groups)) not in layers:
-                _check_layers(config, groups)
-                layers.add(key)
-        except (UsageError, RunError) as error:
-            raise UsageError(f"{trial.name}: {error}") from None
-    return sizes
-
-
-def _check_inputs(config: Config, sizes: dict[str, tuple[int, int]], here: bool) -> None:
     import torch
 
     from seal_fast.data import open_images
-
-    if here and config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device that torch can use")
-    if config.init_weights and not config.init_weights.is_file():
-        raise UsageError(f"--init-weights {config.init_weights}: no such file")
-    if config.data not in sizes:
-        images = open_images(config.data, config.on_bad_image)
-        sizes[config.data] = len(images.train), len(images.val)
-    count = min(config.limit_train or sizes[config.data][0], sizes[config.data][0])
-    if config.batch_size > count:
-        raise UsageError(f"--batch-size {config.batch_size} is larger than the training set of {count} images")
-
-
-def _check_layers(config: Config, groups: tuple[str, ...]) -> None:
-    from seal_fast.methods.partition import split
     from seal_fast.models import build
 
-    model = build(config.model, 2, stem=config.stem)
-    split({name: p.numel() for name, p in model.named_parameters()}, config.layer_threshold, groups)
+    sizes: dict[str, tuple[int, int]] = {}
+    splits: set[object] = set()
+    for trial in trials:
+        config = trial.config
+        try:
+            if here and config.device == "cuda" and not torch.cuda.is_available():
+                raise UsageError("--device cuda: this machine has no CUDA device that torch can use")
+            if config.init_weights and not config.init_weights.is_file():
+                raise UsageError(f"--init-weights {config.init_weights}: no such file")
+            if config.data not in sizes:
+                images = open_images(config.data, config.on_bad_image)
+                sizes[config.data] = len(images.train), len(images.val)
+            count = min(config.limit_train or sizes[config.data][0], sizes[config.data][0])
+            if config.batch_size > count:
+                raise UsageError(f"--batch-size {config.batch_size} is larger than the training set of {count} images")
+            groups = timeline(config).groups
+            if (key := (config.model, config.stem, config.layer_threshold, groups)) not in splits:
+                model = build(config.model, 2, stem=config.stem)
+                split({name: p.numel() for name, p in model.named_parameters()}, config.layer_threshold, groups)
+                splits.add(key)
+        except (UsageError, RunError) as error:
+            raise UsageError(f"{trial.name}: {error}") from None
+    return sizes

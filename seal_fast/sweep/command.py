@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,18 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from seal_fast.runs.identity import short
 from seal_fast.sweep import arguments, results, suggest
 from seal_fast.sweep import plan as plans
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.checks import check_trials
+from seal_fast.sweep.display import Display
+from seal_fast.sweep.estimate import estimate
 from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Plan, Trial
 from seal_fast.sweep.process import STOP_SECONDS, wait_until_free
+from seal_fast.sweep.slots import Slots, slots
+from seal_fast.utils.cpus import cpu_count
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.table import table
 
-_MOST_ON_A_CPU = 8
 _MOST_SHOWN = 40
 
 
@@ -34,14 +38,9 @@ def main(argv: Sequence[str]) -> int:
         UsageError: a flag, the space or a run in it is wrong; nothing has been started.
         RunError: the sweep cannot go on.
     """
-    flags = arguments.make_parser().parse_args(list(argv))
-    arguments.check(flags)
+    flags = arguments.parse(argv)
     folder = SweepFolder(flags.out)
-    metadata: dict[str, Any] = {"search": flags.search, "samples": flags.samples, "search_seed": flags.search_seed}
-    made = None
-    if flags.space:
-        metadata["space"] = str(flags.space.absolute())
-        made = _plan(flags, metadata)
+    made, metadata = _plan(flags) if flags.space else (None, {})
     if flags.dry_run:
         return _dry_run(flags, made, metadata["search"]) if made and not flags.resume else _dry_resume(flags, folder)
     with folder.locked():
@@ -61,19 +60,25 @@ def main(argv: Sequence[str]) -> int:
         return _run(flags, folder, Plan(tuple(trials.values()), metadata["repeated"]), metadata)
 
 
-def _plan(flags: argparse.Namespace, metadata: dict[str, Any]) -> Plan:
-    """The trials; for Optuna, random draws that stand for its proposals."""
+def _plan(flags: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
+    """The trials and what `--resume` needs; for Optuna, random draws that stand for its proposals."""
     space = spaces.read(flags.space)
-    search = metadata["search"] = flags.search or ("random" if space.drawn else "grid")
+    search = flags.search or ("random" if space.drawn else "grid")
+    metadata = {"search": search, "samples": flags.samples, "search_seed": flags.search_seed}
     if search == "optuna":
         suggest.check(space, flags.seeds)
         space, search = spaces.all_drawn(space), "random"
-    return plans.make(space, search=search, samples=flags.samples, seeds=flags.seeds, search_seed=flags.search_seed)
+    made = plans.make(space, search=search, samples=flags.samples, seeds=flags.seeds, search_seed=flags.search_seed)
+    return made, metadata | {"space": str(flags.space.absolute())}
 
 
 def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: dict[str, Any]) -> int:
-    connection, tune = _ray()
-    from seal_fast.sweep.table import Display
+    try:
+        from seal_fast.sweep.scheduling import connection, tune
+    except ImportError as error:
+        raise RunError(
+            f"sweeps need Ray Tune ({error.name or error} is missing); pip install 'seal-fast[sweep]'"
+        ) from None
 
     learning = metadata["search"] == "optuna"
     trials = {trial.name: trial for trial in (made.trials if flags.resume or not learning else ())}
@@ -83,13 +88,12 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
     left = set(ledger.left())
     check_trials((t for t in made.trials if t.name not in trials or t.name in left), here=not flags.address)
     flags.threads = flags.threads or metadata.get("threads")
-    concurrent, threads, gpu = _resources(flags, made.trials)
-    with connection.connected(folder.path, flags.address, concurrent) as session:
+    place = _slots(flags, made.trials)
+    with connection.connected(folder.path, flags.address, place.concurrent) as session:
         if flags.address:
-            use_gpus = any(trial.config.device != "cpu" for trial in made.trials)
-            concurrent, threads, gpu = connection.slots(flags.per_gpu, flags.concurrent, flags.threads, use_gpus)
+            place = _slots(flags, made.trials, session.nodes)
         rungs = (flags.first_rung, flags.reduction) if flags.stop_early else metadata.get("rungs")
-        metadata = metadata | {"threads": threads, "rungs": rungs}
+        metadata = metadata | {"threads": place.threads, "rungs": rungs}
 
         def save() -> None:
             folder.write_plan(Plan(tuple(trials.values()), made.repeated), **metadata)
@@ -100,15 +104,14 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
         if learning:
             count, space = metadata["samples"], spaces.read(Path(metadata["space"]))
             order = suggest.proposals(space, count, metadata["search_seed"], trials, ledger, save)
-        scheduler = tune.asha(ledger, *rungs, max(trial.generations for trial in made.trials)) if rungs else None
-        job: dict[str, Any] = {"concurrent": concurrent, "threads": threads, "gpu": gpu, "retries": flags.retries}
+        scheduler = tune.asha(ledger, rungs, max(trial.generations for trial in made.trials)) if rungs else None
         ended = len(trials) - len(left)
-        print(f"{count - ended} of {count} runs to do, {_pace(concurrent, threads)}; {folder.path}", flush=True)
+        print(f"{count - ended} of {count} runs to do, {place}; {folder.path}", flush=True)
         display = Display(folder, trials, ledger)
         stopped = error = None
         try:
-            job |= {"cluster": flags.address is not None, "scheduler": scheduler, "tick": display.tick}
-            tune.run(folder.path, order, ledger, session, **job)
+            job: dict[str, Any] = {"retries": flags.retries, "scheduler": scheduler, "tick": display.tick}
+            tune.run(folder.path, order, ledger, session, place, **job)
         except tune.Stopped as stop:
             stopped = stop.number
         except RunError as failure:  # printed here, as leaving a Ray that is lost may end this program
@@ -117,13 +120,15 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
             display.stop()
         results.write(folder, trials, ledger)
         if stopped is not None:
-            again = shlex.join(["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume"])
+            again = shlex.join(
+                ["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume", *flags.again]
+            )
             print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
             session.exit_code = 128 + stopped
         elif error is not None:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            folder.tidy()
+            shutil.rmtree(folder.shared, ignore_errors=True)
             session.exit_code = _conclude(folder, ledger)
     if stopped is not None:
         for name in ledger.names("running"):  # they write their checkpoints now that their workers are gone
@@ -142,32 +147,29 @@ def _conclude(folder: SweepFolder, ledger: Ledger) -> int:
     return 1 if failed else 0
 
 
-def _open_ledger(folder: SweepFolder, trials: dict[str, Trial], settle: bool = True) -> Ledger:
-    ledger = folder.open_ledger(trials, settle=settle)
+def _open_ledger(folder: SweepFolder, trials: dict[str, Trial], repair: bool = True) -> Ledger:
+    ledger = Ledger.open(folder.ledger, trials, repair)
     for note in ledger.notes:
         print(f"note: {note}", file=sys.stderr)
     return ledger
 
 
-def _resources(flags: argparse.Namespace, trials: Sequence[Trial]) -> tuple[int, int, float]:
-    """Runs at a time, threads of each, and the share of a GPU that each takes."""
+def _slots(flags: argparse.Namespace, trials: Sequence[Trial], nodes: Any = None) -> Slots:
+    """The slots on these nodes, or else on this machine."""
     import torch
 
-    on_gpu = any(trial.config.device != "cpu" for trial in trials)
-    gpus = torch.cuda.device_count() if on_gpu else 0
-    if flags.per_gpu > 1 and not gpus and not flags.address:
-        why = "this machine has no GPU that torch sees" if on_gpu else "every run has device = cpu"
+    use_gpus = any(trial.config.device != "cpu" for trial in trials)
+    here = {"CPU": cpu_count(), "GPU": torch.cuda.device_count() if use_gpus else 0}
+    if flags.per_gpu > 1 and not here["GPU"] and not flags.address:
+        why = "this machine has no GPU that torch sees" if use_gpus else "every run has device = cpu"
         raise UsageError(f"--per-gpu {flags.per_gpu}: {why}; say --concurrent {flags.per_gpu} instead")
-    cores = len(os.sched_getaffinity(0))
-    concurrent = flags.concurrent or (gpus * flags.per_gpu if gpus else min(cores, _MOST_ON_A_CPU))
-    threads = flags.threads or max(1, cores // concurrent)
-    return concurrent, threads, 1 / flags.per_gpu if gpus else 0.0
+    return slots(flags, nodes or [here], use_gpus)
 
 
 def _dry_resume(flags: argparse.Namespace, folder: SweepFolder) -> int:
     """Print what `--resume` would run."""
     trials, metadata = folder.read_plan()
-    ledger = _open_ledger(folder, trials, settle=False)
+    ledger = _open_ledger(folder, trials, repair=False)
     left = [trials[name] for name in ledger.left() + (ledger.names("failed") if flags.retry_failed else [])]
     missing = metadata["samples"] - len(trials)
     if metadata["search"] == "optuna" and missing > 0:
@@ -181,39 +183,19 @@ def _dry_resume(flags: argparse.Namespace, folder: SweepFolder) -> int:
 
 def _dry_run(flags: argparse.Namespace, made: Plan, search: str, trained: dict[str, int] | None = None) -> int:
     """Print the runs and the predicted hours; `trained` holds epochs that are done already."""
-    from seal_fast.sweep.estimate import estimate
-
     sizes = check_trials(made.trials, here=flags.address is None)
     names = made.varied
     left = [(trial, max(trial.epochs - (trained or {}).get(trial.name, 0), 0)) for trial in made.trials]
     rows = [("run", *(name.replace("_", "-") for name in names), "epochs")]
-    rows += [(t.name, *(_cell(t.settings.get(n)) for n in names), str(epochs)) for t, epochs in left[:_MOST_SHOWN]]
+    rows += [(t.name, *(short(t.settings.get(n, "")) for n in names), str(epochs)) for t, epochs in left[:_MOST_SHOWN]]
     print(table(rows))
     if search == "optuna":
         print("(random draws in place of what Optuna will propose)")
     if len(left) > _MOST_SHOWN:
         print(f"... and {len(left) - _MOST_SHOWN} more")
     repeated = f" ({made.repeated} combinations left out: another trains the same)" if made.repeated else ""
-    concurrent, threads, _ = _resources(flags, made.trials)
+    place = _slots(flags, made.trials)
     what = "runs" if trained is None else "runs left"
-    print(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {_pace(concurrent, threads)}", flush=True)
-    print(estimate(left, sizes, concurrent=concurrent, threads=threads))
+    print(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {place}", flush=True)
+    print(estimate(left, sizes, place))
     return 0
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _ray() -> tuple[Any, Any]:
-    try:
-        from seal_fast.sweep.scheduling import connection, tune
-    except ImportError as error:
-        raise RunError(
-            f"sweeps need Ray Tune ({error.name or error} is missing); pip install 'seal-fast[sweep]'"
-        ) from None
-    return connection, tune
-
-
-def _pace(concurrent: int, threads: int) -> str:
-    return f"{concurrent} at a time, {threads} {'thread' if threads == 1 else 'threads'} each"

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from seal_fast.config import Config, dumps
 from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.process import environment, last_message
+from seal_fast.sweep.slots import Slots
 from seal_fast.utils.errors import RunError
 
 STEPS = 3
 _EVALUATION = 1 / 3  # cost of an evaluated image relative to a trained one: the forward pass alone
-_SHAPE = "model stem data image_size input batch_size amp amp_dtype dtype device kernels augmentation compile".split()
+_SHAPE = (
+    "model stem data image_size input batch_size accumulate amp amp_dtype dtype device kernels augmentation compile "
+    "ema log_norms eval_batch_size on_bad_image"
+).split()
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,13 @@ class Speed:
     compile: float
 
 
-def estimate(
-    trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, int]], *, concurrent: int, threads: int
-) -> str:
+def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, int]], slots: Slots) -> str:
     """A sentence that predicts the hours of a sweep. How much packed trials slow each other down is not known.
 
     Args:
         trials: with the epochs that each has left.
         sizes: numbers of training and validation images by the value of --data.
-        concurrent: trials at a time.
-        threads: CPU threads of each.
+        slots: of the trials.
 
     Raises:
         RunError: a short run failed.
@@ -54,66 +55,56 @@ def estimate(
             shape = tuple(getattr(config, name) for name in _SHAPE)
             compiling = shape not in speeds  # the others find its graphs
             if compiling:
-                speeds[shape] = _measure(trial, train, threads, Path(scratch), len(speeds))
+                speeds[shape] = measure(trial, train, slots.threads, Path(scratch) / str(len(speeds)))
             speed = speeds[shape]
             images = min(config.limit_train or train, train) + val / config.eval_every * _EVALUATION
             seconds.append(epochs * images / speed.rate + speed.start + compiling * speed.compile)
     if not seconds:
         return "predicted: nothing is left to do"
-    hours = max(sum(seconds) / min(concurrent, len(seconds)), max(seconds)) / 3600
-    rates = sorted(round(speed.rate) for speed in speeds.values())
-    starts = sorted(round(speed.start + speed.compile) for speed in speeds.values())
+    hours = max(sum(seconds) / min(slots.concurrent, len(seconds)), max(seconds)) / 3600
+    rates = _range(round(speed.rate) for speed in speeds.values())
+    starts = _range(round(speed.start + speed.compile) for speed in speeds.values())
     return (
-        f"predicted: {hours:.2g} hours, from {_range(rates)} images/s and {_range(starts)} s to start, measured here "
+        f"predicted: {hours:.2g} hours, from {rates} images/s and {starts} s to start, measured here "
         f"by a run of {STEPS} steps of each network, batch size and compute type"
     )
 
 
-def _range(values: list[int]) -> str:
-    return f"{values[0]}" if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+def _range(values: Iterable[int]) -> str:
+    least, *_, most = sorted([*values] * 2)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
-def _measure(trial: Trial, train: int, threads: int, scratch: Path, number: int) -> Speed:
-    """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled."""
-    config: Config = replace(
-        trial.config,
-        method="restart",
-        generations=1,
-        epochs=2,
-        ascent_epochs=0,
-        warmup_epochs=0,
-        lr=0.0,
-        eval_every=2,
-        limit_train=min(trial.config.batch_size * STEPS, train),
-        keep="none",
-        checkpoint_seconds=1e9,
-        hessian_every=0,
-        init_weights=None,
-        profile=False,
-        wandb=False,
-    )
-    cold, start, rows = _train(trial.name, config, threads, scratch, f"{number}")
-    warm = cold
-    if config.compile:
-        warm, start, rows = _train(trial.name, config, threads, scratch, f"{number}-warm")
-    rate = rows[1]["images"] / max(rows[1]["seconds"], 1e-9)
-    return Speed(rate, start + sum(row["compile_seconds"] for row in rows), max(cold - warm, 0.0))
+def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
+    """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled.
 
+    Args:
+        trial: of which only the settings of `_SHAPE` count.
+        train: number of training images.
+        threads: CPU threads.
+        scratch: a folder that does not exist.
 
-def _train(
-    name: str, config: Config, threads: int, scratch: Path, run: str
-) -> tuple[float, float, list[dict[str, Any]]]:
-    """Seconds that a run takes to its end, and to its first step, and its metrics."""
-    folder = RunFolder(scratch / run)
-    folder.path.mkdir()
-    folder.config.write_text(dumps(config), encoding="utf-8")
-    command = [sys.executable, "-m", "seal_fast.train", "--out", str(folder.path), "--threads", str(threads)]
-    begin = time.time()
-    with (folder.path / "output.log").open("wb") as log:
-        code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment(scratch, threads)
-        ).returncode
-    seconds, rows = time.time() - begin, folder.rows()
-    if code or len(rows) < 2:
-        raise RunError(f"{name}: a short run to measure its speed failed: {last_message(folder.path)}")
-    return seconds, folder.config.stat().st_mtime - begin, rows  # the trainer writes config.toml before its first step
+    Raises:
+        RunError: the run failed.
+    """
+    settings: dict[str, Any] = {name: getattr(trial.config, name) for name in _SHAPE}
+    settings |= {"method": "restart", "generations": 1, "epochs": 2, "ascent_epochs": 0, "warmup_epochs": 0}
+    settings |= {"limit_train": min(trial.config.batch_size * STEPS, train), "eval_every": 2, "checkpoint_seconds": 1e9}
+    config = Config(lr=0.0, keep="none", **settings)
+    whole: list[float] = []
+    for number in range(1 + config.compile):
+        folder = RunFolder(scratch / str(number))
+        folder.path.mkdir(parents=True)
+        folder.config.write_text(dumps(config), encoding="utf-8")
+        command = [sys.executable, "-m", "seal_fast.train", "--out", str(folder.path), "--threads", str(threads)]
+        begin = time.time()
+        with (folder.path / "output.log").open("wb") as log:
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            code = subprocess.run(command, **streams, env=environment(scratch, threads)).returncode
+        whole.append(time.time() - begin)
+        rows = folder.rows()
+        if code or len(rows) < 2:
+            raise RunError(f"{trial.name}: a short run to measure its speed failed: {last_message(folder.path)}")
+    start = folder.config.stat().st_mtime - begin  # the trainer writes config.toml before its first step
+    start += sum(row["compile_seconds"] for row in rows)
+    return Speed(rows[1]["images"] / max(rows[1]["seconds"], 1e-9), start, max(whole[0] - whole[-1], 0.0))

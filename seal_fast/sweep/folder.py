@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from seal_fast.config import Config, override, to_dict
 from seal_fast.runs.folder import RunFolder
-from seal_fast.sweep import plan
-from seal_fast.sweep.ledger import Entry, Ledger
+from seal_fast.sweep.ledger import Entry
 from seal_fast.sweep.plan import Plan, Trial
 from seal_fast.utils.errors import UsageError
-from seal_fast.utils.files import locked
+from seal_fast.utils.files import locked, write_json
+
+_FORMAT = "seal_fast sweep 1"
 
 
 class SweepFolder:
@@ -63,27 +64,28 @@ class SweepFolder:
                         place.rmdir()
 
     def write_plan(self, made: Plan, **metadata: Any) -> None:
-        """Write the plan and the flags that `--resume` needs."""
-        plan.write(made, self.plan, **metadata)
+        """Write the plan and the flags that `--resume` needs.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        trials = [{"name": t.name, "settings": t.settings, "config": to_dict(t.config)} for t in made.trials]
+        write_json(self.plan, {"format": _FORMAT, **metadata, "repeated": made.repeated, "trials": trials})
 
     def read_plan(self) -> tuple[dict[str, Trial], dict[str, Any]]:
         """Trials by name, and the other values of the plan.
 
         Raises:
-            UsageError: there is no sweep here.
+            UsageError: there is no sweep here, or another version wrote it.
         """
         try:
             content = json.loads(self.plan.read_bytes())
         except (OSError, ValueError):
             raise UsageError(f"{self.path} holds no sweep (no readable sweep.json)") from None
-        if content.get("format") != plan.FORMAT:
+        if content.get("format") != _FORMAT:
             raise UsageError(f"{self.plan} was written by another version of seal_fast")
-        return {trial.name: trial for trial in plan.parse(content.pop("trials"), self.plan)}, content
-
-    def open_ledger(self, trials: Iterable[str], *, settle: bool = True) -> Ledger:
-        """The ledger of these trials; `settle` repairs its last line, for a sweep that will write into it."""
-        return Ledger.open(self.ledger, trials, repair=settle)
-
-    def tidy(self) -> None:
-        """Remove what running trials share."""
-        shutil.rmtree(self.shared, ignore_errors=True)
+        trials = (
+            Trial(item["name"], item["settings"], override(Config(), item["config"], str(self.plan)))
+            for item in content.pop("trials")
+        )
+        return {trial.name: trial for trial in trials}, content

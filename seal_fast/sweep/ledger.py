@@ -79,12 +79,8 @@ class Ledger:
                 if event["state"] == "waiting":  # tried anew since
                     damaged.pop(event["trial"], None)
             except (ValueError, KeyError, TypeError):
-                named = re.search(r'"trial": ("[^"]*")', line.decode(errors="replace"))
-                try:
-                    name = json.loads(named[1]) if named else ""
-                except ValueError:
-                    name = ""
-                damaged[name] = f"line {number} of {path} is damaged"
+                named = re.search(r'"trial": ("([\w.,=+-]|\\u[0-9a-f]{4})*")', line.decode(errors="replace"))
+                damaged[json.loads(named[1]) if named else ""] = f"line {number} of {path} is damaged"
         for name, message in damaged.items():
             if name in ledger.entries:
                 ledger.entries[name] = Entry("failed", message=f"{message}; --resume --retry-failed continues the run")
@@ -127,8 +123,7 @@ class Ledger:
         name, state = event["trial"], event["state"]
         if state not in get_args(State):
             raise ValueError(f"{state} is no state")
-        entry = self.entries.get(name)
-        if entry is None:
+        if (entry := self.entries.get(name)) is None:
             return
         entry.state = state
         if state == "waiting":

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seal_fast.config import Config, check, flag, override, to_dict
+from seal_fast.config import Config, check, flag, override
 from seal_fast.methods import timeline
-from seal_fast.runs.identity import Training, training_key, varied_settings
+from seal_fast.runs.identity import Training, short, training_key, varied_settings
 from seal_fast.sweep.space import Space
 from seal_fast.utils.errors import UsageError
-from seal_fast.utils.files import write_json
 
-FORMAT = "seal_fast sweep 1"
 _NAME_LENGTH = 80
 
 
@@ -34,7 +32,7 @@ class Trial:
     settings: dict[str, Any]
     config: Config
 
-    @property
+    @cached_property
     def epochs(self) -> int:
         """Length of the run in epochs."""
         return timeline(self.config).total_epochs()
@@ -91,10 +89,9 @@ def make(space: Space, *, search: str, samples: int, seeds: int | None, search_s
         different.setdefault(training(config), (settings, config))
     configs = [config for _, config in different.values()]
     seeded = len({config.seed for config in configs}) > 1
+    acting = varied_settings([Training(config) for config in configs])
     trials = []
-    for (settings, config), effective in zip(
-        different.values(), varied_settings([Training(config) for config in configs]), strict=True
-    ):
+    for (settings, config), effective in zip(different.values(), acting, strict=True):
         order = [name for name in (*space.axes, *effective) if name in effective]
         varied = {name: effective[name] for name in dict.fromkeys(order)} | ({"seed": config.seed} if seeded else {})
         # the name holds what this part of the space sets; the number alone makes it unique
@@ -129,29 +126,6 @@ def training(config: Config) -> object:
 
 def trial_name(number: int, settings: dict[str, Any], count: int = 0) -> str:
     """The name of a trial: its number among so many, and its settings."""
-    text = ",".join(
-        f"{flag(n)[2:]}={v:.4g}" if isinstance(v, float) else f"{flag(n)[2:]}={v}" for n, v in settings.items()
-    )
+    text = ",".join(f"{flag(name)[2:]}={short(value)}" for name, value in settings.items())
     safe = re.sub(r"[^\w.,=+-]+", "-", text)[:_NAME_LENGTH]
     return f"{number:0{max(4, len(str(count - 1)))}d}" + (f"-{safe}" if safe else "")
-
-
-def write(plan: Plan, path: Path, **metadata: Any) -> None:
-    """Write a plan, and other values beside it.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    trials = [{"name": t.name, "settings": t.settings, "config": to_dict(t.config)} for t in plan.trials]
-    write_json(path, {"format": FORMAT, **metadata, "repeated": plan.repeated, "trials": trials})
-
-
-def parse(content: Iterable[dict[str, Any]], path: Path) -> tuple[Trial, ...]:
-    """The trials that `write` wrote.
-
-    Raises:
-        UsageError: a setting is unknown.
-    """
-    return tuple(
-        Trial(item["name"], item["settings"], override(Config(), item["config"], str(path))) for item in content
-    )

@@ -54,7 +54,6 @@ class Process:
         self.folder = RunFolder(path)
         line = timeline(config)
         self._last_epoch = [line.epochs(g) - 1 for g in range(len(line.generations))]
-        self._size = -1
         self.ends: list[dict[str, Any]] = []
         path.mkdir(parents=True, exist_ok=True)
         if not wait_until_free(path, STOP_SECONDS):  # it may be writing its checkpoint
@@ -64,15 +63,11 @@ class Process:
         command = [sys.executable, "-m", "seal_fast.train", "--out", str(path), "--threads", str(threads)]
         with (path / "output.log").open("ab") as log:
             self._log_start = log.tell()
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            settings: dict[str, Any] = {"env": environment(shared, threads), "cwd": cwd, **streams}
+            # in a session of its own, as Ctrl-C is for the sweep, which then stops its trials
             self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment(shared, threads),
-                cwd=cwd,
-                start_new_session=True,  # Ctrl-C is for the sweep, which then stops its trials
-                preexec_fn=_terminate_with(os.getpid()),
+                command, start_new_session=True, preexec_fn=_terminate_with(os.getpid()), **settings
             )
 
     @property
@@ -84,11 +79,9 @@ class Process:
         """Wait for the last row of a generation; the exit code if the process ends before it, else None."""
         while True:
             code = self._process.poll()
-            self._read()
-            if len(self.ends) > generation:
-                return None
-            if code is not None:
-                return code
+            self.ends = [row for row in self.folder.rows() if row["epoch"] == self._last_epoch[row["generation"]]]
+            if code is not None or len(self.ends) > generation:
+                return code if len(self.ends) <= generation else None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(LOOK_SECONDS)
 
@@ -98,24 +91,16 @@ class Process:
 
     def stop(self) -> None:
         """Ask it to write its checkpoint and end; kill it after two minutes."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.terminate()  # nothing if it has ended
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def message(self) -> str:
         """Why it ended."""
         return last_message(self.folder.path, self._log_start)
-
-    def _read(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            size = self.folder.metrics.stat().st_size
-            if size != self._size:
-                self.ends = [row for row in self.folder.rows() if row["epoch"] == self._last_epoch[row["generation"]]]
-                self._size = size
 
 
 def last_message(folder: Path, start: int = 0) -> str:
@@ -138,7 +123,7 @@ def wait_until_free(folder: Path, seconds: float) -> bool:
     """Whether no process trains in a run folder; waits for that up to so many seconds."""
     end = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(OSError), (folder / ".lock").open("a") as lock:
+        with contextlib.suppress(OSError), (folder / ".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         if not (folder / ".lock").exists():

@@ -12,6 +12,8 @@ from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Trial
 from seal_fast.utils.files import write_json, write_text
 
+_BEST = {"top1": "val_top1", "top5": "val_top5", "generation": "generation", "epoch": "epoch"}
+
 
 def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> list[dict[str, Any]]:
     """A row per trial: its settings, state and results."""
@@ -21,26 +23,13 @@ def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> li
         rows = folder.rows(name, entry)
         summary = summarise(rows)
         best, last = summary["best"] or {}, summary["last"] or {}
-        images = sum(row["images"] for row in rows)
-        table.append(
-            {"trial": name, "state": entry.state}
-            | trial.settings
-            | {
-                "best_top1": best.get("val_top1"),
-                "best_top5": best.get("val_top5"),
-                "best_generation": best.get("generation"),
-                "best_epoch": best.get("epoch"),
-                "last_top1": last.get("val_top1"),
-                "last_top5": last.get("val_top5"),
-                "last_loss": last.get("val_loss"),
-                "epochs": summary["epochs"],
-                "seconds": summary["seconds"],
-                "images_per_s": images / summary["seconds"] if summary["seconds"] else None,
-                "compile_seconds": summary["compile_seconds"],
-                "failures": entry.failures,
-                "message": entry.message if entry.state == "failed" else "",
-            }
-        )
+        images, seconds = sum(row["images"] for row in rows), summary["seconds"]
+        row = {"trial": name, "state": entry.state} | trial.settings
+        row |= {f"best_{k}": best.get(v) for k, v in _BEST.items()}
+        row |= {f"last_{k}": last.get(f"val_{k}") for k in ("top1", "top5", "loss")}
+        row |= {"epochs": summary["epochs"], "seconds": seconds, "images_per_s": images / seconds if seconds else None}
+        row |= {"compile_seconds": summary["compile_seconds"], "failures": entry.failures}
+        table.append(row | {"message": entry.message if entry.state == "failed" else ""})
     return table
 
 
@@ -54,7 +43,8 @@ def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> None
     if not rows:
         return
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    settings = (name for trial in trials.values() for name in trial.settings)  # each row holds those that act on it
+    writer = csv.DictWriter(text, list(dict.fromkeys(["trial", "state", *settings, *rows[0]])), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder.csv, text.getvalue())

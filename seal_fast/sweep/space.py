@@ -14,7 +14,8 @@ import itertools
 import math
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,16 @@ class Space:
         path: the file.
         base: the defaults, preset or configuration file underneath.
         parts: the products that it is the union of.
-        axes: the settings that vary, by name.
     """
 
     path: Path
     base: Config
     parts: tuple[Part, ...]
-    axes: dict[str, Axis] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", {axis.name: axis for part in self.parts for axis in part.axes})
+    @cached_property
+    def axes(self) -> dict[str, Axis]:
+        """The settings that vary, by name."""
+        return {axis.name: axis for part in self.parts for axis in part.axes}
 
     @property
     def drawn(self) -> list[str]:
@@ -112,21 +113,19 @@ def read(path: Path) -> Space:
         raise UsageError(f"{path}: not a TOML file ({error})") from None
     base = _base(path, content)
     unions = content.pop("union", [{}])
-    if not isinstance(unions, list) or not all(isinstance(u, dict) for u in unions) or not unions:
+    if not (isinstance(unions, list) and unions and all(isinstance(u, dict) for u in unions)):
         raise UsageError(f"{path}: write each part of the union as a table of its own, [[union]]")
     for name in (name for table in (content, *unions) for name in table):
         if _key(name) not in _SETTINGS:
             raise UsageError(f"{path}: unknown setting {name}{did_you_mean(_key(name), (*_SETTINGS, *_KEYS))}")
     parts = []
     for union in unions:
-        merged = {_key(name): (name, value) for name, value in (content | union).items()}
         # a part replaces settings above it, whether spelt with - or _
-        merged |= {_key(name): (name, value) for name, value in union.items()}
+        merged = {_key(name): (name, value) for table in (content, union) for name, value in table.items()}
+        if reserved := next((name for name in merged if name in _RESERVED), ""):
+            raise UsageError(f"{path}: {reserved} cannot be swept over, {_RESERVED[reserved]}")
         fixed = {key: value for key, (_, value) in merged.items() if not isinstance(value, dict)}
         axes = tuple(_axis(path, base, name, value) for name, value in merged.values() if isinstance(value, dict))
-        for name in (*fixed, *(axis.name for axis in axes)):
-            if name in _RESERVED:
-                raise UsageError(f"{path}: {name} cannot be swept over, {_RESERVED[name]}")
         override(base, fixed, str(path))
         parts.append(Part(fixed, axes))
     return Space(path, base, tuple(parts))
@@ -176,9 +175,8 @@ def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
     for value in values:
         override(base, {key: value}, str(path))
     if kind in ("grid", "choice"):
-        twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-        if twice is not None:
-            raise UsageError(f"{what}: {kind} names {twice!r} twice")
+        if twice := next((f"{value!r}" for i, value in enumerate(values) if value in values[:i]), ""):
+            raise UsageError(f"{what}: {kind} names {twice} twice")
         return Axis(key, kind, tuple(values))
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     if len(values) != 2 or not numbers or not values[0] < values[1]:
@@ -194,8 +192,8 @@ def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
 
 def all_drawn(space: Space) -> Space:
     """The same space with grids turned into choices."""
-    parts = tuple(
-        Part(part.fixed, tuple(Axis(a.name, "choice" if a.kind == "grid" else a.kind, a.values) for a in part.axes))
-        for part in space.parts
-    )
-    return Space(space.path, space.base, parts)
+
+    def drawn(axis: Axis) -> Axis:
+        return replace(axis, kind="choice") if axis.kind == "grid" else axis
+
+    return replace(space, parts=tuple(replace(part, axes=tuple(map(drawn, part.axes))) for part in space.parts))

@@ -42,19 +42,16 @@ def proposals(
     study = optuna.create_study(direction="maximize", sampler=sampler)
     told: set[str] = set()
 
-    def tell() -> None:
+    def propose() -> Trial:
         for name, entry in ledger.entries.items():
             if entry.state in ENDED and name not in told:
                 told.add(name)
                 good = entry.state != "failed" and bool(entry.values)
-                state, value = (states.COMPLETE, entry.values[-1]) if good else (states.FAIL, None)
-                params = trials[name].settings
-                study.add_trial(
-                    optuna.trial.create_trial(state=state, params=params, distributions=distributions, value=value)
+                result: dict[str, Any] = (
+                    {"state": states.COMPLETE, "value": entry.values[-1]} if good else {"state": states.FAIL}
                 )
-
-    def propose() -> Trial:
-        tell()
+                result |= {"params": trials[name].settings, "distributions": distributions}
+                study.add_trial(optuna.trial.create_trial(**result))
         known = {plan.training(trial.config) for trial in trials.values()}
         for _ in range(_ATTEMPTS):
             ask = study.ask(distributions)

@@ -13,6 +13,7 @@ from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.scheduling import connection, tune
 from seal_fast.sweep.scheduling.worker import Worker
+from seal_fast.sweep.slots import Slots
 from seal_fast.utils.errors import RunError
 
 GENERATIONS, UNLUCKY, DIES, COUNT = 3, 3, 11, 1000
@@ -51,13 +52,12 @@ def main(folder, count, concurrent, rungs=None):
     (folder / "steps").mkdir(parents=True, exist_ok=True)
     trials = {f"{i:04d}": Trial(f"{i:04d}", {}, Config(generations=GENERATIONS)) for i in range(count)}
     ledger = Ledger.open(folder / "ledger.jsonl", trials)
-    job = {"concurrent": concurrent, "threads": 1, "retries": 1}
-    scheduler = tune.asha(ledger, *rungs, GENERATIONS) if rungs else None
+    scheduler = tune.asha(ledger, rungs, GENERATIONS) if rungs else None
     with connection.connected(folder, None, concurrent) as session:
         start = time.time()
         try:
             order = (trials[name] for name in ledger.left())
-            tune.run(folder, order, ledger, session, **job, scheduler=scheduler, worker=Stub)
+            tune.run(folder, order, ledger, session, Slots(concurrent, 1), retries=1, scheduler=scheduler, worker=Stub)
             session.exit_code = 0
         except tune.Stopped as stopped:
             session.exit_code = 128 + stopped.number

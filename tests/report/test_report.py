@@ -167,12 +167,13 @@ def test_a_folder_without_runs_is_refused(tmp_path, capsys):
 
 def test_a_sweep_is_found_with_what_became_of_its_trials(tmp_path):
     from seal_fast.sweep.folder import SweepFolder
+    from seal_fast.sweep.ledger import Ledger
     from seal_fast.sweep.plan import Plan, Trial
 
     sweep = SweepFolder(tmp_path)
     trials = tuple(Trial(f"{s}", {"seed": s}, replace(BASE, seed=s)) for s in range(4))
     sweep.write_plan(Plan(trials))
-    ledger = sweep.open_ledger({t.name: t for t in trials})
+    ledger = Ledger.open(sweep.ledger, [t.name for t in trials])
     pretend_run(sweep.trials / "0", trials[0].config, 50)
     pretend_run(sweep.trials / "1", trials[1].config, 50, generations=1)
     ledger.record("1", "running", generation=1, value=3.0)

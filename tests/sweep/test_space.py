@@ -6,6 +6,7 @@ import pytest
 from seal_fast.config import Config
 from seal_fast.methods import METHODS
 from seal_fast.sweep import plan
+from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.space import read
 from seal_fast.utils.errors import UsageError
 
@@ -175,12 +176,11 @@ def test_a_combination_that_cannot_run_is_named(space):
 
 
 def test_a_plan_is_read_back_as_it_was(space, tmp_path):
-    import json
-
     made = grid(space('data = "digits"\nlr = { grid = [0.1, 0.3] }\ninit_weights = "w.safetensors"'), seeds=2)
-    plan.write(made, tmp_path / "sweep.json", threads=1)
-    content = json.loads((tmp_path / "sweep.json").read_text())
-    assert plan.parse(content["trials"], tmp_path) == made.trials and content["threads"] == 1
+    folder = SweepFolder(tmp_path / "out")
+    folder.write_plan(made, threads=1)
+    trials, metadata = folder.read_plan()
+    assert tuple(trials.values()) == made.trials and metadata["threads"] == 1
     assert made.trials[0].config.init_weights.is_absolute() and made.trials[0].config != Config()
 
 

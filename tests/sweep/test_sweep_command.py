@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,12 +23,13 @@ from safetensors.torch import load_file
 from seal_fast.__main__ import main
 from seal_fast.config import Config, load
 from seal_fast.runs.folder import RunFolder
-from seal_fast.sweep import command, plan
+from seal_fast.sweep import command, estimate, plan
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.folder import SweepFolder
 from seal_fast.sweep.ledger import Ledger
 from seal_fast.sweep.process import wait_until_free
 from seal_fast.train import run
+from seal_fast.utils import cpus
 
 SPACE = """
 data = "{data}"
@@ -49,14 +51,30 @@ def space(image_folder, tmp_path):
     return path
 
 
+@pytest.fixture
+def known_speed(monkeypatch):
+    """100 images a second and 10 s to start, without the short runs that measure it."""
+    monkeypatch.setattr(estimate, "measure", lambda *_: estimate.Speed(100.0, 10.0, 0.0))
+
+
 def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsys):
     assert main(["sweep", str(space), "--out", str(tmp_path / "out"), "--seeds", "2", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "0003-method=restart,seed=1" in text and "4 runs, 16 epochs" in text
     hours = float(text.split("predicted: ")[1].split()[0])
     starting = float(re.search(r"and (\d+) s to start", text)[1])
-    assert starting >= 1 and hours >= 0.99 * 4 / min(4, len(os.sched_getaffinity(0))) * (starting - 1) / 3600
+    assert starting >= 1 and hours >= 0.99 * 4 / min(4, cpus.cpu_count()) * (starting - 1) / 3600
     assert not (tmp_path / "out").exists()
+
+
+def test_a_containers_quota_bounds_the_runs_at_a_time(space, tmp_path, capsys, monkeypatch, known_speed):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: 3.0)
+    assert main(["sweep", str(space), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "3 at a time, 1 thread each" in text
+    # 4 epochs of 20 images, evaluations of 12 at a third of the price: 0.96 s, and 10 s to start
+    assert f"predicted: {10.96 / 3600:.2g} hours, from 100 images/s and 10 s to start" in text
 
 
 @pytest.mark.parametrize(
@@ -114,11 +132,11 @@ def test_sharing_a_gpu_without_one_is_refused(space, tmp_path, capsys, monkeypat
     assert main(["sweep", *flags]) == 2 and "every run has device = cpu" in capsys.readouterr().err
 
 
-def test_a_dry_resume_lists_what_is_left(space, tmp_path, capsys):
+def test_a_dry_resume_lists_what_is_left(space, tmp_path, capsys, known_speed):
     folder = SweepFolder(tmp_path / "out")
     trials = {t.name: t for t in plan.make(spaces.read(space), search="grid", samples=1, seeds=2).trials}
     folder.write_plan(plan.Plan(tuple(trials.values())), search="grid", samples=1, threads=1)
-    ledger = folder.open_ledger(trials)
+    ledger = Ledger.open(folder.ledger, trials)
     names = list(trials)
     ledger.record(names[0], "finished")
     ledger.record(names[1], "failed", failures=3, message="out of memory")
@@ -138,6 +156,95 @@ def test_a_dry_resume_lists_what_is_left(space, tmp_path, capsys):
 def test_a_printed_command_is_quoted_for_the_shell(tmp_path, capsys):
     assert command._conclude(SweepFolder(Path("my runs")), Ledger(tmp_path)) == 0
     assert "python -m seal_fast report 'my runs'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [[], ["--concurrent", "3", "--per-gpu", "2", "--address", "a:1", "--retries", "0"]])
+def test_a_stopped_sweep_prints_the_command_that_continues_it(space, tmp_path, capsys, monkeypatch, given):
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    from seal_fast.sweep.scheduling import connection, tune
+
+    def stop(*_, **__):
+        raise tune.Stopped(signal.SIGTERM)
+
+    session = connection.Session([], [{"CPU": 4.0, "GPU": 2.0}])
+    monkeypatch.setattr(connection, "connected", lambda *_: contextlib.nullcontext(session))
+    monkeypatch.setattr(tune, "run", stop)
+    out = tmp_path / "my runs"
+    assert main(["sweep", str(space), "--out", str(out), "--threads", "1", *given]) == 128 + signal.SIGTERM
+    said = capsys.readouterr().err.strip()
+    start = "stopped by SIGTERM; continue with: "
+    assert said.startswith(start)
+    again = shlex.split(said.removeprefix(start))
+    assert again == ["python", "-m", "seal_fast", "sweep", "--out", str(out), "--resume", *given]
+    assert main(again[3:]) == 128 + signal.SIGTERM and capsys.readouterr().err.strip() == said
+    assert SweepFolder(out).read_plan()[1]["threads"] == 1
+
+
+def test_every_file_is_utf8_and_the_terminal_need_not_be(space, tmp_path):
+    """Names in other letters, no module that opens text in the locale's encoding, and an ASCII terminal."""
+    out = tmp_path / "größe"
+    space.write_text(space.read_text() + "# größer\n", encoding="utf-8")
+    trials = {t.name: t for t in plan.make(spaces.read(space), search="grid", samples=1, seeds=None).trials}
+    for name, trial in trials.items():
+        pretend_run(out / "trials" / name, trial.config, 60)
+    code = (
+        "import sys\nfrom seal_fast.sweep import command, results\nfrom seal_fast.sweep.ledger import Ledger\n"
+        "def run(flags, folder, made, metadata):\n"
+        "    folder.write_plan(made, **metadata)\n"
+        "    trials, _ = folder.read_plan()\n"
+        "    ledger = Ledger.open(folder.ledger, trials)\n"
+        "    for name in trials: ledger.record(name, 'finished')\n"
+        "    ledger = Ledger.open(folder.ledger, trials)\n"
+        "    command.Display(folder, trials, ledger).stop()\n"
+        "    results.write(folder, trials, ledger)\n"
+        "    return command._conclude(folder, ledger)\n"
+        "command._run = run\nfrom seal_fast.__main__ import main\nspace, out = sys.argv[1:]\n"
+        "sys.exit(main(['sweep', space, '--out', out]) or main(['report', out]))"
+    )
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    strict = [sys.executable, "-X", "warn_default_encoding", "-c", code, str(space), str(out)]
+    done = subprocess.run(strict, capture_output=True, env=ascii_only)
+    assert done.returncode == 0, done.stderr.decode()
+    assert not [line for line in done.stderr.splitlines() if b"/seal_fast/" in line and b"EncodingWarning" in line]
+    assert done.stdout.count(b"gr\\xf6\\xdfe") == 3
+
+
+@pytest.fixture(scope="module")
+def real_sweep(image_folder, tmp_path_factory):
+    """A run that finishes and one that diverges, trained by Ray; the folder, and what the program printed."""
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    folder = tmp_path_factory.mktemp("sweep")
+    text = SPACE.format(data=image_folder).replace("method = ", "method = 'seal' #")
+    (folder / "space.toml").write_text(text + "lr = { grid = [0.1, 1e30] }\n")
+    command = [sys.executable, "-m", "seal_fast", "sweep", str(folder / "space.toml"), "--out", str(folder / "out")]
+    return folder / "out", subprocess.run([*command, "--threads", "1"], capture_output=True, text=True)
+
+
+def test_a_sweep_trains_its_runs_and_writes_their_results(real_sweep):
+    out, done = real_sweep
+    assert done.returncode == 1, done.stderr  # one has failed
+    names = ["0000-lr=0.1", "0001-lr=1e+30"]
+    assert sorted(path.name for path in (out / "trials").iterdir()) == names
+    good, bad = json.loads((out / "results.json").read_text())
+    assert [good[key] for key in ("trial", "state", "lr", "epochs", "failures")] == [names[0], "finished", 0.1, 4, 0]
+    assert [bad[key] for key in ("trial", "state", "lr", "failures")] == [names[1], "failed", 1e30, 1]
+    assert "is NaN or infinite" in bad["message"]
+    assert good["best_top1"] == max(row["val_top1"] for row in rows(out / "trials" / names[0]))
+    assert load(out / "trials" / names[0] / "config.toml", Config()).threads == 1
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"2 of 2 runs to do, {min(8, cpus.cpu_count())} at a time, 1 thread each; {out}"
+    best = f"best val top-1 {good['best_top1']:.2f} % ({names[0]})"
+    assert lines[-2] == f"2 runs: 1 finished, 1 failed; {best}" and lines[-1].startswith("written: results.csv")
+    assert f"failed after 1 attempts: {names[1]}: " in done.stderr
+    assert not (out / "shared").exists() and not (out / ".ray").exists()
+
+
+def test_a_report_of_a_sweep_shows_its_runs_and_names_the_failed_one(real_sweep):
+    out, _ = real_sweep
+    assert main(["report", str(out)]) == 0
+    shown = json.loads((out / "report.json").read_text())
+    assert {group["label"]: group["seeds"] for group in shown["groups"]} == {"lr 0.1": [0], "lr 1e+30": []}
+    assert ["0001-lr=1e+30"] == [Path(name).name for name, why in shown["left_out"] if "NaN" in why]
 
 
 @pytest.mark.long
@@ -225,19 +332,3 @@ def test_a_sweep_runs_on_a_cluster_that_ray_start_has_started(space, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 runs to do, 2 at a time, 1 thread each" in done.stdout and "2 runs: 2 finished" in done.stdout
     assert [len(rows(p)) for p in sorted((tmp_path / "out" / "trials").iterdir())] == [4, 4]
-
-
-def test_a_sweep_runs_on_a_terminal(space, tmp_path):
-    pytest.importorskip("ray", reason="Ray is an optional extra")
-    space.write_text(space.read_text().replace('{ grid = ["seal", "restart"] }', '"seal"'))
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "seal_fast", "sweep", str(space), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    text = b""
-    with contextlib.suppress(OSError):  # what reading gives once nothing writes any more
-        while part := os.read(ours, 65536):
-            text += part
-    os.close(ours)
-    assert process.wait() == 0, text.decode()
-    assert b"1 runs: 1 finished" in text and b"\x1b[?25l" in text  # the cursor hides beneath a live table

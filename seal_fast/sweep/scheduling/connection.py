@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,20 @@ class Session:
     """A connection to Ray.
 
     Attributes:
-        servers: (host, port) of the processes that Ray needs, by name.
+        servers: (host, port) of the processes that Ray needs.
+        nodes: resources of each node, by Ray's names.
         exit_code: of this program, if Ray does not shut down in time and the program is ended.
     """
 
-    servers: dict[str, tuple[str, int]]
+    servers: list[tuple[str, int]]
+    nodes: list[dict[str, float]] = field(default_factory=list)
     exit_code: int = 1
 
     def check_alive(self) -> None:
         """Raises RunError if a process that Ray needs takes no connection any more: Ray would wait for it forever."""
-        for name, address in self.servers.items():
-            if error := _refusal(address):
-                raise RunError(f"Ray has lost {name} ({error.strerror or error}); continue with --resume")
+        for host, port in self.servers:
+            if why := _refusal(host, port):
+                raise RunError(f"Ray has lost its process at {host}:{port} ({why}); continue with --resume")
 
 
 @contextlib.contextmanager
@@ -60,35 +62,25 @@ def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Se
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     place = scratch(folder)
     shutil.rmtree(place, ignore_errors=True)
-    if address and address.rpartition(":")[2].isdigit() and (error := _refusal(_split(address))):
-        reason = error.strerror or error  # ray.init would try for more than a minute
-        raise RunError(f"Ray could not be reached at --address {address}: {reason}; ray start --head there")
+    if address and address.rpartition(":")[2].isdigit() and (why := _refusal(*_split(address))):
+        # ray.init would try for more than a minute
+        raise RunError(f"Ray could not be reached at --address {address}: {why}; ray start --head there")
     try:
         if address:
             name = "RAY_kill_child_processes_on_worker_exit"  # the nodes were started without it
             ray.init(address=address, runtime_env={"env_vars": {name: os.environ[name]}}, **quiet)
         else:
-            ray.init(
-                address="local",
-                num_cpus=concurrent,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                _temp_dir=str(place),
-                **quiet,
-            )
+            local: dict[str, Any] = {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
+            ray.init(address="local", num_cpus=concurrent, _temp_dir=str(place), **local, **quiet)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         what = f"reached at --address {address}" if address else "started"
         cure = "; start it there, with the same RAY_AUTH_MODE and token as here" if address else ""
         raise RunError(f"Ray could not be {what}: {reason[0].rstrip('.')}{cure}") from None
-    context = ray.get_runtime_context()
-    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    session = Session(
-        {
-            "its head": _split(context.gcs_address),
-            "its process on this machine": (here["NodeManagerAddress"], here["NodeManagerPort"]),
-        }
-    )
+    context, nodes = ray.get_runtime_context(), [node for node in ray.nodes() if node["Alive"]]
+    here = next(node for node in nodes if node["NodeID"] == context.get_node_id())
+    servers = [_split(context.gcs_address), (here["NodeManagerAddress"], here["NodeManagerPort"])]
+    session = Session(servers, [node["Resources"] for node in nodes])
     try:
         yield session
     finally:
@@ -106,13 +98,13 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _refusal(address: tuple[str, int]) -> OSError | None:
-    """Why nothing takes a connection at an address; None if something does."""
+def _refusal(host: str, port: int) -> str:
+    """Why nothing takes a connection there; empty if something does."""
     try:
-        socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        return error
-    return None
+        return error.strerror or str(error)
+    return ""
 
 
 def _exit(session: Session, place: Path) -> None:
@@ -120,19 +112,3 @@ def _exit(session: Session, place: Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(session.exit_code)
-
-
-def slots(per_gpu: int, concurrent: int | None, threads: int | None, use_gpus: bool) -> tuple[int, int, float]:
-    """Trials at a time, threads and share of a GPU of each, on the connected cluster.
-
-    The threads are those of the node that has the fewest per trial.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = [node for node in nodes if node.get("GPU")] if use_gpus else []
-    if gpus:
-        places = int(sum(node["GPU"] for node in gpus)) * per_gpu
-        share = max(1, min(int(node["CPU"] // (node["GPU"] * per_gpu)) for node in gpus))
-        return min(concurrent or places, places), min(threads or share, share), 1 / per_gpu
-    cores = int(sum(node.get("CPU", 0) for node in nodes))
-    each = threads or max(1, cores // (concurrent or cores))
-    return concurrent or max(1, cores // each), each, 0.0

@@ -19,12 +19,14 @@ from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher
 
+from seal_fast.config import to_dict
 from seal_fast.sweep.ledger import Ledger, State
 from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.scheduling.connection import Session
-from seal_fast.sweep.scheduling.searcher import TrialSearcher
 from seal_fast.sweep.scheduling.worker import METRIC, Worker
+from seal_fast.sweep.slots import Slots
 from seal_fast.utils.errors import RunError
 
 _CHECK_SECONDS = 10.0
@@ -37,6 +39,30 @@ class Stopped(BaseException):
         self.number = number
 
 
+class _Trials(Searcher):
+    """Hands out the trials of an iterator. Results are read from the ledger, so nothing has to be reported here."""
+
+    def __init__(self, trials: Iterator[Trial]) -> None:
+        super().__init__()
+        self._trials = trials
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles the searcher and never reads it again; an iterator cannot be pickled
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = next(self._trials, None)
+        return Searcher.FINISHED if trial is None else {"trial": {"name": trial.name, "config": to_dict(trial.config)}}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Required by Ray; does nothing."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Required by Ray; does nothing."""
+
+
 class _Recorder(tune.Callback):
     """Writes Ray's events into the ledger and refreshes the display."""
 
@@ -47,32 +73,30 @@ class _Recorder(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray pickles its callbacks, and a live terminal cannot be pickled
 
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self.tick()
         if time.monotonic() > self._checked + _CHECK_SECONDS:
             self.check_alive()
             self._checked = time.monotonic()
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.ledger.record(_name(trial), "running")
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "failed" in result:
             self._failed(trial, "failed", result["failed"])
         else:
             self.ledger.record(_name(trial), "running", generation=result["generation"], value=result[METRIC])
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.check_alive()  # a worker that died with Ray is no failure of its trial
         self._failed(trial, "running", _reason(trial))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.check_alive()
         self._failed(trial, "failed", _reason(trial))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         last = trial.last_result or {}
         if "failed" not in last:
             self.ledger.record(_name(trial), "finished" if last.get("finished") else "stopped")
@@ -95,20 +119,18 @@ def _name(trial: Any) -> str:
     return trial.config["trial"]["name"]
 
 
-def asha(ledger: Ledger, first: int, factor: int, generations: int) -> ASHAScheduler:
+def asha(ledger: Ledger, rungs: tuple[int, int], generations: int) -> ASHAScheduler:
     """Ray's asynchronous successive halving over generations, which knows the trials that have ended.
 
     Args:
         ledger: of the sweep.
-        first: generations before the first decision.
-        factor: about one trial in `factor` goes on.
+        rungs: generations before the first decision, and how many trials there are for each that goes on.
         generations: of the longest trial.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
     """
-    scheduler = ASHAScheduler(
-        "generation", METRIC, "max", max(generations, first), first, factor, stop_last_trials=False
-    )
+    longest = max(generations, rungs[0])
+    scheduler = ASHAScheduler("generation", METRIC, "max", longest, *rungs, stop_last_trials=False)
     for name, entry in ledger.entries.items():
         if entry.state in ("finished", "stopped"):
             trial: Any = SimpleNamespace(trial_id=name)
@@ -124,11 +146,8 @@ def run(
     trials: Iterator[Trial],
     ledger: Ledger,
     session: Session,
+    slots: Slots,
     *,
-    concurrent: int,
-    threads: int,
-    gpu: float = 0.0,
-    cluster: bool = False,
     retries: int = 2,
     scheduler: ASHAScheduler | None = None,
     tick: Callable[[], None] = lambda: None,
@@ -141,10 +160,7 @@ def run(
         trials: in order; the next one is taken when there is room for it.
         ledger: of these trials.
         session: the connection to Ray.
-        concurrent: trials at a time.
-        threads: CPU threads of each.
-        gpu: share of a GPU that each takes; 0 without one.
-        cluster: whether a trial takes as many of Ray's CPUs as it has threads; else it takes one.
+        slots: of the trials.
         retries: how often a failed trial is started again.
         scheduler: early stopping.
         tick: called several times a second.
@@ -157,13 +173,13 @@ def run(
     storage = folder.absolute() / ".ray"
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the ledger names failures
     tuner = tune.Tuner(
-        tune.with_resources(worker, {"cpu": threads if cluster else 1, "gpu": gpu}),
-        param_space={"folder": str(folder.absolute()), "cwd": os.getcwd(), "threads": threads},
+        tune.with_resources(worker, {"cpu": slots.cpus, "gpu": slots.gpu}),
+        param_space={"folder": str(folder.absolute()), "cwd": os.getcwd(), "threads": slots.threads},
         tune_config=tune.TuneConfig(
             scheduler=scheduler,
-            search_alg=TrialSearcher(trials),
+            search_alg=_Trials(trials),
             num_samples=-1,
-            max_concurrent_trials=concurrent,
+            max_concurrent_trials=slots.concurrent,
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -197,15 +213,13 @@ def _signals() -> Iterator[None]:
         came.append(number)
         raise Stopped(number)
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
     old = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except Exception:
-        # Ray's processes got the signal too, or Ray caught it and raised an error of its own.
-        if came:
+        if came:  # Ray's processes got the signal too, or Ray caught it and raised an error of its own
             raise Stopped(came[0]) from None
         raise
     finally:
