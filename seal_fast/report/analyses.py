@@ -11,6 +11,7 @@ from typing import Any
 from seal_fast.report.pairs import Pairs, adjusted, differences
 from seal_fast.runs.collection import Group, Run
 from seal_fast.runs.identity import weights_sha256
+from seal_fast.runs.plots import stage_place
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import shown
@@ -206,16 +207,10 @@ def _mean(by_seed: dict[int, Figure]) -> Interval:
 
 def _curves(figures: Sequence[Figure], groups: int) -> list[dict[str, Any]]:
     """Each group's means at the ends of ascents and generations, where there are several."""
-    stages = sorted({f.stage for f in figures if f.stage.startswith("generation-")}, key=_moment)
+    stages = sorted({f.stage for f in figures if f.stage.startswith("generation-")}, key=stage_place)
     curves = []
     for group in range(groups):
-        found = [(_moment(stage), _mean(v).json()) for stage in stages if (v := _by_seed(figures, group, stage))]
+        found = [(stage_place(stage), _mean(v).json()) for stage in stages if (v := _by_seed(figures, group, stage))]
         if len(found) > 1:
             curves.append({"group": group, "at": [at for at, _ in found], "points": [point for _, point in found]})
     return curves
-
-
-def _moment(stage: str) -> float:
-    """Where a stage stands among generations: the end of an ascent half-way between the ends of two."""
-    number = stage.removeprefix("generation-").removesuffix("-ascent")
-    return int(number) - 0.5 * stage.endswith("-ascent") if number.isdecimal() else 0.0

@@ -132,9 +132,8 @@ def open_run(path: Path) -> Run:
     config = check(load(folder.config, Config()))
     rows = _rows(folder.metrics, config)
     place = path.resolve()
-    state, message = (
-        _trials(place.parent.parent).get(place.name, ("", "")) if place.parent.name == "trials" else ("", "")
-    )
+    trials = _trials(place.parent.parent) if place.parent.name == "trials" else {}
+    state, message = trials.get(place.name, ("", ""))
     if len(rows) == timeline(config).total_epochs():
         state, message = "finished", ""
     elif state not in ("stopped early", "failed"):
@@ -150,7 +149,8 @@ def group_by_training(runs: Sequence[Run]) -> list[Group]:
         members.setdefault(run.key, []).append(run)
     groups = []
     firsts = [held[0] for held in members.values()]
-    for label, settings, held in zip(labels(firsts), varied_settings(firsts), members.values(), strict=True):
+    varied = varied_settings(firsts)
+    for label, settings, held in zip(labels(firsts, varied), varied, members.values(), strict=True):
         counted: dict[int, Run] = {}
         left_out: list[tuple[Run, str]] = []
         for run in held:

@@ -38,6 +38,10 @@ _IN_TIMELINE = frozenset(
 )
 # Settings whose effect depends on what the provenance says.
 _WITH_PROVENANCE = _INPUTS | {"device", "sync_batchnorm"}
+# Settings that act on every training.
+_ALWAYS = frozenset(f.name for f in fields(Config)) - (
+    NEUTRAL | _IN_TIMELINE | _WITH_PROVENANCE | {"seed", "layer_threshold", "amp_dtype"}
+)
 
 
 def write_provenance(folder: Path, *, data_sha256: str, init_weights: Path | None, device: str, processes: int) -> None:
@@ -127,15 +131,14 @@ def training_key(config: Config, provenance: Mapping[str, Any] | None = None, sk
     line, known = timeline(config), provenance or {}
     phases = [phase for generation in line.generations for phase in generation]
     threshold = any(phase.forget or len(set(phase.rules().values())) > 1 for phase in phases)
-    without = NEUTRAL | _IN_TIMELINE | _WITH_PROVENANCE | {"seed"}
-    without |= (set() if threshold else {"layer_threshold"}) | (set() if config.amp else {"amp_dtype"})
-    rest = tuple(getattr(config, f.name) for f in fields(Config) if f.name not in without)
+    rest = tuple(getattr(config, f.name) for f in fields(Config) if f.name in _ALWAYS)
+    acting = threshold and config.layer_threshold, config.amp and config.amp_dtype
     initial = known.get("init_weights_sha256") or config.init_weights
     # BatchNorm sees the images of one process at a time, unless its statistics are shared.
     parts = (1,) if config.sync_batchnorm else tuple(known.get("processes", (1,)))
     devices = tuple(known.get("devices", (config.device,)))
     data = known.get("data_sha256", config.data)
-    return line, rest, data, initial, initial and config.init_fc, parts, devices, tuple(skipped)
+    return line, rest, acting, data, initial, initial and config.init_fc, parts, devices, tuple(skipped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +182,9 @@ def varied_settings(trainings: Sequence[Training]) -> list[dict[str, Any]]:
     for name in [f.name for f in fields(Config) if f.name not in NEUTRAL.union(named, ["seed"])]:
         values = list(dict.fromkeys(getattr(t.config, name) for t in trainings))
         if len(values) > 1:
+            values = _extremes(values)
             for settings, training in zip(found, trainings, strict=True):
-                if any(_differs(training, name, value) for value in values):
+                if name in _ALWAYS or any(_differs(training, name, value) for value in values):
                     settings[name] = getattr(training.config, name)
     for name in named:
         marks: dict[str, set[Any]] = {}
@@ -190,6 +194,17 @@ def varied_settings(trainings: Sequence[Training]) -> list[dict[str, Any]]:
             for settings, (mark, text) in zip(found, (one[name] for one in inputs), strict=True):
                 settings[name] = text if len(marks[text]) == 1 else f"{text} ({str(mark)[:8]})"
     return found
+
+
+def _extremes(values: Sequence[Any]) -> Sequence[Any]:
+    """Values that suffice to see whether a setting acts: the least and greatest numbers, of fractions apart.
+
+    A training depends on a number monotonically, but for lengths, which are fractions of a generation below 1.
+    """
+    if not all(isinstance(value, int | float) for value in values):
+        return values
+    parts = [value for value in values if value < 1], [value for value in values if value >= 1]
+    return [end(part) for part in parts if part for end in (min, max)]
 
 
 def _differs(training: Training, name: str, value: Any) -> bool:
@@ -202,10 +217,10 @@ def _differs(training: Training, name: str, value: Any) -> bool:
         return True
 
 
-def labels(trainings: Sequence[Training]) -> list[str]:
-    """A name for each of several different trainings: the settings that it does not share with all others."""
+def labels(trainings: Sequence[Training], varied: Sequence[dict[str, Any]] | None = None) -> list[str]:
+    """A name for each of several different trainings: `varied_settings`, or the method where there are none."""
     names: list[str] = []
-    for training, settings in zip(trainings, varied_settings(trainings), strict=True):
+    for training, settings in zip(trainings, varied or varied_settings(trainings), strict=True):
         name = ", ".join(shown_setting(n, v) for n, v in settings.items()) or training.config.method
         same = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({same + 1})" if same else name)

@@ -14,6 +14,8 @@ from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import dropping, say, shown
 
+_CHARTS = ("train", "val", "lr", "direction", "grad", "update", "hessian")
+
 
 class _Terminal(logging.StreamHandler):
     """Writes to what sys.stdout is when a message comes, which a notebook or a redirection may have changed."""
@@ -118,25 +120,15 @@ class Log:
 
 
 class Silence(Log):
-    """The log of every process but the first."""
+    """The log of every process but the first: it does nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
 
-    def say(self, text: str) -> None:
-        """Nothing."""
+    def _nothing(self, *_: Any) -> None:
+        pass
 
-    def progress(self, text: str, share: float) -> None:
-        """Nothing."""
-
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    say = progress = epoch = flush = close = _nothing
 
 
 def _writable_name(folder: Path) -> str:
@@ -148,9 +140,7 @@ def _writable_name(folder: Path) -> str:
 def _tag(name: str) -> str:
     """TensorBoard groups charts by what stands before the slash: train/loss, val/top1, lr/early, hessian/top."""
     head, _, tail = name.partition("_")
-    return (
-        f"{head}/{tail}" if head in ("train", "val", "lr", "direction", "grad", "update", "hessian") else f"run/{name}"
-    )
+    return f"{head}/{tail}" if head in _CHARTS else f"run/{name}"
 
 
 def _wandb(folder: RunFolder, config: Config) -> Any:
@@ -171,12 +161,9 @@ class _Live:
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
         self.bar = Progress(*columns, TimeElapsedColumn())
-        self.console = self.bar.console
+        self.console, self.stop = self.bar.console, self.bar.stop
         self.task = self.bar.add_task("starting", total=epochs, completed=done)
         self.bar.start()
 
     def show(self, text: str, completed: float) -> None:
         self.bar.update(self.task, description=text, completed=completed)
-
-    def stop(self) -> None:
-        self.bar.stop()

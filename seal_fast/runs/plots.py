@@ -9,7 +9,7 @@ from typing import Any
 
 from seal_fast.utils.files import write_atomically
 
-EARLY, LATE, VAL, TRAIN = "#d1495b", "#30638e", "#003d5b", "#8fb8de"
+EARLY, LATE, VAL, TRAIN, EMA = "#d1495b", "#30638e", "#003d5b", "#8fb8de", "#2a8f6d"
 
 
 def ascents(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -33,11 +33,13 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     seen = [(i + 1, row) for i, row in enumerate(rows) if row["val_top1"] is not None]
     evaluated = [i for i, _ in seen]
 
-    accuracy.plot(epochs, [row["train_top1"] for row in rows], color=TRAIN, label="train top-1")
-    accuracy.plot(evaluated, [row["val_top1"] for _, row in seen], color=VAL, label="val top-1")
+    for axis, name, text in ((accuracy, "top1", "top-1"), (loss, "loss", "loss")):
+        axis.plot(epochs, [row[f"train_{name}"] for row in rows], color=TRAIN, label=f"train {text}")
+        axis.plot(evaluated, [row[f"val_{name}"] for _, row in seen], color=VAL, label=f"val {text}")
+        if averaged := [(i, row) for i, row in seen if f"val_ema_{name}" in row]:
+            at, values = [i for i, _ in averaged], [row[f"val_ema_{name}"] for _, row in averaged]
+            axis.plot(at, values, color=EMA, linestyle="--", label=f"val {text}, averaged weights")
     accuracy.set_ylabel("accuracy (%)")
-    loss.plot(epochs, [row["train_loss"] for row in rows], color=TRAIN, label="train loss")
-    loss.plot(evaluated, [row["val_loss"] for _, row in seen], color=VAL, label="val loss")
     loss.set_ylabel("loss")
     for group, colour in (("early", EARLY), ("late", LATE)):
         signed = [row[f"direction_{group}"] * row[f"lr_{group}"] for row in rows]
@@ -54,3 +56,9 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         axis.legend(loc="best", frameon=False, fontsize=8)
     accuracy.set_title(title)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def stage_place(stage: str) -> float:
+    """Where weights stand on an axis of generations: those of the end of an ascent between two generations."""
+    number = stage.removeprefix("generation-").removesuffix("-ascent")
+    return int(number) - 0.5 * stage.endswith("-ascent") if number.isdecimal() else 0.0

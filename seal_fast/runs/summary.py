@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -32,12 +33,14 @@ def throughput(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def summarise(rows: Sequence[dict[str, Any]], **machine: Any) -> dict[str, Any]:
     """The summary of a run from its metrics rows; `machine` is added as it is (environment, memory, graphs, ...).
 
-    `best` and `last` are None where no evaluation gave a finite accuracy.
+    `best` and `last` are None where no evaluation gave a finite accuracy. Both hold `val_ema_*` where the run has them.
     """
     seen = [row for row in rows if row["val_top1"] is not None and math.isfinite(row["val_top1"])]
 
     def outcome(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: row[name] for name in ("generation", "epoch", "val_loss", "val_top1", "val_top5")}
+        return {
+            name: value for name, value in row.items() if name in ("generation", "epoch") or name.startswith("val_")
+        }
 
     return {
         "best": outcome(max(seen, key=lambda row: row["val_top1"])) if seen else None,
@@ -46,6 +49,6 @@ def summarise(rows: Sequence[dict[str, Any]], **machine: Any) -> dict[str, Any]:
         "seconds": sum(row["seconds"] for row in rows),
         "compile_seconds": sum(row["compile_seconds"] for row in rows),
         "generations": throughput(rows),
-        "command": " ".join(sys.orig_argv),
+        "command": shlex.join(sys.orig_argv),
         **machine,
     }

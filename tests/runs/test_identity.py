@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from safetensors.torch import save_model
+from small_resnet import build
 
 from seal_fast import train
 from seal_fast.config import Config
+from seal_fast.data import open_images
+from seal_fast.runs import identity
 from seal_fast.runs.identity import (
     Training,
     labels,
@@ -96,6 +100,26 @@ def test_labels_tell_inputs_of_one_name_apart():
     assert labels(found) == ["data a.tar", "data b.tar"]
 
 
+def test_varied_settings_of_many_draws_take_a_few_keys_of_each(monkeypatch):
+    """Half of the trainings have no ascent: its scale, drawn anew for each, acts on none of them."""
+    keys = []
+    monkeypatch.setattr(identity, "training_key", lambda *args: keys.append(args) or training_key(*args))
+    methods = ("seal", "llf")
+    draws = [{"method": methods[i % 2], "lr": 0.01 + i / 1000, "ascent_scale": 0.001 * (i + 1)} for i in range(200)]
+    found = identity.varied_settings([Training(replace(BASE, **draw), KNOWN) for draw in draws])
+    assert [set(settings) for settings in found[:2]] == [{"method", "lr", "ascent_scale"}, {"method", "lr"}]
+    assert found == [{k: v for k, v in d.items() if k != "ascent_scale" or d["method"] == "seal"} for d in draws]
+    assert len(keys) < 12 * len(draws)
+
+
+@pytest.mark.parametrize("values", [(0.5, 4, 1), (0.25, 2, 0.3), (2, 0.5, 3)])
+def test_a_length_acts_where_any_value_of_it_would(values):
+    """Of 8 epochs: 0.25, 0.3 and 2 are the same ascent, and so are 0.5 and 4."""
+    found = identity.varied_settings([Training(replace(BASE, ascent_epochs=v), KNOWN) for v in values])
+    lengths = {replace(BASE, ascent_epochs=v).ascent() for v in values}
+    assert found == [{"ascent_epochs": v} if len(lengths) > 1 else {} for v in values]
+
+
 def test_pairs_go_by_seed_whatever_the_order():
     assert pair_by_seed({2: "c", 0: "a", 7: "x"}, {0: 1, 1: 2, 2: 3}) == [("a", 1), ("c", 3)]
 
@@ -137,10 +161,10 @@ def test_a_run_writes_where_it_comes_from(small_network, image_folder, tmp_path)
         "batch_size": 10,
         "stem": "small",
     }
-    train.run(Config(data=str(image_folder), out=tmp_path / "a", **settings))
-    start = tmp_path / "a" / "weights" / "last.safetensors"
-    train.run(Config(data=str(image_folder), out=tmp_path / "b", init_weights=start, **settings))
-    first, second = (json.loads((tmp_path / name / "provenance.json").read_text()) for name in "ab")
-    assert first["data_sha256"] == second["data_sha256"] and len(first["data_sha256"]) == 64
-    assert (first["init_weights_sha256"], second["init_weights_sha256"]) == (None, weights_sha256(start))
-    assert first["devices"] == ["cpu"] and first["processes"] == [1]
+    images = {"data": str(image_folder), "init_fc": False, "init_weights": tmp_path / "start.safetensors"}
+    save_model(build("resnet18", 2, stem="small"), str(images["init_weights"]))
+    train.run(Config(out=tmp_path / "a", **images, **settings))
+    found = json.loads((tmp_path / "a" / "provenance.json").read_text())
+    assert found["init_weights_sha256"] == weights_sha256(images["init_weights"])
+    assert found["data_sha256"] == open_images(str(image_folder)).fingerprint
+    assert found["devices"] == ["cpu"] and found["processes"] == [1]

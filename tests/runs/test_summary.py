@@ -1,9 +1,14 @@
 import math
+import shlex
+import sys
 
 import pytest
+from PIL import Image
 
 from seal_fast.runs.plots import ascents, draw
 from seal_fast.runs.summary import summarise
+
+AVERAGED = (42, 143, 109)  # plots.EMA
 
 
 def row(generation, epoch, phase, images, seconds, wait, top1=None):
@@ -57,13 +62,35 @@ def test_an_accuracy_that_is_not_finite_is_no_outcome():
     assert summary["best"]["val_top1"] == summary["last"]["val_top1"] == 60.0
 
 
+def test_averaged_weights_stand_beside_the_raw_ones(tmp_path):
+    """In the same row: `best` is the best epoch of the raw weights."""
+    averages = [{f"val_ema_{name}": value for name in ("loss", "top1", "top5")} for value in (None, 61.0, 62.0, 63.0)]
+    rows = [row | average for row, average in zip(ROWS, averages, strict=True)]
+    summary = summarise(rows)
+    assert (summary["best"]["val_top1"], summary["best"]["val_ema_top1"], summary["best"]["val_ema_loss"]) == (
+        60,
+        61,
+        61,
+    )
+    assert (summary["last"]["val_top1"], summary["last"]["val_ema_top5"]) == (58, 63)
+    assert set(summarise(ROWS)["last"]) == {"generation", "epoch", "val_loss", "val_top1", "val_top5"}
+    draw(rows, "title", tmp_path / "curves.png")
+    picture = Image.open(tmp_path / "curves.png").convert("RGB")
+    assert sum(p == AVERAGED for p in picture.get_flattened_data()) > 100
+
+
+def test_the_command_is_quoted_for_the_shell(monkeypatch):
+    words = ["python", "-m", "seal_fast.train", "--data", "my images.tar", "--out", "$x"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert shlex.split(summarise(ROWS)["command"]) == words and "'my images.tar'" in summarise(ROWS)["command"]
+
+
 def test_ascents_are_shaded_where_they_were(tmp_path):
     assert ascents(ROWS) == [(2, 3)]
     assert ascents([ROWS[2], ROWS[2], ROWS[3], ROWS[2]]) == [(0, 2), (3, 4)]
     draw(ROWS, "title", tmp_path / "curves.png")
-    from PIL import Image
-
     picture = Image.open(tmp_path / "curves.png").convert("RGB")
     assert picture.size == (1080, 840)
+    assert AVERAGED not in picture.get_flattened_data()
     pale_red = [p for p in picture.get_flattened_data() if p[0] > 240 and 200 < p[1] < 230 and 200 < p[2] < 235]
     assert len(pale_red) > 1000  # the shade of the ascent

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.runs.plots import EARLY
+from seal_fast.runs.plots import EARLY, stage_place
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.files import write_atomically
 
@@ -90,11 +90,3 @@ def save(figure: Any, path: Path) -> None:
 def several_stages(results: Sequence[Mapping[str, Any]]) -> bool:
     """Whether results are of several generations or ascents, so that there is a curve to draw."""
     return len({result["stage"] for result in results if result["stage"].startswith("generation-")}) > 1
-
-
-def stage_place(stage: str) -> float:
-    """Where a stage stands on an axis of generations: an ascent half-way between two of their ends."""
-    number = stage.removeprefix("generation-").removesuffix("-ascent")
-    if not number.isdecimal():
-        return 0.0
-    return int(number) - 0.5 * stage.endswith("-ascent")
