@@ -125,7 +125,7 @@ class Silence(Log):
     def __init__(self, *_: Any) -> None:
         pass
 
-    def _nothing(self, *_: Any) -> None:
+    def _nothing(self, *_: Any, **__: Any) -> None:
         pass
 
     say = progress = epoch = flush = close = _nothing
