@@ -15,7 +15,10 @@ from seal_fast.kernels.torch_private import constant
 Backend = Literal["auto", "reference", "native", "triton"]
 
 _BOTH = {"cpu": "native", "cuda": "triton"}
-_KERNELS: dict[str, dict[str, str]] = dict.fromkeys(("max_pool", "nearest", "norm_act"), {"cpu": "native"})
+_KERNELS: dict[str, dict[str, str]] = {
+    "augment": {"cuda": "triton"},
+    **dict.fromkeys(("nearest", "norm_act"), {"cpu": "native"}),
+}
 """Kernels by device type, of the ops that lack one of the two; elsewhere they run their reference."""
 
 _log = logging.getLogger("seal_fast")

@@ -7,8 +7,6 @@
 NB_MODULE(SEAL_FAST_MODULE, m) {
   m.doc() = "seal_fast's native CPU kernels; called with raw addresses by the Python wrappers, which check everything.";
   seal_fast::bind_annealed_sgd(m);
-  seal_fast::bind_augment(m);
-  seal_fast::bind_max_pool(m);
   seal_fast::bind_nearest(m);
   seal_fast::bind_norm_act(m);
 }

@@ -57,8 +57,6 @@ struct Address {
 };
 
 void bind_annealed_sgd(nanobind::module_& m);
-void bind_augment(nanobind::module_& m);
-void bind_max_pool(nanobind::module_& m);
 void bind_nearest(nanobind::module_& m);
 void bind_norm_act(nanobind::module_& m);
 

@@ -121,7 +121,7 @@ class Config:
     deterministic: bool = False
     """On a GPU, the same bits in every run and after every resume, for some of the speed; a CPU gives them anyway."""
     kernels: Literal["auto", "reference", "native", "triton"] = "auto"
-    """Implementation of the update and the augmentation; auto takes the best that the device has."""
+    """Implementation of the update and the augmentation (which has no native one); auto takes the device's best."""
     threads: int | None = None
     """CPU threads; default: as many as the process may run on, shared with torchrun's other processes."""
     dist_timeout: float = 300.0

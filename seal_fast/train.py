@@ -131,7 +131,7 @@ def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World
         limit_train=config.limit_train,
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
-        backend=config.kernels,
+        backend="auto" if config.kernels == "native" else config.kernels,  # the augmentation has no native kernel
         shard=Shard(world.rank, world.size, config.accumulate),
     )
 

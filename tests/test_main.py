@@ -30,25 +30,16 @@ def test_unknown_command_and_usage_error_exit_2(capsys):
 
 def test_a_whole_run_from_the_command_line(image_folder, tmp_path):
     out = tmp_path / "run"
-    flags = "--generations 2 --epochs 2 --batch-size 8 --stem small --amp --profile --no-shuffle --limit-train 12"
+    flags = "--generations 2 --epochs 2 --batch-size 8 --image-size 16 --profile --no-shuffle --limit-train 12"
     command = [sys.executable, "-m", "seal_fast", "train", "--data", str(image_folder), "--out", str(out)]
     done = subprocess.run([*command, *flags.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "early conv1 to layer2.1.bn2" in done.stdout and "best val top-1" in done.stdout
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["finished"] and summary["environment"]["compute"] == "bfloat16"
+    assert summary["finished"] and summary["environment"]["compute"] == "float32"
     assert summary["generations"][0]["phases"][0]["images_per_s"] > 0
     # the configuration it wrote runs again as it is
-    again = [
-        sys.executable,
-        "-m",
-        "seal_fast.train",
-        "--config",
-        str(out / "config.toml"),
-        "--out",
-        str(tmp_path / "2"),
-    ]
-    assert subprocess.run(again, capture_output=True).returncode == 0
+    assert main(["train", "--config", str(out / "config.toml"), "--out", str(tmp_path / "2")]) == 0
 
     # TensorBoard finds the scalars, and its profiler plugin the trace
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -103,7 +94,7 @@ def test_import_is_light():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_corrupt_image_is_named_or_skipped(image_folder, tmp_path, capsys):
+def test_a_corrupt_image_is_named_or_skipped(image_folder, tmp_path, capsys, small_network):
     import shutil
 
     from seal_fast.train import main as train

@@ -1,4 +1,4 @@
-"""`augment`: gather, pad, crop, flip, normalise and cast a batch of uint8 images in one pass."""
+"""`augment`: gather, pad, crop, flip, normalise and cast a batch of uint8 images; on a GPU in one pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seal_fast.kernels import native, philox
+from seal_fast.kernels import philox
 from seal_fast.kernels.augment import reference
 from seal_fast.kernels.augment.reference import Settings
 from seal_fast.kernels.backend import resolve
@@ -34,7 +34,7 @@ def augment(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """One channels-last batch from the resident set: one read of the bytes it needs, one write.
+    """One channels-last batch from the resident set.
 
     In training the image is padded with black (before normalising, as torchvision's RandomCrop does), cropped at a
     uniformly random offset and flipped left to right with probability 1/2. In evaluation the crop is central, and
@@ -57,7 +57,7 @@ def augment(
         flip: whether to flip half of the images.
         train: whether to draw crops and flips at all.
         out: written and returned if given: [B, 3, size, size], channels-last, of `dtype`, on the device of `images`.
-        backend: "auto", "reference", "native" or "triton".
+        backend: "auto", "reference" or "triton".
 
     Returns:
         [B, 3, size, size] of `dtype`, channels-last.
@@ -134,19 +134,10 @@ _library.define(
 )
 
 
-def _native(images: Tensor, index: Tensor, out: Tensor, settings: Settings) -> None:
-    """Calls the C++ kernel, which checks the rows and writes nothing if one is outside the images."""
-    addresses = out.data_ptr(), _DTYPES.index(out.dtype), images.data_ptr(), images.shape, index.data_ptr()
-    bad = native.require().augment(*addresses, len(index), out.shape[-1], *settings)
-    if bad >= 0:
-        raise IndexError(f"index[{bad}] is {index[bad]}: its values must lie in [0, {images.shape[0]})")
-
-
 def _run(images: Tensor, index: Tensor, out: Tensor, *settings_and_backend) -> None:
     *settings, backend = settings_and_backend
-    chosen = resolve("augment", backend, images.device)
-    run = _native if chosen == "native" else reference.augment
-    if chosen == "triton":
+    run = reference.augment
+    if resolve("augment", backend, images.device) == "triton":
         from seal_fast.kernels.augment.triton import augment as launch
 
         run = launch

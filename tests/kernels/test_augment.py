@@ -1,6 +1,5 @@
 """The augmentation, every backend of it, against a literal float64 loop over images."""
 
-import importlib
 import math
 import os
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ from literal import literal_philox
 from scipy import stats
 from torch._dynamo.testing import CompileCounter
 
-from seal_fast.kernels import augment, native
+from seal_fast.kernels import augment
 from seal_fast.kernels.augment import reference
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,7 +30,7 @@ no_triton = pytest.mark.skipif(
     not INTERPRETING and DEVICE == "cpu", reason="no GPU; test_augment_triton.py runs this on the CPU"
 )
 TRITON = pytest.param("triton", marks=[no_triton] if INTERPRETING else [no_triton, pytest.mark.gpu])
-BACKENDS = ["reference", "native", TRITON]
+BACKENDS = ["reference", TRITON]
 
 
 def random_images(count, height, width, channels, seed=0):
@@ -95,7 +94,7 @@ def assert_equals_literal(images, index, backend, **arguments):
         (5, 6, 13, 20, True),
         (64, 64, 64, 0, False),
         (66, 71, 33, 4, False),
-    ],
+    ][:: 3 if INTERPRETING else 1],
 )
 def test_equals_the_literal_loop(backend, dtype, channels, height, width, size, pad, train):
     assert_equals_literal(
@@ -117,7 +116,7 @@ def test_equals_the_literal_loop(backend, dtype, channels, height, width, size, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30 if INTERPRETING else 200, deadline=None)
+@settings(max_examples=15 if INTERPRETING else 200, deadline=None)
 @given(data=st.data())
 def test_choices_are_exactly_the_literal_ones(backend, data):
     """With mean 0 and std 1/255 there is no rounding, so a single pixel out of place shows."""
@@ -139,20 +138,6 @@ def test_choices_are_exactly_the_literal_ones(backend, data):
     images, index = random_images(3, height, width, channels), torch.arange(batch) % 3
     expected, _ = literal(images, index, **arguments)
     assert torch.equal(run(images, index, backend, **arguments).double(), expected.round())
-
-
-@pytest.mark.parametrize("level", native.levels())
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", ROUNDING)
-def test_every_instruction_set_level(monkeypatch, level, channels, dtype):
-    module = importlib.import_module(f"seal_fast.kernels.{level}")
-    monkeypatch.setattr(native, "require", lambda: module)
-    stream = {"seed": 1, "generation": 0, "epoch": 0, "position": 0}
-    common = {"pad": 3, "flip": True, "train": True, "mean": MEAN, "std": STD, "dtype": dtype, **stream}
-    for size in (1, 5, 6, 7, 31, 64):
-        assert_equals_literal(
-            random_images(9, 31, 31, channels), torch.arange(9), "native", size=min(size, 37), **common
-        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -207,12 +192,11 @@ def test_an_empty_batch_is_empty(backend):
     assert result.shape == (0, 3, 4, 4)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize("row", [-1, 5, 2**40])
-def test_a_row_that_does_not_exist_raises_on_the_cpu(backend, row):
+def test_a_row_that_does_not_exist_raises_on_the_cpu(row):
     out = torch.full((3, 3, 4, 4), 7.0).to(memory_format=torch.channels_last)
     with pytest.raises(IndexError, match=r"its values must lie in \[0, 5\)"):
-        run(random_images(5, 4, 4, 3), torch.tensor([0, row, 1]), backend, size=4, out=out, **IDENTITY)
+        run(random_images(5, 4, 4, 3), torch.tensor([0, row, 1]), "reference", size=4, out=out, **IDENTITY)
     assert (out == 7).all()
 
 

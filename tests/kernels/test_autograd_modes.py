@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from seal_fast.kernels import conv2d, max_pool, norm_act
+from seal_fast.kernels import conv2d, norm_act
 
 
 def normalised(x, weight, bias, residual, backend="auto"):
@@ -19,7 +19,6 @@ def normalised(x, weight, bias, residual, backend="auto"):
 OPS = {
     "conv2d whole": (lambda *t, backend="auto": conv2d(*t, 1, 1, backend), [(3, 7, 2, 2), (5, 7, 3, 3)]),
     "conv2d columns": (lambda *t, backend="auto": conv2d(*t, 2, 1, backend), [(4, 6, 4, 4), (5, 6, 3, 3)]),
-    "max_pool": (lambda x, backend="auto": max_pool(x, 3, 2, 1, backend), [(2, 17, 6, 5)]),
     "norm_act": (normalised, [(4, 17, 3, 5), (17,), (17,), (4, 17, 3, 5)]),
 }
 
