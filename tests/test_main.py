@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -81,6 +82,26 @@ def test_weights_and_biases_offline(image_folder, tmp_path, small_network, monke
     out = tmp_path / "run"
     run(Config(data=str(image_folder), out=out, generations=1, epochs=2, batch_size=8, wandb=True))
     assert list(out.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_user_without_a_home_trains(image_folder, tmp_path, small_network, monkeypatch):
+    """As in a container: no HOME, and a user id without an entry in the list of users."""
+    from seal_fast.config import Config
+    from seal_fast.sweep import scheduling
+    from seal_fast.train import run
+
+    def missing(_uid):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", missing)
+    for name in ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    importlib.reload(scheduling)
+    out = tmp_path / "run"
+    config = Config(data=str(image_folder), out=out, generations=1, epochs=1, ascent_epochs=0, batch_size=8)
+    assert run(config)["finished"]
 
 
 def test_import_is_light():

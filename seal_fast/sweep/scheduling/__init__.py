@@ -1,7 +1,6 @@
 """Scheduling by Ray Tune. The only package that imports Ray; it is imported when a sweep runs."""
 
 import os
-from pathlib import Path
 
 # Ray reads these when it is imported: no usage reports, no logs and snapshots of its own (the ledger and the run
 # folders hold the results), no messages on the terminal, and no kill of a worker's trainer, which has to write its
@@ -22,8 +21,7 @@ os.environ.update(
 )
 
 # A cluster started by `ray start` asks for a token where the user has one; a driver sends it only in this mode.
-if (
-    any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    or (Path.home() / ".ray" / "auth_token").is_file()
+if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")) or os.path.isfile(
+    os.path.expanduser("~/.ray/auth_token")
 ):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
