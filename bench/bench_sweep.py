@@ -191,8 +191,7 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
     from pretend import pretend_rows
 
     from seal_fast.report.analyses import Analyses
-    from seal_fast.report.content import content
-    from seal_fast.report.page import page
+    from seal_fast.report.content import content, page
     from seal_fast.runs.collection import Run, Runs, group_by_training
 
     if browser.find() is None:

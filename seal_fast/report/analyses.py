@@ -16,12 +16,8 @@ from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import shown
 
-TITLES = {
-    "depth": "Prediction depth",
-    "transfer": "Transfer",
-    "fewshot": "Few-shot",
-    "hessian": "Hessian of the training loss",
-}
+TITLES = {"depth": "Prediction depth", "transfer": "Transfer", "fewshot": "Few-shot"}
+TITLES["hessian"] = "Hessian of the training loss"
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
 _EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue", "trace": "trace"}
@@ -111,15 +107,15 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
     protocols: dict[str, list[dict[str, Any]]] = {}
     taken: dict[tuple[Any, ...], str] = {}
     for where, analysis, result in results:
-        name = f"{result['subject']} in {where}"
-        if not (mine := places_of.get(result["weights_sha256"])):
+        name, digest = f"{result['subject']} in {where}", result["weights_sha256"]
+        if not (mine := places_of.get(digest)):
             left_out.append((name, "of no weights of the finished runs"))
             continue
         known = protocols.setdefault(analysis, [])
         if result["protocol"] not in known:
             known.append(result["protocol"])
         number = known.index(result["protocol"]) + 1
-        if first := taken.get(key := (analysis, number, result["weights_sha256"])):
+        if first := taken.get(key := (analysis, number, digest)):
             left_out.append((name, f"measured again in {first}"))
             continue
         taken[key] = where
@@ -128,9 +124,8 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             left_out.append((name, f"damaged ({type(error).__name__}: {error}); run the analysis again"))
             continue
-        figures += [
-            Figure(analysis, number, g, run.name, run.seed, at, *value) for g, run, at in mine for value in values
-        ]
+        for group, run, at in mine:
+            figures += [Figure(analysis, number, group, run.name, run.seed, at, *value) for value in values]
     return Analyses(figures, protocols, left_out, stage)
 
 
@@ -187,9 +182,8 @@ def _figures(analysis: str, result: dict[str, Any]) -> Iterator[tuple[str, float
                     yield name, found["mean"], found["low"], found["high"]
     if analysis == "hessian":
         for key, name in _EIGENVALUES.items():
-            value = result.get(key)
-            value = (value[0] if value else None) if isinstance(value, list) else value
-            if value is not None:
+            values = result.get(key)
+            for value in values[:1] if isinstance(values, list) else [values] if values is not None else []:
                 yield name, float(value), None, None
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.report.analyses import Figure, read_analyses
-from seal_fast.report.content import content
-from seal_fast.report.page import page
+from seal_fast.report.content import content, page
 from seal_fast.runs.collection import Group, group_by_training, open_runs
 from seal_fast.runs.stats import Interval
 from seal_fast.runs.summary import summarise

@@ -1,8 +1,11 @@
-"""What a report shows of runs, as plain values: groups of seeds, paired differences, curves, throughput."""
+"""What a report shows, as plain values and as a page: groups of seeds, paired differences, curves, throughput."""
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from seal_fast.report.analyses import Analyses
@@ -10,6 +13,7 @@ from seal_fast.report.pairs import FIGURES, accuracy_differences, choose_pairs, 
 from seal_fast.runs.collection import Group, Run, Runs
 from seal_fast.runs.plots import ascents
 from seal_fast.runs.summary import throughput
+from seal_fast.utils.files import to_json
 from seal_fast.utils.terminal import shown
 
 _POINTS = 160  # of a learning curve: about two pixels each
@@ -76,3 +80,17 @@ def _throughput(runs: Sequence[Run]) -> dict[str, list[float]]:
         for part in throughput(run.rows):
             rates.setdefault(part["generation"], []).append(part["images_per_s"])
     return {"generation": list(rates), "images_per_s": [round(sum(v) / len(v), 1) for v in rates.values()]}
+
+
+def page(content: dict[str, Any]) -> str:
+    """One HTML file without anything outside it; the content is in it as JSON, where it cannot execute."""
+    part = resources.files("seal_fast.report")
+    style, script, body = ((part / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html"))
+    data = json.dumps(to_json(content), separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
+        f"<title>{html.escape(content['title'])}</title><style>{style}</style></head><body>{body}"
+        f'<script type="application/json" id="data">{data}</script><script>{script}</script></body></html>\n'
+    )

@@ -1,20 +1,12 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const el = (tag, text, cls) => {
-  const node = document.createElement(tag);
-  if (text !== undefined) node.textContent = text;
-  if (cls) node.className = cls;
-  return node;
-};
+const el = (tag, text = "", cls = "") => Object.assign(document.createElement(tag), { textContent: text, className: cls });
 const groups = data.groups.map((_, i) => i); // a group is its place in data.groups
 const ranked = [...groups].sort((a, b) => (data.groups[b].best.mean ?? -1) - (data.groups[a].best.mean ?? -1));
 const rank = new Map(ranked.map((group, place) => [group, place]));
 // A colour stands for one group on the whole page: nine that are easy to tell apart, for the best groups, then hues.
-const colour = (group) => {
-  const place = rank.get(group);
-  return place < 9 ? `var(--c${place})` : `hsl(${(place * 137.508) % 360} 60% var(--light))`;
-};
+const colour = (group, place = rank.get(group)) => (place < 9 ? `var(--c${place})` : `hsl(${(place * 137.508) % 360} 60% var(--light))`);
 const label = (group) => data.groups[group].label;
 const marked = (tag, group, text = label(group)) => {
   const node = el(tag);
@@ -25,8 +17,6 @@ const marked = (tag, group, text = label(group)) => {
 const fixed = (x, digits = 2) => (x === null || x === undefined ? "" : x.toFixed(digits));
 const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const short = (x) => (typeof x === "number" ? String(Number(x.toPrecision(4))) : x === null ? "" : String(x));
-
-// --- tables ---------------------------------------------------------------------------------------------------------
 
 function interval(cell, at, sign) {
   if (!at || at.mean === null) return;
@@ -47,23 +37,20 @@ function sortable(box, columns, rows, sorted, descending, decorate) {
       return descending ? -d : d;
     };
     body.replaceChildren(...[...rows].sort(compare).map((row) => lines.get(row)));
-    [...head.children].forEach((th, i) =>
-      i === sorted ? th.setAttribute("aria-sort", descending ? "descending" : "ascending") : th.removeAttribute("aria-sort"));
+    [...head.children].forEach((th, i) => th.setAttribute("aria-sort", i !== sorted ? "none" : descending ? "descending" : "ascending"));
   };
   const lines = new Map(rows.map((row) => {
     const line = el("tr");
     for (const column of columns) {
-      const cell = line.appendChild(el("td", undefined, column.text ? "text" : ""));
+      const cell = line.appendChild(el("td", "", column.text ? "text" : ""));
       column.show ? column.show(cell, row) : cell.append(short(column.value(row) ?? ""));
     }
     decorate?.(line, row);
     return [row, line];
   }));
-  columns.forEach((column, i) => {
-    const button = head.appendChild(el("th", undefined, column.text ? "text" : "")).appendChild(el("button", column.name));
-    button.onclick = () => {
-      descending = i === sorted ? !descending : !column.text;
-      sorted = i;
+  columns.forEach(({ name, text }, i) => {
+    head.appendChild(el("th", "", text ? "text" : "")).appendChild(el("button", name)).onclick = () => {
+      [descending, sorted] = [i === sorted ? !descending : !text, i];
       order();
     };
   });
@@ -78,12 +65,9 @@ const sides = ["first", "second"].map((side) => ({
   name: side, text: true, value: (r) => label(r[side]), show: (cell, r) => cell.append(marked("span", r[side])),
 }));
 
-// --- charts ---------------------------------------------------------------------------------------------------------
-
 const svg = (tag, attributes, parent) => {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  const node = parent.appendChild(document.createElementNS("http://www.w3.org/2000/svg", tag));
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (parent) parent.append(node);
   return node;
 };
 
@@ -100,8 +84,8 @@ function ticks(low, high, count) {
 function frame(place, height, x, y, xLabel) {
   const width = Math.max(240, place.clientWidth);
   const [left, right, top, bottom] = [46, 12, 8, 38];
-  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-  place.replaceChildren(root);
+  place.replaceChildren();
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, place);
   const pad = (y.max - y.min || 1) * 0.06;
   const [low, high] = [y.min - pad, y.max + pad];
   const py = (v) => height - bottom - ((v - low) / (high - low)) * (height - top - bottom);
@@ -118,48 +102,53 @@ function frame(place, height, x, y, xLabel) {
   const most = Math.max(2, Math.floor(span / 58));
   if (marks.length > most) marks = marks.filter((_, i) => i % Math.ceil(marks.length / most) === 0);
   const letters = Math.floor(span / Math.max(1, marks.length) / 6.5);
+  const write = (x, y, text) => (svg("text", { x, y, "text-anchor": "middle" }, root).textContent = text);
   for (const [at, name] of marks)
-    svg("text", { x: px(at), y: height - bottom + 16, "text-anchor": "middle" }, root).textContent =
-      String(name).length > letters ? String(name).slice(0, Math.max(2, letters - 1)) + "…" : name;
-  svg("text", { x: left + span / 2, y: height - 4, "text-anchor": "middle" }, root).textContent = xLabel;
+    write(px(at), height - bottom + 16, name.length > letters ? name.slice(0, Math.max(2, letters - 1)) + "…" : name);
+  write(left + span / 2, height - 4, xLabel);
   return [root, px, py];
 }
 
 const path = (xs, ys, px, py) => xs.map((x, i) => `${i ? "L" : "M"}${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join("");
 const range = (values) => ({ min: Math.min(...values), max: Math.max(...values) });
 const percent = (value) => Math.min(100, Math.max(0, value)); // an interval over two seeds can reach beyond
-
-function line(root, xs, ys, px, py, group) {
-  const stroke = colour(group);
-  const drawn = svg("path", { d: path(xs, ys, px, py), fill: "none", stroke, "stroke-width": 1.8 }, root);
-  svg("title", {}, drawn).textContent = label(group);
-  if (xs.length === 1) svg("circle", { cx: px(xs[0]), cy: py(ys[0]), r: 3, fill: stroke }, root);
-}
-
 const legend = (list, chosen) => list.replaceChildren(...chosen.map((group) => marked("li", group)));
+
+// A curve for each of `series`, {group, at, mean, low?, high?}; `under` draws what lies below them.
+function lines(place, height, x, from, series, xLabel, under) {
+  if (!series.length) return place.replaceChildren(el("p", "No finished run is chosen."));
+  const y = range([...from, ...series.flatMap((s) => [...s.mean, ...(s.low || []), ...(s.high || [])])]);
+  const [root, px, py] = frame(place, height, x, y, xLabel);
+  under?.(root, px);
+  for (const { group, at, mean, low, high } of series) {
+    const fill = colour(group);
+    const back = low && path([...at].reverse(), [...high].reverse(), px, py).replace("M", "L");
+    if (low) svg("path", { d: `${path(at, low, px, py)}${back}Z`, fill, opacity: 0.16 }, root);
+    const drawn = svg("path", { d: path(at, mean, px, py), fill: "none", stroke: fill, "stroke-width": 1.8 }, root);
+    svg("title", {}, drawn).textContent = label(group);
+    if (at.length === 1) svg("circle", { cx: px(at[0]), cy: py(mean[0]), r: 3, fill }, root);
+  }
+  return [root, px, py];
+}
 
 const shown = new Set(ranked.filter((i) => data.groups[i].curve.epoch.length).slice(0, 5));
 
 function drawCurves() {
-  const chosen = [...shown];
-  legend($("legend"), chosen);
-  if (!chosen.length) return $("curves").replaceChildren(el("p", "No finished run is chosen."));
-  const curves = chosen.map((i) => data.groups[i].curve);
-  const x = { min: 0, max: Math.max(...curves.map((c) => c.epoch.at(-1))), flush: true };
-  const y = range(curves.flatMap((c) => [...(c.low || c.mean), ...(c.high || c.mean)]));
-  const [root, px, py] = frame($("curves"), 340, x, y, "epoch");
-  const phases = new Map(chosen.filter((i) => data.groups[i].ascents.length).map((i) => [String(data.groups[i].ascents), i]));
-  for (const i of phases.values())
-    for (const [start, end] of data.groups[i].ascents) {
-      const stretch = { x: px(start), width: px(end) - px(start), y: 8, height: 294, class: "ascent" };
-      svg("rect", phases.size > 1 ? { ...stretch, style: `fill:${colour(i)}` } : stretch, root);
-    }
-  for (const i of chosen) {
-    const { epoch, mean, low, high } = data.groups[i].curve;
-    const back = low ? path([...epoch].reverse(), [...high].reverse(), px, py).replace("M", "L") : "";
-    if (low) svg("path", { d: `${path(epoch, low, px, py)}${back}Z`, fill: colour(i), opacity: 0.16 }, root);
-    line(root, epoch, mean, px, py, i);
-  }
+  const series = [...shown].map((group) => ({ group, at: data.groups[group].curve.epoch, ...data.groups[group].curve }));
+  legend($("legend"), [...shown]);
+  const x = { min: 0, max: Math.max(...series.map((s) => s.at.at(-1))), flush: true };
+  lines($("curves"), 340, x, [], series, "epoch", (root, px) => {
+    const phases = new Map([...shown].filter((i) => data.groups[i].ascents.length).map((i) => [String(data.groups[i].ascents), i]));
+    for (const i of phases.values())
+      for (const [start, end] of data.groups[i].ascents) {
+        const stretch = svg("rect", { x: px(start), width: px(end) - px(start), y: 8, height: 294, class: "ascent" }, root);
+        if (phases.size > 1) stretch.style.fill = colour(i);
+      }
+  });
+  const rates = [...shown].map((group) => ({ group, at: data.groups[group].throughput.generation, mean: data.groups[group].throughput.images_per_s }));
+  const most = Math.max(0, ...rates.flatMap((s) => s.at));
+  const generations = { min: 0, max: most, marks: ticks(0, most, Math.min(10, most || 1)).filter(Number.isInteger) };
+  lines($("throughput"), 220, generations, [0], rates, "generation");
 }
 
 // Least and greatest value of means and their intervals.
@@ -172,53 +161,45 @@ function dot(root, x, y, cell, group, clip = (v) => v) {
   svg("title", {}, circle).textContent = `${label(group)}: ${short(cell.mean)}`;
 }
 
-function drawSettings() {
+const charts = []; // draw again at a new width
+const chart = (parent, draw) => {
+  const figure = parent.appendChild(el("figure"));
+  charts.push(() => draw(figure));
+  return figure;
+};
+
+function addSettings() {
   const scored = groups.filter((i) => data.groups[i].best.mean !== null);
   $("settings-section").hidden = !data.varied.length || !scored.length;
   if (scored.length <= 12) legend($("setting-groups"), scored);
-  const figures = data.varied.map((name) => {
+  for (const name of data.varied) {
     const acting = scored.filter((i) => name in data.groups[i].settings); // without effect elsewhere
-    if (!acting.length) return () => {};
+    if (!acting.length) continue;
     const values = [...new Set(acting.map((i) => data.groups[i].settings[name]))];
     const numbers = values.every((v) => typeof v === "number");
     if (numbers) values.sort((a, b) => a - b);
     const log = numbers && values[0] > 0 && values.at(-1) / values[0] > 20;
     const x = numbers ? { ...range(values), log } : { names: values.map(short) };
-    if (numbers && (values.length <= 6 || log)) x.marks = values.length <= 12 ? values : [0, 1, 2, 3].map((i) => Math.exp(Math.log(values[0]) + (i / 3) * Math.log(values.at(-1) / values[0])));
+    if (numbers && (values.length <= 6 || log)) x.marks = values.length <= 12 ? values : [0, 1, 2, 3].map((i) => values[0] * (values.at(-1) / values[0]) ** (i / 3));
     const y = range(reach(acting.map((i) => data.groups[i].best)).map(percent));
-    const figure = el("figure");
-    figure.dataset.setting = name;
-    $("settings").append(figure);
-    return () => {
+    chart($("settings"), (figure) => {
       const [root, px, py] = frame(figure, 230, x, y, name.replaceAll("_", " "));
       acting.forEach((i, place) => {
         const value = data.groups[i].settings[name];
         const aside = ((place % 5) - 2) * 2; // a little aside, so that groups at one value do not hide each other
         dot(root, px(numbers ? value : values.indexOf(value)) + aside, py, data.groups[i].best, i, percent);
       });
-    };
-  });
-  return () => figures.forEach((draw) => draw());
-}
-
-function drawThroughput() {
-  const rates = new Map([...shown].map((i) => [i, data.groups[i].throughput]));
-  if (!rates.size) return $("throughput").replaceChildren(el("p", "No finished run is chosen."));
-  const all = [...rates.values()];
-  const most = Math.max(...all.flatMap((r) => r.generation));
-  const x = { min: 0, max: most, marks: ticks(0, most, Math.min(10, most || 1)).filter(Number.isInteger) };
-  const y = { min: 0, max: Math.max(...all.flatMap((r) => r.images_per_s)) };
-  const [root, px, py] = frame($("throughput"), 220, x, y, "generation");
-  for (const [i, r] of rates) line(root, r.generation, r.images_per_s, px, py, i);
+    }).dataset.setting = name;
+  }
 }
 
 const plain = (value) => (value && typeof value === "object" ? Object.entries(value).map(([k, v]) => (Array.isArray(value) ? short(v) : `${k} ${short(v)}`)).join(", ") : short(value));
 const listed = (protocol, keys) => keys.map((key) => `${key.replaceAll("_", " ")} ${plain(protocol[key] ?? null)}`).join("; ");
 
-// A section for each analysis and protocol; returns the function that draws its charts.
-function analysis({ title, protocol, differ, figures, pairs }) {
+// A section for each analysis and protocol.
+function addAnalysis({ title, protocol, differ, figures, pairs }) {
   const section = $("analyses").appendChild(el("section"));
-  const box = () => section.appendChild(el("div", undefined, "scroll"));
+  const box = () => section.appendChild(el("div", "", "scroll"));
   const common = Object.keys(protocol).filter((key) => !differ.includes(key) && !key.endsWith("sha256"));
   section.append(el("h2", title));
   if (differ.length) section.append(el("p", `Not comparable with the other protocols: ${listed(protocol, differ)}.`, "differ"));
@@ -229,27 +210,23 @@ function analysis({ title, protocol, differ, figures, pairs }) {
   if (known.length) sortable(box(), [first, ...columns], figures, 0, false);
   const compared = [first, ...sides, { name: "pairs", value: (r) => r.count }, ...difference("first minus second", (r) => r)];
   if (pairs.length) sortable(box(), compared, pairs, 0, false);
-  legend(section.appendChild(el("ul", undefined, "legend")), known);
-  const grid = section.appendChild(el("div", undefined, "grid"));
-  const draws = figures.flatMap(({ name, cells, curves }) => {
-    const means = (figure) => {
-      const [root, px, py] = frame(figure, 200, { names: cells.map((c) => label(c.group)) }, range(reach(cells)), name);
-      cells.forEach((c, i) => dot(root, px(i), py, c, c.group));
-    };
-    const overGenerations = (figure) => {
-      const x = range(curves.flatMap((c) => c.at));
-      const [root, px, py] = frame(figure, 200, x, range(reach(curves.flatMap((c) => c.points))), `${name}, by generation`);
-      for (const { group, at, points } of curves) {
-        line(root, at, points.map((p) => p.mean), px, py, group);
-        points.forEach((p, i) => dot(root, px(at[i]), py, p, group));
-      }
-    };
-    return [cells.length && means, curves.length && overGenerations].filter(Boolean).map((draw) => [draw, grid.appendChild(el("figure"))]);
-  });
-  return () => draws.forEach(([draw, figure]) => draw(figure));
+  legend(section.appendChild(el("ul", "", "legend")), known);
+  const grid = section.appendChild(el("div", "", "grid"));
+  for (const { name, cells, curves } of figures) {
+    if (cells.length)
+      chart(grid, (figure) => {
+        const [root, px, py] = frame(figure, 200, { names: cells.map((c) => label(c.group)) }, range(reach(cells)), name);
+        cells.forEach((c, i) => dot(root, px(i), py, c, c.group));
+      });
+    if (curves.length)
+      chart(grid, (figure) => {
+        const series = curves.map(({ group, at, points }) => ({ group, at, mean: points.map((p) => p.mean) }));
+        const x = range(curves.flatMap((c) => c.at));
+        const [root, px, py] = lines(figure, 200, x, reach(curves.flatMap((c) => c.points)), series, `${name}, by generation`);
+        for (const { group, at, points } of curves) points.forEach((p, i) => dot(root, px(at[i]), py, p, group));
+      });
+  }
 }
-
-// --- the page -------------------------------------------------------------------------------------------------------
 
 document.querySelector("h1").textContent = data.title;
 $("counts").textContent = `${counted(data.runs, "finished run")} in ${counted(data.groups.length, "group")}; ${data.left_out.length} left out`;
@@ -272,7 +249,6 @@ sortable($("groups"), columns, groups, names.length + 2, true, (row, i) => {
     shown.delete(i) || (data.groups[i].curve.epoch.length && shown.add(i));
     row.classList.toggle("on", shown.has(i));
     drawCurves();
-    drawThroughput();
   };
 });
 
@@ -285,13 +261,11 @@ $("left-out-section").hidden = !data.left_out.length;
 $("left-out").append(...data.left_out.map(([name, why]) => el("li", `${name}: ${why}`)));
 
 $("analyses-section").hidden = !data.analyses.length;
-const settings = drawSettings();
-const sections = data.analyses.map(analysis);
+addSettings();
+data.analyses.forEach(addAnalysis);
 const draw = () => {
   drawCurves();
-  settings();
-  drawThroughput();
-  sections.forEach((section) => section());
+  for (const again of charts) again();
   for (const box of document.querySelectorAll(".scroll")) box.toggleAttribute("data-more", box.scrollWidth > box.clientWidth + 1);
 };
 draw();

@@ -17,7 +17,7 @@ from seal_fast.__main__ import main
 from seal_fast.config import Config
 from seal_fast.report.analyses import Analyses
 from seal_fast.report.content import content as content_of
-from seal_fast.report.page import page
+from seal_fast.report.content import page
 from seal_fast.runs.collection import Run, Runs, group_by_training
 from seal_fast.runs.stats import holm, paired, paired_p
 
