@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from seal_fast.config import Config, check, load
 from seal_fast.methods import timeline
@@ -65,8 +65,7 @@ class Run(Training):
         return "" if self.top1 else "never evaluated to a finite accuracy"
 
 
-@dataclass(frozen=True)
-class Runs:
+class Runs(NamedTuple):
     """What `open_runs` found: the runs, and what was left out with the reason."""
 
     kept: list[Run]

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from seal_fast import __version__
 from seal_fast.config import EXECUTION, Config
@@ -23,8 +23,6 @@ from seal_fast.methods import timeline
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import write_json
 
-A = TypeVar("A")
-B = TypeVar("B")
 PROVENANCE = "provenance.json"
 
 # Settings of execution that change numbers all the same.
@@ -32,16 +30,13 @@ _INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
 # Settings that change no number, or change it by rounding alone.
 NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema"}
 # Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
-_IN_TIMELINE = frozenset(
-    "method generations epochs warmup_epochs lr weight_decay "
-    "ascent_epochs ascent_scale ascent_weight_decay reinit".split()
-)
+_IN_TIMELINE = frozenset("method generations epochs warmup_epochs lr weight_decay reinit".split())
+_IN_TIMELINE |= {"ascent_epochs", "ascent_scale", "ascent_weight_decay"}
 # Settings whose effect depends on what the provenance says.
 _WITH_PROVENANCE = _INPUTS | {"device", "sync_batchnorm"}
 # Settings that act on every training.
-_ALWAYS = frozenset(f.name for f in fields(Config)) - (
-    NEUTRAL | _IN_TIMELINE | _WITH_PROVENANCE | {"seed", "layer_threshold", "amp_dtype"}
-)
+_ALWAYS = {f.name for f in fields(Config)} - NEUTRAL - _IN_TIMELINE - _WITH_PROVENANCE
+_ALWAYS -= {"seed", "layer_threshold", "amp_dtype"}
 
 
 def write_provenance(folder: Path, *, data_sha256: str, init_weights: Path | None, device: str, processes: int) -> None:
@@ -158,17 +153,13 @@ class Training:
         """Of what settings name by path or not at all: (what distinguishes it, its short name)."""
         known, config = self.provenance, self.config
         initial = known.get("init_weights_sha256") or config.init_weights
+        places = {"device": known.get("devices", (config.device,)), "processes": known.get("processes", (1,))}
         return {
             "data": (known.get("data_sha256", config.data), Path(config.data).name),
             "init_weights": (initial, config.init_weights.name if config.init_weights else "none"),
-            "device": _listed(known.get("devices", (config.device,))),
-            "processes": _listed(known.get("processes", (1,))),
             "skipped_images": (self.skipped, str(len(self.skipped))),
+            **{name: (tuple(values), " and ".join(map(str, values))) for name, values in places.items()},
         }
-
-
-def _listed(values: Iterable[Any]) -> tuple[Any, str]:
-    return tuple(values), " and ".join(map(str, values))
 
 
 def varied_settings(trainings: Sequence[Training]) -> list[dict[str, Any]]:
@@ -179,7 +170,7 @@ def varied_settings(trainings: Sequence[Training]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{} for _ in trainings]
     inputs = [training.inputs() for training in trainings]
     named = list(inputs[0]) if inputs else []
-    for name in [f.name for f in fields(Config) if f.name not in NEUTRAL.union(named, ["seed"])]:
+    for name in (f.name for f in fields(Config) if f.name not in NEUTRAL.union(named, ["seed"])):
         values = list(dict.fromkeys(getattr(t.config, name) for t in trainings))
         if len(values) > 1:
             values = _extremes(values)
@@ -237,6 +228,6 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def pair_by_seed(first: Mapping[int, A], second: Mapping[int, B]) -> list[tuple[A, B]]:
+def pair_by_seed(first: Mapping[int, Any], second: Mapping[int, Any]) -> list[tuple[Any, Any]]:
     """Values of two groups of runs, one of each group for every seed that both have, in the order of the seeds."""
     return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]

@@ -64,7 +64,7 @@ class Log:
         # purge_step hides what was written after the checkpoint that this process continues from
         self.board = SummaryWriter(_writable_name(folder.tensorboard), purge_step=done or None)
         self.wandb = _wandb(folder, config) if config.wandb else None
-        self.live = _Live(epochs, done) if sys.stdout and sys.stdout.isatty() else None
+        self.live = _progress_bar(epochs, done) if sys.stdout and sys.stdout.isatty() else None
 
     def say(self, text: str) -> None:
         """Print a line above the live display."""
@@ -76,7 +76,7 @@ class Log:
     def progress(self, text: str, share: float) -> None:
         """Within an epoch: what to show, and how much of the epoch is done (0 to 1)."""
         if self.live:
-            self.live.show(text, self.done + share)
+            self.live.update(self.live.task_ids[0], description=text, completed=self.done + share)
 
     def left(self) -> float:
         """Seconds that the rest of the run will take, at this process's pace so far."""
@@ -153,17 +153,12 @@ def _wandb(folder: RunFolder, config: Config) -> Any:
     return wandb.init(project="seal_fast", id=name, name=name, dir=folder.path, config=to_dict(config), resume="allow")
 
 
-class _Live:
-    """rich's progress bar over the whole run; its text is the state of the current epoch."""
+def _progress_bar(epochs: int, done: int) -> Any:
+    """A progress bar over the whole run; its text is the state of the current epoch."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    def __init__(self, epochs: int, done: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-        self.bar = Progress(*columns, TimeElapsedColumn())
-        self.console, self.stop = self.bar.console, self.bar.stop
-        self.task = self.bar.add_task("starting", total=epochs, completed=done)
-        self.bar.start()
-
-    def show(self, text: str, completed: float) -> None:
-        self.bar.update(self.task, description=text, completed=completed)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    bar = Progress(*columns, TimeElapsedColumn())
+    bar.add_task("starting", total=epochs, completed=done)
+    bar.start()
+    return bar

@@ -46,17 +46,14 @@ def main(argv: Sequence[str]) -> int:
     with folder.locked():
         if made and not flags.resume:
             if folder.plan.exists():
-                raise UsageError(
-                    f"--out {flags.out} holds a sweep already; continue it with --resume, or use another --out"
-                )
+                cure = "continue it with --resume, or use another --out"
+                raise UsageError(f"--out {flags.out} holds a sweep already; {cure}")
             return _run(flags, folder, made, metadata)
         trials, metadata = folder.read_plan()
         if made and metadata["search"] != "optuna":
             if {t.name: t.config for t in made.trials} != {t.name: t.config for t in trials.values()}:
-                raise UsageError(
-                    f"{flags.space}: makes other runs than the sweep in {flags.out}; drop it from the command to "
-                    "continue that sweep, or choose another --out"
-                )
+                cure = "drop it from the command to continue that sweep, or choose another --out"
+                raise UsageError(f"{flags.space}: makes other runs than the sweep in {flags.out}; {cure}")
         return _run(flags, folder, Plan(tuple(trials.values()), metadata["repeated"]), metadata)
 
 
@@ -76,9 +73,8 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
     try:
         from seal_fast.sweep.scheduling import connection, tune
     except ImportError as error:
-        raise RunError(
-            f"sweeps need Ray Tune ({error.name or error} is missing); pip install 'seal-fast[sweep]'"
-        ) from None
+        missing = f"{error.name or error} is missing"
+        raise RunError(f"sweeps need Ray Tune ({missing}); pip install 'seal-fast[sweep]'") from None
 
     learning = metadata["search"] == "optuna"
     trials = {trial.name: trial for trial in (made.trials if flags.resume or not learning else ())}

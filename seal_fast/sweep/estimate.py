@@ -7,9 +7,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from seal_fast.config import Config, dumps
 from seal_fast.runs.folder import RunFolder
@@ -26,8 +25,7 @@ _SHAPE = (
 ).split()
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """Of a short run: images trained per second, seconds to start, and seconds to compile the first time."""
 
     rate: float
@@ -41,7 +39,7 @@ def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, in
     Args:
         trials: with the epochs that each has left.
         sizes: numbers of training and validation images by the value of --data.
-        slots: of the trials.
+        slots: how many run at a time, and their threads.
 
     Raises:
         RunError: a short run failed.
@@ -81,7 +79,7 @@ def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
     Args:
         trial: of which only the settings of `_SHAPE` count.
         train: number of training images.
-        threads: CPU threads.
+        threads: of the CPU.
         scratch: a folder that does not exist.
 
     Raises:

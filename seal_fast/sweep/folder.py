@@ -64,11 +64,7 @@ class SweepFolder:
                         place.rmdir()
 
     def write_plan(self, made: Plan, **metadata: Any) -> None:
-        """Write the plan and the flags that `--resume` needs.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Write the plan and the flags that `--resume` needs. Raises RunError if it cannot be written."""
         trials = [{"name": t.name, "settings": t.settings, "config": to_dict(t.config)} for t in made.trials]
         write_json(self.plan, {"format": _FORMAT, **metadata, "repeated": made.repeated, "trials": trials})
 

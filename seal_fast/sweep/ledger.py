@@ -39,13 +39,7 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The file and the entries by trial.
-
-    Attributes:
-        path: of the file.
-        entries: by name of the trial.
-        notes: a sentence for each damaged line.
-    """
+    """The file, the entries by trial, and a note for each damaged line."""
 
     path: Path
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -55,10 +49,7 @@ class Ledger:
     def open(cls, path: Path, trials: Iterable[str], repair: bool = True) -> Ledger:
         """The ledger of these trials; lines about others are ignored.
 
-        Args:
-            path: of the file.
-            trials: their names.
-            repair: cut off a last line without its end, so that the next one starts on a line of its own.
+        `repair` cuts off a last line without its end, so that the next one starts on a line of its own.
 
         Raises:
             RunError: the file cannot be read.

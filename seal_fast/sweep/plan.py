@@ -58,23 +58,16 @@ class Plan:
 
 
 def make(space: Space, *, search: str, samples: int, seeds: int | None, search_seed: int = 0) -> Plan:
-    """The trials of a space.
+    """The trials of a space, each combination with the seeds 0 to seeds - 1.
 
-    Args:
-        space: to search.
-        search: grid (every combination) or random (so many draws).
-        samples: draws.
-        seeds: train every combination with the seeds 0 to seeds - 1.
-        search_seed: of the draws.
+    `search` is grid (every combination) or random (so many `samples`, drawn by `search_seed`).
 
     Raises:
         UsageError: the space cannot be searched that way, or one of its runs is impossible.
     """
     if search == "grid" and space.drawn:
-        raise UsageError(
-            f"--search grid: {space.path} draws {space.drawn[0]} from a range, which no grid can list; "
-            "use --search random with --samples, or name its values in a grid"
-        )
+        cure = "use --search random with --samples, or name its values in a grid"
+        raise UsageError(f"--search grid: {space.path} draws {space.drawn[0]} from a range; {cure}")
     if seeds is not None and ("seed" in space.axes or any("seed" in part.fixed for part in space.parts)):
         raise UsageError(f"--seeds {seeds}: {space.path} names the seeds already; drop one of the two")
     combinations = [
@@ -92,8 +85,8 @@ def make(space: Space, *, search: str, samples: int, seeds: int | None, search_s
     acting = varied_settings([Training(config) for config in configs])
     trials = []
     for (settings, config), effective in zip(different.values(), acting, strict=True):
-        order = [name for name in (*space.axes, *effective) if name in effective]
-        varied = {name: effective[name] for name in dict.fromkeys(order)} | ({"seed": config.seed} if seeded else {})
+        order = dict.fromkeys(name for name in (*space.axes, *effective) if name in effective)
+        varied = {name: effective[name] for name in order} | ({"seed": config.seed} if seeded else {})
         # the name holds what this part of the space sets; the number alone makes it unique
         name = trial_name(len(trials), {n: value for n, value in varied.items() if n in settings}, len(configs))
         trials.append(Trial(name, varied, config))

@@ -34,11 +34,7 @@ def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> li
 
 
 def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> None:
-    """Write results.csv and results.json.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Write results.csv and results.json. Raises RunError if a file cannot be written."""
     rows = collect(folder, trials, ledger)
     if not rows:
         return

@@ -76,13 +76,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Space:
-    """A space of settings over a base configuration.
-
-    Attributes:
-        path: the file.
-        base: the defaults, preset or configuration file underneath.
-        parts: the products that it is the union of.
-    """
+    """A space of settings: the union of `parts` over `base`, which the defaults, a preset or a file give."""
 
     path: Path
     base: Config
@@ -109,7 +103,7 @@ def read(path: Path) -> Space:
         content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: not a TOML file ({error})") from None
     base = _base(path, content)
     unions = content.pop("union", [{}])
@@ -144,7 +138,7 @@ def _key(name: str) -> str:
 def _base(path: Path, content: dict[str, Any]) -> Config:
     base, preset, file = Config(), content.pop("preset", None), content.pop("config", None)
     if preset is not None:
-        if not isinstance(preset, str) or preset not in PRESETS:
+        if str(preset) not in PRESETS:
             hint = did_you_mean(str(preset), PRESETS) or f"; choose one of {', '.join(PRESETS)}"
             raise UsageError(f"{path}: preset {preset!r} is unknown{hint}")
         base = override(base, PRESETS[preset], f"preset {preset}")

@@ -26,8 +26,8 @@ def proposals(
         space: of a single part; its seeds are not searched over.
         samples: trials in all.
         seed: of the proposals.
-        trials: by name; grows.
-        ledger: their results, before this search was resumed too.
+        trials: by name; grows, and so do the ledger's entries.
+        ledger: results, those before this search was resumed too.
         save: writes the trials to the disk; called before a new one is handed out.
 
     Raises:
@@ -92,10 +92,9 @@ def check(space: Space, seeds: int | None) -> None:
 def _distribution(optuna: Any, axis: Axis) -> Any:
     if axis.kind in ("grid", "choice"):
         return optuna.distributions.CategoricalDistribution(axis.values)
-    low, high = axis.values
     if axis.kind == "int":
-        return optuna.distributions.IntDistribution(low, high)
-    return optuna.distributions.FloatDistribution(low, high, log=axis.kind == "loguniform")
+        return optuna.distributions.IntDistribution(*axis.values)
+    return optuna.distributions.FloatDistribution(*axis.values, log=axis.kind == "loguniform")
 
 
 def _optuna() -> Any:

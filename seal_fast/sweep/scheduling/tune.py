@@ -122,10 +122,8 @@ def _name(trial: Any) -> str:
 def asha(ledger: Ledger, rungs: tuple[int, int], generations: int) -> ASHAScheduler:
     """Ray's asynchronous successive halving over generations, which knows the trials that have ended.
 
-    Args:
-        ledger: of the sweep.
-        rungs: generations before the first decision, and how many trials there are for each that goes on.
-        generations: of the longest trial.
+    `rungs` are the generations before the first decision, and how many trials there are for each that goes on;
+    `generations` those of the longest trial.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020.
     """
@@ -155,16 +153,8 @@ def run(
 ) -> None:
     """Run trials to their end; the ledger holds the outcome.
 
-    Args:
-        folder: of the sweep.
-        trials: in order; the next one is taken when there is room for it.
-        ledger: of these trials.
-        session: the connection to Ray.
-        slots: of the trials.
-        retries: how often a failed trial is started again.
-        scheduler: early stopping.
-        tick: called several times a second.
-        worker: what a trial does.
+    The next trial is taken when there is room for it. A failed one is started again up to `retries` times. `tick` is
+    called several times a second.
 
     Raises:
         Stopped: a signal came; running trials can be continued.
