@@ -136,6 +136,7 @@ class Config:
         return _epochs(self.warmup_epochs, self.epochs)
 
 
+_TYPES = get_type_hints(Config)
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
     "out resume keep checkpoint_seconds log_every log_norms hessian_every hessian_images profile wandb threads "
@@ -217,17 +218,16 @@ def override(base: Config, values: dict[str, Any], source: str) -> Config:
     Raises:
         UsageError: `source` names a field that does not exist, or gives it a value of another type or choice.
     """
-    hints = get_type_hints(Config)
     changed: dict[str, Any] = {}
     for name, value in values.items():
         key = name.replace("-", "_")
         if key == "augment" and isinstance(value, bool):  # its name in older runs
             key, value = "augmentation", "auto" if value else "none"
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
+        if key not in _TYPES:
+            near = difflib.get_close_matches(key, _TYPES, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UsageError(f"{source}: unknown setting {name}{hint}")
-        changed[key] = _typed(hints[key], value, f"{source}: {name} = {value!r}")
+        changed[key] = _typed(_TYPES[key], value, f"{source}: {name} = {value!r}")
     return replace(base, **changed)
 
 

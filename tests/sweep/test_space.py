@@ -112,7 +112,7 @@ def test_draws_stay_in_range_are_shared_over_the_grid_and_repeat(space):
     )
     trials = plan.make(made, search="random", samples=200, seeds=None, search_seed=1).trials
     assert trials == plan.make(made, search="random", samples=200, seeds=None, search_seed=1).trials
-    assert trials != plan.make(made, search="random", samples=200, seeds=None, search_seed=2).trials
+    assert trials[:4] != plan.make(made, search="random", samples=2, seeds=None, search_seed=2).trials
     lrs = [t.config.lr for t in trials if t.config.method == "seal"]
     assert lrs == [t.config.lr for t in trials if t.config.method == "llf"] and len(set(lrs)) == 200
     # a third of a log-uniform draw lies in each decade: 200 draws, 4 standard deviations are 27
