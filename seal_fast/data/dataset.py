@@ -16,41 +16,26 @@ from seal_fast.data import headers
 from seal_fast.data.archive import Archive
 from seal_fast.data.layouts import digits, read_layout
 from seal_fast.data.layouts.common import MAY_HAVE_16_BITS, Contents, Faults
-from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 from seal_fast.utils.terminal import shown
 
 _log = logging.getLogger("seal_fast")
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet(Contents):
     """A data set; a folder and a .tar of it give the same.
 
     Attributes:
         name: short, for the names of runs.
         source: what `open_images` takes to open it again: "digits" or an absolute path.
         layout: "tiny-imagenet", "image-folder", "idx" or "digits".
-        classes: names, in the order of the labels.
-        train: to learn from.
-        val: held out.
-        mirror: whether flipping an image left to right keeps its class.
-        mean: per channel, white being 1: ImageNet's for colour, the training images' own for idx and digits.
-        std: per channel, same unit.
-        notes: sentences about what was left out or assumed.
         skipped: names of images left out because of `bad="skip"`.
     """
 
     name: str
     source: str
     layout: str
-    classes: tuple[str, ...]
-    train: Split
-    val: Split
-    mirror: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
     @cached_property
@@ -125,11 +110,13 @@ def _checked(
                 "first): accuracy would be measured on other classes than those learned"
             )
     notes += contents.notes
-    if deep := _count_16_bits(contents):
-        notes += (
-            f"{deep[0]} of {deep[1]} images looked at have 16 bits a sample: scaled so that 65535 is white; "
-            "values of 12 bits or fewer come out almost black",
-        )
+    if any(name.lower().endswith(MAY_HAVE_16_BITS) for name in contents.train.names + contents.val.names):
+        sample = contents.train.sample() + contents.val.sample()
+        if count := sum(map(headers.has_16_bits, sample)):
+            notes += (
+                f"{count} of {len(sample)} images looked at have 16 bits a sample: scaled so that 65535 is white; "
+                "values of 12 bits or fewer come out almost black",
+            )
     if faults.skipped:
         notes += (f"left out {len(faults.skipped)} bad images: " + "; ".join(list(faults.skipped.values())[:3]),)
     if contents.mean[0] == contents.mean[1]:
@@ -137,42 +124,23 @@ def _checked(
             f"grey: normalised by the training images' own mean {contents.mean[0]:.4f}, std {contents.std[0]:.4f}",
         )
     fields = vars(contents) | {"classes": tuple(map(shown, contents.classes)), "notes": notes}
-    return ImageSet(name, source, layout, **fields, skipped=tuple(faults.skipped))
-
-
-def _count_16_bits(contents: Contents) -> tuple[int, int] | None:
-    """How many of a sample of both splits have 16 bits a sample, of how many looked at; None if there are none."""
-    if not any(name.lower().endswith(MAY_HAVE_16_BITS) for name in contents.train.names + contents.val.names):
-        return None
-    sample = contents.train.sample() + contents.val.sample()
-    count = sum(map(headers.has_16_bits, sample))
-    return (count, len(sample)) if count else None
+    return ImageSet(name=name, source=source, layout=layout, **fields, skipped=tuple(faults.skipped))
 
 
 def _find_tiny_imagenet() -> str | Path:
     """The first of the usual places that holds Tiny-ImageNet, or "digits"; says which in one line."""
     places = [Path(place) for place in (os.environ.get("SEAL_FAST_DATA"), "data") if place]
     for place in places:
-        for candidate in _candidates(place):
-            _log.info("data: found %s", candidate)
-            return candidate
-    looked = " or ".join(str(place) for place in places)
+        named = sorted(place.iterdir()) if place.is_dir() and os.access(place, os.R_OK) else []
+        inside = [entry for entry in named if re.match(r"tiny[-_ ]?image[-_]?net", entry.name, re.IGNORECASE)]
+        candidates = [place, *sorted(inside, key=Path.is_file)]  # folders first, then tars, by name
+        for candidate in candidates:
+            if (candidate / "wnids.txt").is_file() or candidate.suffix == ".tar" and candidate.is_file():
+                _log.info("data: found %s", candidate)
+                return candidate
     _log.info(
         "data: no Tiny-ImageNet in %s, so scikit-learn's digits are used; get it with "
         "`python -m seal_fast prepare tiny-imagenet`",
-        looked,
+        " or ".join(map(str, places)),
     )
     return "digits"
-
-
-def _candidates(place: Path) -> list[Path]:
-    """The place itself, or what in it is named like Tiny-ImageNet: folders first, then tars, by name."""
-    if (place / "wnids.txt").is_file() or place.suffix == ".tar" and place.is_file():
-        return [place]
-    try:
-        entries = sorted(place.iterdir())
-    except OSError:
-        return []
-    named = [entry for entry in entries if re.match(r"tiny[-_ ]?image[-_]?net", entry.name, re.IGNORECASE)]
-    folders = [entry for entry in named if (entry / "wnids.txt").is_file()]
-    return folders + [entry for entry in named if entry.suffix == ".tar" and entry.is_file()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seal_fast.data import headers
-from seal_fast.data.random_resized_crop import NUMPY, window
+from seal_fast.data.random_resized_crop import COUNTDOWN, window
 
 _DEPTH = 3  # batches that DALI holds: one handed out, one decoded, one in work
 
@@ -80,9 +80,9 @@ class Decoder:
                 waiting.append(request)
                 yield (request.images, list(request.draws)) if request.draws is not None else request.images
 
-        graph = self
+        decoder = self
         while True:
-            pipe = graph._pipeline(feed())
+            pipe = decoder._pipeline(feed())
             while True:
                 try:
                     (output,) = pipe.run()
@@ -90,21 +90,22 @@ class Decoder:
                     return
                 except RuntimeError:
                     break  # DALI fails the whole batch without naming the image, and the pipeline with it
-                if graph._fits(output):
-                    waiting.popleft()
-                    yield Decoded(graph._own(output))
-                    continue
-                # Not of this size after all: from here on everything passes the resize.
-                graph = replace(graph, exact=False)
-                source = itertools.chain(tuple(waiting), source)
-                waiting.clear()
-                break
+                if not output.is_dense_tensor() or tuple(output.shape()[0][:2]) != (self.size, self.size):
+                    # Not of this size after all: from here on everything passes the resize.
+                    decoder = replace(decoder, exact=False)
+                    source = itertools.chain(tuple(waiting), source)
+                    waiting.clear()
+                    break
+                waiting.popleft()
+                yield Decoded(decoder._own(output))
             while waiting:
-                yield graph._one_by_one(waiting.popleft())
+                yield decoder._one_by_one(waiting.popleft())
 
     def _pipeline(self, source: Iterator[Any], depth: int = _DEPTH) -> Any:
         dali, fn, math, types = _dali()
-        decoder, device_id = _where(self.device)
+        device_id = None
+        if self.device.type == "cuda":
+            device_id = torch.cuda.current_device() if self.device.index is None else self.device.index
         resize: dict[str, Any] = {"interp_type": types.INTERP_LINEAR, "antialias": True}
         pipe = dali.Pipeline(
             batch_size=self.batch_size, num_threads=self.threads, device_id=device_id, prefetch_queue_depth=depth
@@ -125,16 +126,15 @@ class Decoder:
                 shape = fn.cast(fn.peek_image_shape(files, adjust_orientation=False), dtype=types.FLOAT)
                 anchor, extent = types.Constant([0.0, 0.0]), shape[0:2]
                 if draw is not None:
-                    ops = SimpleNamespace(**{name: getattr(math, name) for name in ("sqrt", "exp", "floor", "clamp")})
-                    ops.largest, ops.total = fn.reductions.max, fn.reductions.sum
-                    ops.countdown = types.Constant(NUMPY.countdown)
+                    ops = SimpleNamespace(**vars(math), largest=fn.reductions.max, total=fn.reductions.sum)
+                    ops.countdown = types.Constant(COUNTDOWN)
                     box = window(shape[0], shape[1], (draw[:, 0], draw[:, 1], draw[:, 2], draw[:, 3]), ops)
                     anchor, extent = fn.stack(*box[:2]), fn.stack(*box[2:])
                 pixels = fn.decoders.image_slice(
                     files,
                     anchor,
                     extent,
-                    device=decoder,
+                    device="cpu" if device_id is None else "mixed",
                     output_type=types.RGB,
                     adjust_orientation=False,
                     axis_names="HW",
@@ -150,9 +150,6 @@ class Decoder:
         pipe.build()
         return pipe
 
-    def _fits(self, output: Any) -> bool:
-        return output.is_dense_tensor() and tuple(output.shape()[0][:2]) == (self.size, self.size)
-
     def _own(self, output: Any) -> Tensor:
         """DALI's output as a tensor that stays valid for as long as it is referred to."""
         tensor = torch.from_dlpack(output.as_tensor())
@@ -165,32 +162,18 @@ class Decoder:
 
     def _one_by_one(self, request: Request) -> Decoded:
         """Decode each image on its own, to find those that cannot be decoded."""
-        channels = 3 if self.encoded else 1
-        pixels = torch.zeros(
-            (len(request.images), self.size, self.size, channels), dtype=torch.uint8, device=self.device
-        )
-        alone = replace(self, exact=False, batch_size=1)
-        bad: dict[int, str] = {}
-        todo = iter(range(len(request.images)))
-
-        def feed() -> Iterator[Any]:
-            for row in todo:
-                rows.append(row)
-                image = [request.images[row]]
-                yield (image, [request.draws[row]]) if request.draws is not None else image
-
-        while True:
-            rows: list[int] = []
-            pipe = alone._pipeline(feed(), depth=1)
-            for place in itertools.count():
-                try:
-                    (output,) = pipe.run()
-                except StopIteration:
-                    return Decoded(pixels, bad)
-                except RuntimeError:
-                    bad[rows[place]] = request.faults.get(rows[place]) or headers.unread(request.images[rows[place]])
-                    break
-                pixels[rows[place]] = alone._own(output)[0]
+        shape = len(request.images), self.size, self.size, 3 if self.encoded else 1
+        decoded = Decoded(torch.zeros(shape, dtype=torch.uint8, device=self.device), {})
+        single = replace(self, exact=False, batch_size=1)
+        items = [[image] for image in request.images]
+        if request.draws is not None:
+            items = list(zip(items, request.draws[:, None], strict=True))
+        for place, output in _each(lambda feed: single._pipeline(feed, depth=1), items):
+            if output is not None:
+                decoded.pixels[place] = single._own(output)[0]
+            else:
+                decoded.bad[place] = request.faults.get(place) or headers.unread(request.images[place])
+        return decoded
 
 
 def _examined(request: Request) -> Request:
@@ -207,21 +190,34 @@ def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]
     if not encoded:
         return [(image.shape[0], image.shape[1]) for image in images]
     dali, fn, _, types = _dali()
-    todo = iter(images)
-    sizes: list[tuple[int, int]] = []
-    while True:
+
+    def pipeline(feed: Iterator[Any]) -> Any:
         pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
         with pipe:
-            files = fn.external_source(([image] for image in todo), ndim=1, dtype=types.UINT8)
+            files = fn.external_source(feed, ndim=1, dtype=types.UINT8)
             pipe.set_outputs(fn.peek_image_shape(files, adjust_orientation=False))
-        try:
-            while True:
-                shape = np.array(pipe.run()[0].at(0))
-                sizes.append((int(shape[0]), int(shape[1])))
-        except StopIteration:
-            return sizes
-        except RuntimeError:
-            continue  # the pipeline is lost; a new one goes on with the next image
+        return pipe
+
+    shapes = [
+        np.array(output.at(0)) for _, output in _each(pipeline, [[image] for image in images]) if output is not None
+    ]
+    return [(int(shape[0]), int(shape[1])) for shape in shapes]
+
+
+def _each(pipeline: Callable[[Iterator[Any]], Any], items: list[Any]) -> Iterator[tuple[int, Any]]:
+    """The output for each item, None where it fails: then the pipeline is lost, and a new one goes on behind it."""
+    start = 0
+    while start < len(items):
+        pipe = pipeline(iter(items[start:]))
+        for place in range(start, len(items)):
+            try:
+                (output,) = pipe.run()
+            except RuntimeError:
+                output = None
+            start = place + 1
+            yield place, output
+            if output is None:
+                break
 
 
 def _dali() -> tuple[Any, Any, Any, Any]:
@@ -230,10 +226,3 @@ def _dali() -> tuple[Any, Any, Any, Any]:
     from nvidia.dali import fn, math, types
 
     return dali, fn, math, types
-
-
-def _where(device: torch.device) -> tuple[str, int | None]:
-    """DALI's device for decoding, and the number of its GPU."""
-    if device.type != "cuda":
-        return "cpu", None
-    return "mixed", device.index if device.index is not None else torch.cuda.current_device()

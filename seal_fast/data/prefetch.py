@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +15,26 @@ _END: Any = object()
 def prefetch(items: Generator[T], depth: int = 3) -> Generator[T]:
     """Yield what `items` yields, in the same order, computed up to `depth` items ahead.
 
-    An exception in `items` is raised here, in its place in the order. Closing this generator ends the thread. At the
-    interpreter's exit the thread is waited for: one that still runs DALI would abort the process.
+    An exception in `items` is raised here, in its place in the order. Closing this generator closes `items` and ends
+    the thread.
     """
     pool = ThreadPoolExecutor(1, "seal_fast-input")
     ready = deque(pool.submit(next, items, _END) for _ in range(depth))
+
+    def end() -> None:
+        for future in ready:
+            future.cancel()
+        try:
+            pool.submit(items.close)  # in its own thread, whose CUDA stream it has set
+        except RuntimeError:  # the interpreter exits, and has ended the thread
+            items.close()
+        pool.shutdown()
+
+    atexit.register(end)  # an interpreter that exits while DALI's pipeline is alive aborts or hangs
     try:
         while (item := ready.popleft().result()) is not _END:
             ready.append(pool.submit(next, items, _END))
             yield item
     finally:
-        for future in ready:
-            future.cancel()
-        with contextlib.suppress(RuntimeError):  # the interpreter exits, and the thread is gone
-            pool.submit(items.close)  # in its own thread, whose CUDA stream it has set
-        pool.shutdown()
+        atexit.unregister(end)
+        end()

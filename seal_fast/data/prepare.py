@@ -14,8 +14,8 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,18 +29,8 @@ _ATTEMPTS = 5
 Update = Callable[..., None]
 
 
-@dataclass(frozen=True)
-class Download:
-    """An official archive and what must be in it.
-
-    Attributes:
-        url: of the .zip.
-        md5: of the .zip, hexadecimal.
-        folder: the single folder that the .zip holds; also the stem of the files that `prepare` makes.
-        classes: number of classes.
-        train_each: training images a class.
-        val_each: validation images a class.
-    """
+class Download(NamedTuple):
+    """An official .zip (its md5 hexadecimal, its single folder) and its numbers of classes and of images a class."""
 
     url: str
     md5: str
@@ -52,9 +42,9 @@ class Download:
 
 DOWNLOADS = {
     "tiny-imagenet": Download(
-        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        md5="90528d7ca1a48142e341f4ef8d21d0de",
-        folder="tiny-imagenet-200",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        "tiny-imagenet-200",
         classes=200,
         train_each=500,
         val_each=50,
@@ -91,7 +81,6 @@ def prepare(name: str, folder: str | Path = "data", archive: Download | None = N
         if not tar.exists():
             if not packed.exists():
                 _download(archive, packed)
-            _check_md5(archive, packed)
             _pack(archive, packed, tar)
         _check_counts(archive, tar)
     except OSError as error:
@@ -152,7 +141,8 @@ def _fetch(url: str, part: Path, have: int, update: Update) -> bool:
         return expected is None or part.stat().st_size == expected
 
 
-def _check_md5(archive: Download, packed: Path) -> None:
+def _pack(archive: Download, packed: Path, tar: Path) -> None:
+    """Check the .zip and copy its files into a .tar, which gets its name when it is complete."""
     with open(packed, "rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != archive.md5:
@@ -162,40 +152,34 @@ def _check_md5(archive: Download, packed: Path) -> None:
             f"{packed} has md5 {found}, not {archive.md5}, and was moved to {broken.name}: run this again for a new "
             "download"
         )
-
-
-def _pack(archive: Download, packed: Path, tar: Path) -> None:
-    """Copy the .zip's files into a .tar, which gets its name when it is complete."""
     part = tar.with_suffix(".tar.part")
     try:
         with (
             zipfile.ZipFile(packed) as source,
             open(part, "wb") as file,
             tarfile.open(fileobj=file, mode="w") as target,
+            _progress(f"packing {tar.name}") as update,
         ):
             members = [member for member in source.infolist() if not member.is_dir()]
-            with _progress(f"packing {tar.name}") as update:
-                update(total=sum(member.file_size for member in members))
-                for member in members:
-                    path = PurePosixPath(member.filename)
-                    if path.parts[0] != archive.folder or ".." in path.parts:
-                        raise RunError(f"{packed} holds {member.filename}, outside its folder {archive.folder}/")
-                    entry = tarfile.TarInfo(str(path))
-                    entry.size = member.file_size
-                    with source.open(member) as data:
-                        target.addfile(entry, data)
-                    update(advance=member.file_size)
+            update(total=sum(member.file_size for member in members))
+            for member in members:
+                path = PurePosixPath(member.filename)
+                if path.parts[0] != archive.folder or ".." in path.parts:
+                    raise RunError(f"{packed} holds {member.filename}, outside its folder {archive.folder}/")
+                entry = tarfile.TarInfo(str(path))
+                entry.size = member.file_size
+                with source.open(member) as data:
+                    target.addfile(entry, data)
+                update(advance=member.file_size)
             target.close()
             file.flush()
             os.fsync(file.fileno())
         _check_counts(archive, part)
+        part.rename(tar)
     except zipfile.BadZipFile as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"{packed} cannot be read ({error}): delete it and run this again") from None
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
-    part.rename(tar)
 
 
 def _check_counts(archive: Download, tar: Path) -> None:

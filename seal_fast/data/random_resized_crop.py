@@ -15,16 +15,7 @@ AREA = 0.08, 1.0
 ASPECT = 3 / 4, 4 / 3
 TRIES = 10
 
-NUMPY = SimpleNamespace(
-    sqrt=np.sqrt,
-    exp=np.exp,
-    floor=np.floor,
-    clamp=np.clip,
-    largest=np.max,
-    total=np.sum,
-    countdown=np.arange(TRIES, 0, -1, dtype=np.float32),
-)
-"""What `window` computes with, in numpy; the decoder has the same of DALI."""
+COUNTDOWN = np.arange(TRIES, 0, -1, dtype=np.float32)
 
 
 def draws(seed: int, generation: int, epoch: int, position: int, count: int) -> np.ndarray:
@@ -34,9 +25,7 @@ def draws(seed: int, generation: int, epoch: int, position: int, count: int) -> 
     return ((words >> 8).to(torch.float32) * 2.0**-24).view(count, TRIES, 4).numpy()
 
 
-def window(
-    height: Any, width: Any, draw: tuple[Any, Any, Any, Any], ops: SimpleNamespace = NUMPY
-) -> tuple[Any, Any, Any, Any]:
+def window(height: Any, width: Any, draw: tuple[Any, Any, Any, Any], ops: SimpleNamespace) -> tuple[Any, Any, Any, Any]:
     """The window (top, left, height, width), whole pixels as floats, inside an image of `height` x `width` pixels.
 
     Area uniform in [8 %, 100 %] of the image, logarithm of the aspect ratio uniform in [3/4, 4/3], place uniform. The
@@ -48,7 +37,8 @@ def window(
         height: of the image, float.
         width: of the image, float.
         draw: `draws` of the image by column, [TRIES] each.
-        ops: `NUMPY`, or the same for nodes of a DALI graph; `largest` and `total` reduce over the tries.
+        ops: sqrt, exp, floor and clamp of numpy or a DALI graph; `largest` and `total` over the tries; `countdown`,
+            which is `COUNTDOWN`.
     """
     low, high = map(math.log, ASPECT)
     side = ops.sqrt(height * width * (AREA[0] + (AREA[1] - AREA[0]) * draw[0]))

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from seal_fast.utils.errors import RunError, UsageError
 
+_number, _text = tarfile.nti, tarfile.nts  # type: ignore[attr-defined]  # not in the stubs
 _CHUNK = 1 << 20
 _MAX_LINKS = 40  # as Linux follows
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -60,7 +61,7 @@ def index_tar(descriptor: int, path: Path) -> Folder:
 
         return Folder(id(node), children)
 
-    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+    with open(descriptor, "rb", closefd=False) as file:
         for member in _members(file, path):
             name = _clean(member.name)
             *parents, last = name.split("/")
@@ -84,6 +85,20 @@ def index_tar(descriptor: int, path: Path) -> Folder:
     return folder(root)
 
 
+class _Member(tarfile.TarInfo):
+    """An entry; of plain files the times and owners, which nobody asks for, are not parsed: that halves the time."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        plain = len(buf) == tarfile.BLOCKSIZE and buf[156:157] == tarfile.REGTYPE
+        if not plain or sum(buf) - sum(buf[148:156]) + 256 != _number(buf[148:156]):
+            return super().frombuf(buf, encoding, errors)
+        name, prefix = (_text(part, encoding, errors) for part in (buf[:100], buf[345:500]))
+        member = cls(f"{prefix}/{name}" if prefix else name)
+        member.size = _number(buf[124:136])
+        return member
+
+
 def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     """All entries; raises as `index_tar`."""
     end = os.fstat(file.fileno()).st_size
@@ -91,7 +106,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     while at is not None:
         file.seek(at)
         try:
-            tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+            tar = tarfile.TarFile(fileobj=file, tarinfo=_Member, encoding="utf-8", errors="surrogateescape")
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # holds every entry otherwise
                 if member.issparse():

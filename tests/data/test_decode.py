@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from image_files import encoded, picture
+from image_files import crop_window, encoded, picture
 from PIL import Image
 
 from seal_fast.data.decode import Decoder, Request, image_sizes
-from seal_fast.data.random_resized_crop import draws, window
+from seal_fast.data.random_resized_crop import draws
 
 CPU = torch.device("cpu")
 
@@ -132,7 +132,7 @@ def test_windows_are_cut_and_resized(good):
     ((pixels, bad),) = decode([Request(wide, chosen)], size=24, random_crops=True)
     assert bad == {} and pixels.shape == (4, 24, 24, 3)
     for image, draw, result in zip(wide, chosen, pixels, strict=True):
-        top, left, height, width = (int(value) for value in window(np.float32(60), np.float32(90), tuple(draw.T)))
+        top, left, height, width = crop_window(60, 90, draw)
         cut = Image.fromarray(pillow(image.tobytes())[top : top + height, left : left + width])
         expected = np.asarray(cut.resize((24, 24), Image.Resampling.BILINEAR))
         assert np.abs(result.numpy().astype(int) - expected).max() <= 2

@@ -4,7 +4,6 @@ import hashlib
 import io
 import threading
 import zipfile
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -109,7 +108,7 @@ def test_a_server_without_ranges_starts_anew(tmp_path, archive, server):
 
 def test_a_wrong_checksum_is_refused_and_set_aside(tmp_path, archive):
     with pytest.raises(RunError, match=r"has md5 [0-9a-f]{32}, not 0000.*run this again for a new download"):
-        prepare("tiny-imagenet", tmp_path, replace(archive, md5="0000"))
+        prepare("tiny-imagenet", tmp_path, archive._replace(md5="0000"))
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-imagenet-200.zip.broken"]
 
 
@@ -117,12 +116,12 @@ def test_wrong_counts_are_refused_and_leave_no_tar(tmp_path, archive):
     with pytest.raises(
         RunError, match=r"3 classes with \[3\] training and \[2\] validation images each, instead of 3 with 4"
     ):
-        prepare("tiny-imagenet", tmp_path, replace(archive, train_each=4))
+        prepare("tiny-imagenet", tmp_path, archive._replace(train_each=4))
     assert [path.name for path in tmp_path.iterdir()] == ["tiny-imagenet-200.zip"]
 
 
 def test_offline_it_says_what_to_do_by_hand_and_then_that_works(tmp_path, archive, server):
-    nowhere = replace(archive, url="http://127.0.0.1:9/a.zip")
+    nowhere = archive._replace(url="http://127.0.0.1:9/a.zip")
     with pytest.raises(
         RunError, match=r"cannot download http.*refused.*put it at .*tiny-imagenet-200\.zip and run this"
     ):
@@ -136,7 +135,7 @@ def test_a_zip_that_leads_outside_its_folder_writes_nothing(tmp_path, archive, s
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tiny-imagenet-200.zip").write_bytes(evil)
     with pytest.raises(RunError, match=r"outside its folder tiny-imagenet-200/"):
-        prepare("tiny-imagenet", tmp_path / "data", replace(archive, md5=hashlib.md5(evil).hexdigest()))
+        prepare("tiny-imagenet", tmp_path / "data", archive._replace(md5=hashlib.md5(evil).hexdigest()))
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny-imagenet-200.zip"]
 
 

@@ -5,9 +5,21 @@ import io
 import struct
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
+
+from seal_fast.data.random_resized_crop import COUNTDOWN, window
+
+NUMPY = SimpleNamespace(
+    sqrt=np.sqrt, exp=np.exp, floor=np.floor, clamp=np.clip, largest=np.max, total=np.sum, countdown=COUNTDOWN
+)
+
+
+def crop_window(height: float, width: float, draw: np.ndarray) -> tuple[int, ...]:
+    """The window of an image's random resized crop by numpy, whole pixels; `draw` is [tries, 4]."""
+    return tuple(int(side) for side in window(np.float32(height), np.float32(width), tuple(draw.T), NUMPY))
 
 
 def picture(seed: int, height: int = 16, width: int | None = None, channels: int = 3) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -21,7 +21,7 @@ MAY_HAVE_16_BITS = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
 CURE = "mend it, or leave such images out with --on-bad-image skip"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contents:
     """What a layout reads from its archive.
 
@@ -29,9 +29,9 @@ class Contents:
         classes: names, in the order of the labels.
         train: to learn from.
         val: held out.
-        mirror: whether an image flipped left to right is still one of its class.
-        mean: of each channel, white being 1.
-        std: of each channel, same unit.
+        mirror: whether flipping an image left to right keeps its class.
+        mean: per channel, white being 1: ImageNet's for colour, the training images' own for idx and digits.
+        std: per channel, same unit.
         notes: sentences about what was left out or assumed.
     """
 
@@ -69,11 +69,15 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def class_folders(archive: Archive, root: str, faults: Faults) -> dict[str, list[str]]:
-    """Images by class: everything below `root/CLASS/`, classes and images sorted; a class may be empty.
+def class_folders(
+    archive: Archive, root: str, faults: Faults, classes: Collection[str] | None = None
+) -> dict[str, list[str]]:
+    """Images by class: everything below `root/CLASS/`, classes and images sorted.
+
+    With `classes`, empty folders of other names are left out.
 
     Raises:
-        RunError: an image lies beside the class folders.
+        RunError: an image lies beside the class folders, or a class folder holds no image.
     """
     by_class: dict[str, list[str]] = {
         folder.removeprefix(root): []
@@ -81,37 +85,27 @@ def class_folders(archive: Archive, root: str, faults: Faults) -> dict[str, list
         if folder.startswith(root) and "/" not in folder.removeprefix(root)
     }
     for name in archive.files:
-        if not name.startswith(root) or not is_image(name):
-            continue
-        label, slash, _ = name.removeprefix(root).partition("/")
-        if slash:
-            by_class[label].append(name)
-        else:
-            faults.report(name, f"{archive.where(name)} lies beside the class folders and so has no class")
-    return by_class
-
-
-def check_filled(archive: Archive, root: str, by_class: dict[str, list[str]]) -> None:
-    """Check that each class has an image.
-
-    Raises:
-        RunError: naming the first class folder that has none.
-    """
+        if name.startswith(root) and is_image(name):
+            label, slash, _ = name.removeprefix(root).partition("/")
+            if slash:
+                by_class[label].append(name)
+            else:
+                faults.report(name, f"{archive.where(name)} lies beside the class folders and so has no class")
     for label, names in by_class.items():
-        if not names:
+        if not names and (classes is None or label in classes):
             raise RunError(
                 f"{archive.where(root + label)} holds no image: each class needs at least one, so remove the folder "
                 f"or fill it ({', '.join(SUFFIXES)})"
             )
+    return {label: names for label, names in by_class.items() if names}
 
 
-def other_files(archive: Archive, roots: Iterable[str], known: str = "\0") -> tuple[str, ...]:
+def other_files(archive: Archive, roots: tuple[str, ...], known: str = "\0") -> tuple[str, ...]:
     """A note that counts the files in class folders that are no images, by suffix; `known` ends names to leave out."""
-    prefixes = tuple(roots)
     counts = Counter(
         PurePosixPath(shown(name)).suffix.lower() or "without suffix"
         for name in archive.files
-        if name.startswith(prefixes) and not is_image(name) and not name.endswith(known)
+        if name.startswith(roots) and not is_image(name) and not name.endswith(known)
     )
     listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     return (f"left out {counts.total()} files whose suffix is none of an image format that is read: {listed}",) * bool(
@@ -119,17 +113,16 @@ def other_files(archive: Archive, roots: Iterable[str], known: str = "\0") -> tu
     )
 
 
-def labelled_files(archive: Archive, pairs: Iterable[tuple[str, int]], faults: Faults) -> Split:
-    """A split of image files with their labels, in the order given; empty files are faults."""
-    usable = []
+def labelled_files(archive: Archive, pairs: Iterable[tuple[str, str]], classes: Iterable[str], faults: Faults) -> Split:
+    """A split of (image file, class), in the order given; empty files are faults."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    usable: dict[str, int] = {}
     for name, label in pairs:
         if archive.files[name][1] == 0:
             faults.report(name, f"{archive.where(name)} is empty (0 bytes)")
         else:
-            usable.append((name, label))
-    names = [name for name, _ in usable]
-    labels = np.array([label for _, label in usable], np.int64)
-    return Split(tuple(map(shown, names)), labels, Files(archive, names))
+            usable[name] = label_of[label]
+    return Split(tuple(map(shown, usable)), np.array(list(usable.values()), np.int64), Files(archive, list(usable)))
 
 
 def grey_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
 from seal_fast.data.archive import Archive
-from seal_fast.data.layouts.common import (
-    Contents,
-    Faults,
-    check_filled,
-    class_folders,
-    is_image,
-    labelled_files,
-    other_files,
-)
+from seal_fast.data.layouts.common import Contents, Faults, class_folders, is_image, labelled_files, other_files
 from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 
@@ -44,21 +37,15 @@ def read(archive: Archive, faults: Faults) -> Contents:
     """
     held_out = "val/" if "val" in archive.folders else "test/"
     train = class_folders(archive, "train/", faults)
-    val = class_folders(archive, held_out, faults)
-    stray = [label for label in val if label not in train and not val[label]]
-    for label in stray:
-        del val[label]
-    check_filled(archive, "train/", train)
-    check_filled(archive, held_out, val)
-    classes = tuple(train)
-    for label in val:
-        if label not in train:
-            _refuse(archive, held_out, label, classes)
+    val = class_folders(archive, held_out, faults, train)
+    for label in sorted(val.keys() - train.keys()):
+        _refuse(archive, held_out, label, train)
     notes = other_files(archive, ("train/", held_out))
-    if stray:
+    tops = {name.removeprefix(held_out).partition("/")[0] for name in archive.folders if name.startswith(held_out)}
+    if stray := sorted(tops - train.keys()):
         notes += (f"left out {len(stray)} empty folders that are no class of train/, {held_out}{stray[0]} first",)
     return Contents(
-        classes, _split(archive, train, classes, faults), _split(archive, val, classes, faults), notes=notes
+        tuple(train), _split(archive, train, train, faults), _split(archive, val, train, faults), notes=notes
     )
 
 
@@ -69,8 +56,7 @@ def read_pool(archive: Archive, faults: Faults, seed: int) -> Contents:
         RunError: a class has fewer than two images.
     """
     by_class = class_folders(archive, "", faults)
-    check_filled(archive, "", by_class)
-    whole = _split(archive, by_class, tuple(by_class), faults)
+    whole = _split(archive, by_class, by_class, faults)
     held_out = np.zeros(len(whole), bool)
     words = np.random.Philox(key=seed).random_raw(len(whole))
     for label, name in enumerate(by_class):
@@ -83,21 +69,18 @@ def read_pool(archive: Archive, faults: Faults, seed: int) -> Contents:
     return Contents(tuple(by_class), train, val, notes=(*other_files(archive, ("",)), note))
 
 
-def _split(archive: Archive, by_class: dict[str, list[str]], classes: tuple[str, ...], faults: Faults) -> Split:
-    label_of = {name: label for label, name in enumerate(classes)}
-    pairs = ((name, label_of[label]) for label, names in by_class.items() for name in names)
-    return labelled_files(archive, pairs, faults)
+def _split(archive: Archive, by_class: dict[str, list[str]], classes: Iterable[str], faults: Faults) -> Split:
+    pairs = ((name, label) for label, names in by_class.items() for name in names)
+    return labelled_files(archive, pairs, classes, faults)
 
 
-def _refuse(archive: Archive, held_out: str, label: str, classes: tuple[str, ...]) -> None:
+def _refuse(archive: Archive, held_out: str, label: str, classes: Iterable[str]) -> None:
     where = archive.where(held_out + label)
     for other in classes:
         if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", label):
-            forms = [
-                form for name in (label, other) for form in ("NFC", "NFD") if unicodedata.is_normalized(form, name)
-            ]
+            forms = " and ".join("NFC" if unicodedata.is_normalized("NFC", name) else "NFD" for name in (label, other))
             raise RunError(
-                f"{where} and train/{other} are one name in two Unicode forms ({' and '.join(forms)}): rename one so "
-                "that the forms agree"
+                f"{where} and train/{other} are one name in two Unicode forms ({forms}): rename one so that the forms "
+                "agree"
             )
     raise RunError(f"{where} is no class of train/: both need the same class folders")

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from seal_fast.data.archive import Archive
-from seal_fast.data.layouts.common import (
-    Contents,
-    Faults,
-    check_filled,
-    class_folders,
-    is_image,
-    labelled_files,
-    other_files,
-)
+from seal_fast.data.layouts.common import Contents, Faults, class_folders, is_image, labelled_files, other_files
 from seal_fast.utils.errors import RunError
 from seal_fast.utils.terminal import shown
 
@@ -43,27 +37,25 @@ def read(archive: Archive, faults: Faults) -> Contents:
             if wnid in wnids
             else f"{archive.where('train/' + wnid)}: wnids.txt does not list this class"
         )
-    check_filled(archive, "train/", train)
-    label_of = {wnid: label for label, wnid in enumerate(train)}
-    pairs = ((name, label_of[wnid]) for wnid, names in train.items() for name in names)
+    pairs = [(name, wnid) for wnid, names in train.items() for name in names]
     notes = other_files(archive, ("train/", _IMAGES), known="_boxes.txt")
     elsewhere = [n for n in archive.files if n.startswith("val/") and not n.startswith(_IMAGES) and is_image(n)]
     if elsewhere:
         notes += (f"left out {len(elsewhere)} images in val/ outside {_IMAGES}, {shown(elsewhere[0])} first",)
     return Contents(
         tuple(train),
-        labelled_files(archive, pairs, faults),
-        labelled_files(archive, _val(archive, label_of, faults), faults),
+        labelled_files(archive, pairs, train, faults),
+        labelled_files(archive, _val(archive, train, faults), train, faults),
         notes=notes,
     )
 
 
-def _val(archive: Archive, label_of: dict[str, int], faults: Faults) -> list[tuple[str, int]]:
-    """The val images with their labels, sorted; a line of the annotations is FILE, WNID and four numbers of a box."""
+def _val(archive: Archive, wnids: Collection[str], faults: Faults) -> list[tuple[str, str]]:
+    """The val images with their classes, sorted; a line of the annotations is FILE, WNID and four numbers of a box."""
     if _ANNOTATIONS not in archive.files:
         raise RunError(f"{archive.where(_ANNOTATIONS)} is missing: it holds the labels of val/images")
     images = {name for name in archive.files if name.startswith(_IMAGES) and is_image(name)}
-    labels: dict[str, int] = {}
+    wnid_of: dict[str, str] = {}
     for number, line in enumerate(_text(archive, _ANNOTATIONS).splitlines(), 1):
         if not line.strip():
             continue
@@ -73,17 +65,16 @@ def _val(archive: Archive, label_of: dict[str, int], faults: Faults) -> list[tup
             raise RunError(
                 f"{place}: {shown(line[:60])!r} is no annotation; expected FILE and WNID, separated by a tab"
             )
-        name = f"{_IMAGES}{fields[0]}"
-        if fields[1] not in label_of:
-            raise RunError(f"{place}: {shown(fields[1])!r} is no class of wnids.txt")
-        label = label_of[fields[1]]
-        if labels.setdefault(name, label) != label:
-            raise RunError(f"{place}: {shown(fields[0])} has two labels, here {fields[1]}: keep the right line only")
+        name, wnid = f"{_IMAGES}{fields[0]}", fields[1]
+        if wnid not in wnids:
+            raise RunError(f"{place}: {shown(wnid)!r} is no class of wnids.txt")
+        if wnid_of.setdefault(name, wnid) != wnid:
+            raise RunError(f"{place}: {shown(fields[0])} has two labels, here {wnid}: keep the right line only")
         if name not in images:
             faults.report(name, f"{place}: there is no image {shown(name)}")
-    for name in sorted(images - labels.keys()):
+    for name in sorted(images - wnid_of.keys()):
         faults.report(name, f"{archive.where(name)} has no line in val_annotations.txt")
-    return [(name, labels[name]) for name in archive.files if name in images and name in labels]
+    return [(name, wnid_of[name]) for name in archive.files if name in images and name in wnid_of]
 
 
 def _text(archive: Archive, name: str) -> str:
