@@ -252,15 +252,13 @@ sortable($("groups"), columns, groups, names.length + 2, true, (row, i) => {
   };
 });
 
-$("pairs-section").hidden = !data.pairs.length;
+for (const name of ["pairs", "left_out", "analyses"]) $(`${name}-section`).hidden = !data[name].length;
 if (data.more_pairs) $("pairs-more").textContent = `${data.more_pairs} more are in no table; Holm's adjustment counts them.`;
 const differences = [...difference("best epoch", (r) => r.best), ...difference("last epoch", (r) => r.last)];
 sortable($("pairs"), [...sides, { name: "pairs", value: (r) => r.best.count }, ...differences], data.pairs, 4, false);
 
-$("left-out-section").hidden = !data.left_out.length;
 $("left-out").append(...data.left_out.map(([name, why]) => el("li", `${name}: ${why}`)));
 
-$("analyses-section").hidden = !data.analyses.length;
 addSettings();
 data.analyses.forEach(addAnalysis);
 const draw = () => {

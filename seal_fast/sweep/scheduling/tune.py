@@ -56,11 +56,10 @@ class _Trials(Searcher):
         trial = next(self._trials, None)
         return Searcher.FINISHED if trial is None else {"trial": {"name": trial.name, "config": to_dict(trial.config)}}
 
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Required by Ray; does nothing."""
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        pass
 
-    def save(self, checkpoint_path: str) -> None:
-        """Required by Ray; does nothing."""
+    on_trial_complete = save = _nothing  # required by Ray
 
 
 class _Recorder(tune.Callback):
@@ -71,7 +70,7 @@ class _Recorder(tune.Callback):
         self._checked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles its callbacks, and a live terminal cannot be pickled
+        return {}  # Ray pickles its callbacks and never reads them again
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self.tick()
@@ -108,9 +107,8 @@ class _Recorder(tune.Callback):
 
 def _reason(trial: Any) -> str:
     """The sentence of the last exception that Ray has written of a trial."""
-    text = ""
-    if trial.error_file and Path(trial.error_file).exists():
-        text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    written = trial.error_file and Path(trial.error_file).exists()
+    text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace") if written else ""
     errors = re.findall(r"^[\w.]*(?:Error|Exception)(?:\([\w.]+\))?(?:: .+)?$", text, re.MULTILINE)
     return errors[-1].partition(": ")[2].strip() or errors[-1] if errors else "the worker died"
 
