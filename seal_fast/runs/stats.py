@@ -11,6 +11,7 @@ import numpy as np
 from seal_fast.utils.errors import UsageError
 
 Values = Sequence[float] | np.ndarray
+_UPPER = 0.975  # all intervals hold 95 %
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Interval:
         return asdict(self)
 
 
-def student(values: Values, level: float = 0.95) -> Interval:
+def student(values: Values) -> Interval:
     """Mean of independent values, such as seeds or episodes, with Student's t interval (n - 1 degrees of freedom).
 
     Raises:
@@ -55,17 +56,17 @@ def student(values: Values, level: float = 0.95) -> Interval:
         return Interval(float(x[0]), math.nan, math.nan, 1)
     from scipy.special import stdtrit
 
-    half = float(stdtrit(len(x) - 1, (1 + level) / 2)) * x.std(ddof=1) / math.sqrt(len(x))
+    half = float(stdtrit(len(x) - 1, _UPPER)) * x.std(ddof=1) / math.sqrt(len(x))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x))
 
 
-def paired(first: Values, second: Values, level: float = 0.95) -> Interval:
+def paired(first: Values, second: Values) -> Interval:
     """Mean of `first - second`, which share their seeds or episodes one by one, with Student's t interval.
 
     Raises:
         UsageError: they are not equally many.
     """
-    return student(_differences(first, second), level)
+    return student(_differences(first, second))
 
 
 def paired_p(first: Values, second: Values) -> float:
@@ -99,7 +100,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def wilson(hits: int, count: int, level: float = 0.95) -> Interval:
+def wilson(hits: int, count: int) -> Interval:
     """A share with Wilson's score interval (Wilson, 1927), which keeps its coverage near 0 and 1.
 
     `mean`, `low` and `high` are shares from 0 to 1.
@@ -111,13 +112,13 @@ def wilson(hits: int, count: int, level: float = 0.95) -> Interval:
         raise UsageError("a share needs at least one trial")
     from scipy.special import ndtri
 
-    z2, share = float(ndtri((1 + level) / 2)) ** 2, hits / count
+    z2, share = float(ndtri(_UPPER)) ** 2, hits / count
     middle = (hits + z2 / 2) / (count + z2)
     half = math.sqrt(z2 * (count * share * (1 - share) + z2 / 4)) / (count + z2)
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), count)
 
 
-def bootstrap(values: Values, level: float = 0.95, draws: int = 2000, seed: int = 0) -> Interval:
+def bootstrap(values: Values, draws: int = 2000, seed: int = 0) -> Interval:
     """Mean of examples with its percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13).
 
     A resample draws as many examples with replacement. The draws are a function of the seed, in blocks, so that memory
@@ -140,7 +141,7 @@ def bootstrap(values: Values, level: float = 0.95, draws: int = 2000, seed: int 
         for start in range(0, draws, step):
             part = means[start : start + step]
             part[:] = x[random.integers(0, len(x), (len(part), len(x)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [1 - _UPPER, _UPPER])
     return Interval(float(x.mean()), float(low), float(high), len(x))
 
 
