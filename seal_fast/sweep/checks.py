@@ -13,9 +13,7 @@ from seal_fast.utils.errors import RunError, UsageError
 def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int, int]]:
     """Check all that can be without training; numbers of training and validation images by the value of --data.
 
-    Args:
-        trials: of the sweep.
-        here: whether they will run on this machine, so that its devices count.
+    `here` says that they will run on this machine, so that its devices count.
 
     Raises:
         UsageError: a trial cannot run; it is named.

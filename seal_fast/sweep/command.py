@@ -101,8 +101,7 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
             count, space = metadata["samples"], spaces.read(Path(metadata["space"]))
             order = suggest.proposals(space, count, metadata["search_seed"], trials, ledger, save)
         scheduler = tune.asha(ledger, rungs, max(trial.generations for trial in made.trials)) if rungs else None
-        ended = len(trials) - len(left)
-        print(f"{count - ended} of {count} runs to do, {place}; {folder.path}", flush=True)
+        print(f"{count - len(trials) + len(left)} of {count} runs to do, {place}; {folder.path}", flush=True)
         display = Display(folder, trials, ledger)
         stopped = error = None
         try:
@@ -190,8 +189,7 @@ def _dry_run(flags: argparse.Namespace, made: Plan, search: str, trained: dict[s
     if len(left) > _MOST_SHOWN:
         print(f"... and {len(left) - _MOST_SHOWN} more")
     repeated = f" ({made.repeated} combinations left out: another trains the same)" if made.repeated else ""
-    place = _slots(flags, made.trials)
-    what = "runs" if trained is None else "runs left"
+    place, what = _slots(flags, made.trials), "runs" if trained is None else "runs left"
     print(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {place}", flush=True)
     print(estimate(left, sizes, place))
     return 0

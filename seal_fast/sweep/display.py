@@ -13,7 +13,6 @@ from seal_fast.utils.table import table
 from seal_fast.utils.terminal import say
 
 _ORDER = ("running", "waiting", "finished", "stopped", "failed")
-_MOST_SHOWN = 24
 
 
 class Display:
@@ -69,8 +68,7 @@ class Display:
         left = sum(trial.epochs for trial in self.trials.values()) - done
         if left and (fresh := done - self._first) > 0:
             text += f"; {clock((time.monotonic() - self._begin) / fresh * left)} left"
-        more = f"\nand {len(running) - 1 - _MOST_SHOWN} more" if len(running) > 1 + _MOST_SHOWN else ""
-        return f"{text}\n{table(running[: 1 + _MOST_SHOWN], left=2)}{more}" if len(running) > 1 else text
+        return f"{text}\n{table(running, left=2)}" if len(running) > 1 else text
 
     def _best(self, name: str) -> float | None:
         """The best top-1 of a trial that has ended."""

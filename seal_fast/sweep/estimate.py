@@ -36,10 +36,7 @@ class Speed(NamedTuple):
 def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, int]], slots: Slots) -> str:
     """A sentence that predicts the hours of a sweep. How much packed trials slow each other down is not known.
 
-    Args:
-        trials: with the epochs that each has left.
-        sizes: numbers of training and validation images by the value of --data.
-        slots: how many run at a time, and their threads.
+    `trials` come with the epochs that each has left; `sizes` are the training and validation images of each --data.
 
     Raises:
         RunError: a short run failed.
@@ -76,11 +73,7 @@ def _range(values: Iterable[int]) -> str:
 def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
     """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled.
 
-    Args:
-        trial: of which only the settings of `_SHAPE` count.
-        train: number of training images.
-        threads: of the CPU.
-        scratch: a folder that does not exist.
+    Of the trial only the settings of `_SHAPE` count; `train` is the number of images, `scratch` a folder to be made.
 
     Raises:
         RunError: the run failed.

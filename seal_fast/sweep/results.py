@@ -35,8 +35,7 @@ def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> li
 
 def write(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> None:
     """Write results.csv and results.json. Raises RunError if a file cannot be written."""
-    rows = collect(folder, trials, ledger)
-    if not rows:
+    if not (rows := collect(folder, trials, ledger)):
         return
     text = io.StringIO()
     settings = (name for trial in trials.values() for name in trial.settings)  # each row holds those that act on it

@@ -92,9 +92,8 @@ def check(space: Space, seeds: int | None) -> None:
 def _distribution(optuna: Any, axis: Axis) -> Any:
     if axis.kind in ("grid", "choice"):
         return optuna.distributions.CategoricalDistribution(axis.values)
-    if axis.kind == "int":
-        return optuna.distributions.IntDistribution(*axis.values)
-    return optuna.distributions.FloatDistribution(*axis.values, log=axis.kind == "loguniform")
+    kind = optuna.distributions.IntDistribution if axis.kind == "int" else optuna.distributions.FloatDistribution
+    return kind(*axis.values, log=axis.kind == "loguniform")
 
 
 def _optuna() -> Any:

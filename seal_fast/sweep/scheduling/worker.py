@@ -50,14 +50,9 @@ class Worker(tune.Trainable):
         self.reported = 0
 
     def advance(self) -> dict[str, Any]:
-        """Wait for the end of the next generation.
+        """Wait for the end of the next generation: `generation` (from 1) and `METRIC`, with `finished` after the last.
 
-        Returns:
-            `generation` (from 1) and `METRIC`, with `finished` after the last generation; or `failed`, a sentence,
-            where another attempt would fail again.
-
-        Raises:
-            RunError: the trial failed, and another attempt may succeed.
+        Of a failed trial `failed`, a sentence, if another attempt would fail again; RunError if it may succeed.
         """
         assert self.process
         code = self.process.wait(self.reported)
