@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seal_fast.curvature.basis import Basis
 from seal_fast.curvature.lanczos import Krylov
 from seal_fast.curvature.ritz import Eigenpairs, Symmetric
 
@@ -24,8 +25,8 @@ class Trace:
         value: the estimate.
         stderr: standard error of the mean over the probes.
         half: half the width of the 95 % confidence interval by Student's t, for value +- half.
-        probes: random vectors, each one product.
-        known: eigenvalues whose part of the trace is exact.
+        probes: random vectors that the mean is over.
+        known: dimensions of the subspace whose part of the trace is exact.
     """
 
     value: float
@@ -44,15 +45,16 @@ def trace(
     seed: int = 0,
     stop: Stop | None = None,
 ) -> Trace:
-    """The trace as the sum of known eigenvalues plus the mean of  v . H v  over random signs v in the complement.
+    """The trace by Hutch++ (Meyer, Musco, Musco and Woodruff, SOSA 2021, algorithm 1).
 
-    Hutchinson, Communications in Statistics, 1990; the deflation is that of Hutch++ (Meyer, Musco, Musco and Woodruff,
-    SOSA 2021), with eigenvectors that a solver has already found in place of a sketch. The estimate is unbiased for any
-    orthonormal Ritz vectors, converged or not.
+    The trace on a subspace is exact; that of the complement is the mean of  v . H v  over random signs v projected onto
+    it (Hutchinson, Communications in Statistics, 1990). The subspace has a third of `probes` dimensions or more: the
+    known eigenvectors, and if they are fewer a sketch, which is H times random signs. The estimate is unbiased for any
+    orthonormal known vectors, converged or not.
 
     Args:
         operator: the symmetric operator.
-        probes: random vectors.
+        probes: products to spend; a dimension of the sketch takes two.
         known: Ritz values with their orthonormal vectors from one subspace, such as one end of a `Spectrum`.
         block: vectors that go through the network at once.
         seed: of the vectors.
@@ -65,26 +67,46 @@ def trace(
 
     if probes < 2:
         raise ValueError(f"{probes} probes: at least two are needed for a standard error")
-    draw = torch.Generator().manual_seed(seed)
-    known = known or Eigenpairs()
-    vectors = known.vectors
-    if vectors is None:
-        vectors = torch.zeros(0, operator.shape[0], dtype=torch.float64, device=operator.device)
-    identity = torch.eye(len(known.values), dtype=torch.float64, device=operator.device)
+    draw, known, n = torch.Generator().manual_seed(seed), known or Eigenpairs(), operator.shape[0]
+    vectors = torch.empty(0, n, dtype=torch.float64) if known.vectors is None else known.vectors
+    identity = torch.eye(len(known.values), dtype=torch.float64, device=vectors.device)
     if len(vectors) != len(identity) or not torch.allclose(vectors @ vectors.T, identity, rtol=0, atol=1e-5):
         raise ValueError("known eigenvalues need their eigenvectors, and these must be orthonormal")
-    samples: list[float] = []
-    while len(samples) < probes:
-        v = _signs(min(block, probes - len(samples)), operator.shape[0], draw).to(operator.device)
-        v -= (v @ vectors.T) @ vectors
-        samples += (v * operator.multiply(v)).sum(1).tolist()
-        if stop and stop(len(samples)) and len(samples) >= 2:
+    space = Basis(n, operator.dtype, operator.device)
+    for vector in vectors:
+        space.append(vector)
+    spent, stopped = 0, False
+
+    def multiply(rows: Tensor) -> Tensor:
+        nonlocal spent, stopped
+        products = operator.multiply(rows)
+        spent += len(rows)
+        stopped = bool(stop and stop(spent))
+        return products
+
+    exact, sketch = sum(known.values), max(0, min(probes // 3 - len(space), (probes - 2) // 2))
+    for start in range(0, sketch, block):
+        first = len(space)
+        for image in multiply(_signs(min(block, sketch - start), n, draw).to(operator.device)):
+            length = float(image.norm())
+            space.orthogonalise(image)
+            if (rest := float(image.norm())) > 1e-5 * length:  # else H has no further range
+                space.append(image / rest)
+        if len(space) > first:
+            added = space.rows[first:].double()
+            exact += float((added * multiply(added)).sum())
+        if stopped:
             break
-    values = torch.tensor(samples, dtype=torch.float64)
-    count = len(samples)
+    samples: list[float] = []
+    while len(samples) < 2 or (spent < probes and not stopped):
+        v = _signs(min(block, max(probes - spent, 2 - len(samples))), n, draw).to(operator.device)
+        for row in v:
+            space.orthogonalise(row)
+        samples += (v * multiply(v)).sum(1).tolist()
+    values, count = torch.tensor(samples, dtype=torch.float64), len(samples)
     stderr = float(values.std()) / math.sqrt(count)
     half = float(stdtrit(count - 1, 0.975)) * stderr
-    return Trace(sum(known.values) + float(values.mean()), stderr, half, count, len(vectors))
+    return Trace(exact + float(values.mean()), stderr, half, count, len(space))
 
 
 @dataclass

@@ -18,10 +18,11 @@ class Tape:
 
     Attributes:
         inputs: of each layer.
+        outputs: of the ReLU after each layer (after a block's last one, that of the block); it passes a tangent where
+            they are not zero.
         deltas: the loss's gradient at the output of each layer.
         pool: the max-pool's indices.
-        masks: outputs of the stem (pooled) and of each block; ReLU passes a tangent where they are not zero.
-        stem_shape: of the stem's output before the pool.
+        stem_shape: of the first layer's output before the pool.
         logits: a leaf of the loss's graph.
         logit_gradient: that of the summed loss, with its graph.
         loss: the mean over the batch's `count` images.
@@ -29,9 +30,9 @@ class Tape:
     """
 
     inputs: list[Tensor]
+    outputs: list[Tensor]
     deltas: list[Tensor]
     pool: Tensor | None
-    masks: list[Tensor]
     stem_shape: torch.Size
     logits: Tensor
     logit_gradient: Tensor
@@ -41,8 +42,8 @@ class Tape:
     @property
     def nbytes(self) -> int:
         """Its memory."""
-        tensors = [*self.inputs, *self.deltas, *self.masks, self.logits] + ([] if self.pool is None else [self.pool])
-        return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+        tensors = (*self.inputs, *self.outputs, *self.deltas, self.logits, self.pool)
+        return sum({t.data_ptr(): t.nbytes for t in tensors if t is not None}.values())
 
 
 def stride_and_padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -8,7 +8,7 @@ the network together, stacked as channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,77 +73,100 @@ class ROperator:
         add("fc", None)
         self.active = [any(n in self.names for n in layer.names) for layer in self.layers]
 
+    def _forward(self, x: Any, conv: Callable[[int, Any], Any], pool: Callable[[Any], Any], relu: Callable) -> Any:
+        """Carry x through the network up to the last maps: `conv(i, x)` is layer i, `relu(i, x)` the ReLU after it."""
+        x = relu(0, pool(conv(0, x)))
+        for main, shortcut in self.blocks:
+            y = conv(main[0], x)
+            for i in main[1:]:
+                y = conv(i, relu(i - 1, y))
+            x = relu(main[-1], add_(y, x if shortcut is None else conv(shortcut, x)))
+        return x
+
+    def _backward(
+        self, delta: Tensor, tape: Tape, through: Callable[[int, Tensor], Tensor | None], m: int = 1, first: int = 0
+    ) -> None:
+        """Carry gradients at the features [N, m C] back to layer `first`.
+
+        `through(i, delta)` takes the gradient at layer i's output and returns that at its input, None if i is `first`.
+        """
+        at: Tensor | None = unpool_mean(delta, tape.outputs[self.blocks[-1].main[-1]])
+        for main, shortcut in reversed(self.blocks):
+            assert at is not None
+            at_output = at = through_relu_(at, tape.outputs[main[-1]], m)
+            for i in reversed(main):
+                at = through(i, at)
+                if at is None:
+                    break
+                if i != main[0]:
+                    at = through_relu_(at, tape.outputs[i - 1], m)
+            other = at_output if shortcut is None else through(shortcut, at_output)
+            if first >= main[0]:
+                return
+            at = add_(at, other)
+        assert at is not None
+        at = through_relu_(at, tape.outputs[0], m)
+        through(0, at if tape.pool is None else unpool_max(at, tape.pool, tape.stem_shape, m))
+
     def record(self, images: Tensor, labels: Any, accumulate: bool = True) -> Tape:
         """Run the network on a batch and save what products need; `accumulate` adds its gradient to the sum."""
-        inputs: list[Tensor] = [images] * len(self.layers)
-        masks: list[Tensor] = []
+        inputs, outputs = [images] * len(self.layers), [images] * len(self.layers)
+        stem_shape, indices = images.shape, None
 
-        def through(i: int, x: Tensor) -> Tensor:
+        def conv(i: int, x: Tensor) -> Tensor:
             inputs[i] = x
             layer = self.layers[i]
             return convolve(x, layer.weight, layer.bias, layer.conv)
 
-        with torch.no_grad():
-            x = through(0, images).relu_()
-            stem_shape, pool = x.shape, None
+        def pool(x: Tensor) -> Tensor:
+            nonlocal stem_shape, indices
+            stem_shape = x.shape
             if self.pooled:
-                x, pool = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-            masks.append(x)
-            for block in self.blocks:
-                y = x
-                for i in block.main[:-1]:
-                    y = through(i, y).relu_()
-                y = through(block.main[-1], y)
-                x = y.add_(x if block.shortcut is None else through(block.shortcut, x)).relu_()
-                masks.append(x)
-            fc = self.layers[-1]
-            inputs[-1] = x.mean((2, 3))
+                x, indices = F.max_pool2d(x, 3, 2, 1, return_indices=True)
+            return x
+
+        def relu(i: int, x: Tensor) -> Tensor:
+            outputs[i] = x.relu_()
+            return x
+
+        with torch.no_grad():
+            fc, inputs[-1] = self.layers[-1], self._forward(images, conv, pool, relu).mean((2, 3))
             logits = F.linear(inputs[-1], fc.weight, fc.bias)
         logits.requires_grad_()
         with torch.enable_grad():
             loss = self.loss(logits, labels)
             (logit_gradient,) = torch.autograd.grad(loss * len(images), logits, create_graph=True)
-        tape = Tape(inputs, [], pool, masks, stem_shape, logits, logit_gradient, float(loss.detach()), len(images))
+        tape = Tape(
+            inputs, outputs, [], indices, stem_shape, logits, logit_gradient, float(loss.detach()), len(images)
+        )
         if accumulate:
             self._typed_gradients = []
-        tape.deltas = self._backward(tape, logit_gradient.detach(), self._sums() if accumulate else None)
+        tape.deltas = self._gradients(tape, logit_gradient.detach(), self._sums() if accumulate else None)
         return tape
 
     @torch.no_grad()
-    def _backward(self, tape: Tape, at_logits: Tensor, sums: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
+    def _gradients(self, tape: Tape, at_logits: Tensor, sums: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
         """The gradient at the output of each layer, from that at the logits [N, K].
 
         The gradients of folded weights and biases are added to `sums`, if given.
         """
-        deltas: list[Tensor] = [at_logits] * len(self.layers)
+        deltas = [at_logits] * len(self.layers)
 
         def add(i: int, weight: Tensor, bias: Tensor) -> None:
             assert sums is not None
             sums[i][0].add_(weight)
             sums[i][1].add_(bias)
 
-        def through(i: int, delta: Tensor) -> Tensor:
-            """From the gradient at a convolution's output to that at its input."""
+        def through(i: int, delta: Tensor) -> Tensor | None:
             deltas[i] = delta
             layer, x = self.layers[i], tape.inputs[i]
             if sums is not None:
                 add(i, gradient_of_weight(delta, x, layer.weight, layer.conv), gradient_of_bias(delta))
-            return gradient_of_input(delta, layer.weight, x, layer.conv) if i > 0 else delta
+            return gradient_of_input(delta, layer.weight, x, layer.conv) if i > 0 else None
 
         if sums is not None:
             add(-1, at_logits.T @ tape.inputs[-1], at_logits.sum(0))
-        delta = unpool_mean(at_logits @ self.layers[-1].weight, tape.masks[-1])
-        for block, mask in zip(reversed(self.blocks), reversed(tape.masks), strict=False):
-            at_output = delta = through_relu_(delta, mask)
-            for i in reversed(block.main):
-                delta = through(i, delta)
-                if i != block.main[0]:
-                    delta = through_relu_(delta, tape.inputs[i])
-            delta = delta.add_(at_output if block.shortcut is None else through(block.shortcut, at_output))
-        delta = through_relu_(delta, tape.masks[0])
-        if tape.pool is not None:
-            delta = unpool_max(delta, tape.pool, tape.stem_shape)
-        through(0, delta)
+        self._backward(at_logits @ self.layers[-1].weight, tape, through)
         return deltas
 
     def gradient(self) -> dict[str, Tensor]:
@@ -164,7 +187,7 @@ class ROperator:
         for tape in tapes:
             along = xi.to(tape.logits).expand_as(tape.logits)
             (curved,) = torch.autograd.grad(tape.logit_gradient, tape.logits, along, retain_graph=True)
-            self._backward(tape, curved, sums)
+            self._gradients(tape, curved, sums)
         return self._unfolded(sums)
 
     def _unfolded(self, sums: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -182,55 +205,24 @@ class ROperator:
     @torch.no_grad()
     def multiply(self, tape: Tape, tangents: Tangents) -> None:
         """Add a batch's part of the products."""
-        m, t = tangents.count, tape
-        moving: list[Tensor | None] = [None] * len(self.layers)  # R{x} of each layer's input
+        m, first = tangents.count, self.active.index(True)
+        moving: list[Tensor | None] = [None] * len(self.layers)  # R{x} of each layer's input, None for zero
 
-        def forward(i: int, dot: Tensor | None) -> Tensor | None:
+        def conv(i: int, dot: Tensor | None) -> Tensor | None:
             moving[i] = dot
-            return tangents.convolve(i, dot, t.inputs[i])
+            return tangents.convolve(i, dot, tape.inputs[i])
 
-        dot = forward(0, None)
-        if dot is not None:
-            dot = through_relu_(dot if t.pool is None else pool_max(dot, t.pool, m), t.masks[0], m)
-        for block, mask in zip(self.blocks, t.masks[1:], strict=True):
-            first = dot
-            for i in block.main:
-                dot = forward(i, dot)
-                if dot is not None and i != block.main[-1]:
-                    dot = through_relu_(dot, t.inputs[i + 1], m)
-            dot = add_(dot, first if block.shortcut is None else forward(block.shortcut, first))
-            dot = None if dot is None else through_relu_(dot, mask, m)
-        first_active = self.active.index(True)
+        def pool(dot: Tensor | None) -> Tensor | None:
+            return dot if dot is None or tape.pool is None else pool_max(dot, tape.pool, m)
+
+        def relu(i: int, dot: Tensor | None) -> Tensor | None:
+            return None if dot is None else through_relu_(dot, tape.outputs[i], m)
+
+        def through(i: int, dot: Tensor) -> Tensor | None:
+            return tangents.backward(i, dot, moving[i], tape.inputs[i], tape.deltas[i], i > first)
+
+        dot = self._forward(None, conv, pool, relu)
         features = None if dot is None else dot.mean((2, 3)).unflatten(1, (m, -1)).transpose(0, 1)
-        delta = tangents.head(features, t)  # [m, N, features], or None
-        if first_active == len(self.layers) - 1:
-            return
-        dot = unpool_mean(delta.transpose(0, 1).flatten(1), t.masks[-1])
-
-        def backward(i: int, dot: Tensor, wanted: bool) -> Tensor | None:
-            return tangents.backward(i, dot, moving[i], t.inputs[i], t.deltas[i], wanted)
-
-        for block, mask in zip(reversed(self.blocks), reversed(t.masks[1:]), strict=True):
-            assert dot is not None
-            layers = block.main if block.shortcut is None else [*block.main, block.shortcut]
-            if max(layers) < first_active:
-                return
-            earlier = min(layers) > first_active  # whether anything before this block is wanted
-            at_output = dot = through_relu_(dot, mask, m)
-            for i in reversed(block.main):
-                assert dot is not None
-                dot = backward(i, dot, i > first_active)
-                if dot is None:
-                    break
-                if i != block.main[0]:
-                    dot = through_relu_(dot, t.inputs[i], m)
-            other = at_output if block.shortcut is None else backward(block.shortcut, at_output, earlier)
-            if not earlier:
-                return
-            dot = add_(dot, other)
-        assert dot is not None
-        if self.active[0]:
-            dot = through_relu_(dot, t.masks[0], m)
-            if t.pool is not None:
-                dot = unpool_max(dot, t.pool, t.stem_shape, m)
-            backward(0, dot, False)
+        delta = tangents.head(features, tape)  # [m, N, features]
+        if first < len(self.layers) - 1:
+            self._backward(delta.transpose(0, 1).flatten(1), tape, through, m, first)

@@ -67,15 +67,10 @@ class Tangents:
                 result |= layer.pull(weight, bias, gradient, self.direction)
         return {name: result[name] for name in self.names}
 
-    def _add(self, i: int, weight: Tensor, bias: Tensor) -> None:
-        """Add a batch's part to a layer's sums, which become float64 at the second batch."""
+    def _add(self, i: int, *parts: Tensor) -> None:
+        """Add a batch's part, of weight and bias, to a layer's sums, which become float64 at the second batch."""
         sums = self.sums[i]
-        if not sums:
-            sums += [weight, bias]
-            return
-        sums[:] = [total.double() for total in sums]
-        for total, part in zip(sums, (weight, bias), strict=True):
-            total += part
+        self.sums[i] = [total.double().add_(part) for total, part in zip(sums, parts, strict=True)] if sums else [*parts]
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
