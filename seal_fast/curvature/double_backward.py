@@ -6,7 +6,7 @@ Pearlmutter 1994, in reverse mode twice: the product with v is the gradient of (
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,49 +79,41 @@ class DoubleBackward:
         """The gradient of the loss summed over all recorded images, float64 by parameter name."""
         return dict(self.sums)
 
-    def start(self, direction: Mapping[str, Tensor]) -> Tangents:
-        """Directions [m, ...] by parameter name (float64); products are collected in the result."""
-        typed = {name: direction[name].to(leaf.dtype) for name, leaf in self.leaves.items()}
-        return Tangents(typed, {name: torch.zeros_like(direction[name], dtype=torch.float64) for name in self.names})
+    def multiply(self, tapes: Iterable[Tape], direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Products with directions [m, ...] by parameter name (float64), summed over the tapes, float64."""
+        vectors = [direction[name].to(leaf.dtype) for name, leaf in self.leaves.items()]
+        sums = {name: torch.zeros_like(direction[name], dtype=torch.float64) for name in self.names}
+        for tape in tapes:
+            for total, product in zip(sums.values(), self._products(tape, vectors), strict=True):
+                if product is not None:
+                    total += product
+        return sums
 
-    def multiply(self, tape: Tape, tangents: Tangents) -> None:
-        """Add a batch's part of the products."""
-        pairs = zip(tape.gradient, tangents.direction.values(), strict=True)
+    def _products(self, tape: Tape, vectors: list[Tensor]) -> Sequence[Tensor | None]:
+        """A batch's part of the products [m, ...]; None is zero."""
+        pairs = zip(tape.gradient, vectors, strict=True)
         curved = [(g, v) for g, v in pairs if g.requires_grad]  # a linear parameter's gradient has no graph
         if not curved:
-            return
-        gradients, vectors = [g for g, _ in curved], [v for _, v in curved]
-        if self.batched and len(vectors[0]) > 1:
+            return [None] * len(vectors)
+
+        def differentiate(select: Callable[[Tensor], Tensor], batched: bool = False) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(
+                [g for g, _ in curved],
+                list(self.leaves.values()),
+                [select(v) for _, v in curved],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+
+        count = len(vectors[0])
+        if self.batched and count > 1:
             try:
-                tangents.add(self._differentiate(gradients, vectors, batched=True))
-                return
+                return differentiate(lambda v: v, batched=True)
             except RuntimeError:  # vmap has no rule for one of the model's operations: one vector after the other
                 self.batched = False
-        parts = [self._differentiate(gradients, [v[i] for v in vectors]) for i in range(len(vectors[0]))]
-        tangents.add([None if p[0] is None else torch.stack(p) for p in zip(*parts, strict=True)])
-
-    def _differentiate(self, gradients: list[Tensor], vectors: list[Tensor], batched: bool = False) -> tuple:
-        leaves = list(self.leaves.values())
-        options = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
-        return torch.autograd.grad(gradients, leaves, vectors, **options)
-
-
-@dataclass
-class Tangents:
-    """Directions of m vectors by parameter name, and the float64 sums of their products."""
-
-    direction: dict[str, Tensor]
-    sums: dict[str, Tensor]
-
-    def add(self, products: Sequence[Tensor | None]) -> None:
-        """Add a batch's products, in the order of the names; None is zero."""
-        for total, product in zip(self.sums.values(), products, strict=True):
-            if product is not None:
-                total += product
-
-    def products(self) -> dict[str, Tensor]:
-        """The Hessian's products [m, ...] by parameter name, float64."""
-        return self.sums
+        parts = [differentiate(lambda v, i=i: v[i]) for i in range(count)]
+        return [None if p[0] is None else torch.stack(p) for p in zip(*parts, strict=True)]  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

@@ -10,18 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seal_fast.curvature import ritz
 from seal_fast.curvature.basis import Basis
-from seal_fast.curvature.ritz import (
-    Eigenpairs,
-    NotConverged,
-    Spectrum,
-    Symmetric,
-    Watch,
-    check_ends,
-    check_symmetry,
-    error_estimate,
-    precise,
-)
+from seal_fast.curvature.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch
 
 
 class Krylov:
@@ -54,7 +45,7 @@ class Krylov:
         grown[:-1, :-1] = self.projected
         grown[-1, :] = grown[:, -1] = column
         scale = max(length, float(torch.linalg.matrix_norm(grown, 2)))
-        check_symmetry(column[:-1], self.coupling, scale, self.operator.dtype)
+        ritz.check_symmetry(column[:-1], self.coupling, scale, self.operator.dtype)
         self.projected = grown
         self.coupling = torch.zeros(size, dtype=torch.float64)
         self.coupling[-1] = length
@@ -107,7 +98,7 @@ def lanczos(
         RunError: the operator is not symmetric.
         ValueError: more eigenvalues are asked for than there are, or than the basis can hold.
     """
-    check_ends(operator, top, bottom)
+    ritz.check_ends(operator, top, bottom)
     n, wanted = operator.shape[0], top + bottom
     if basis < wanted + 8:
         raise ValueError(f"a basis of {basis} vectors is too small for {wanted} eigenvalues: allow {wanted + 8}")
@@ -129,12 +120,10 @@ def lanczos(
         if exhausted or ended:
             krylov.close(0.0 if exhausted else rest)
             rest = 0.0
-        ritz, residuals = theta.tolist(), ((rest * s[-1]).abs() + krylov.leak).tolist()
-        ends = _ends(count, top, bottom)
-        values, distances = [ritz[i] for i in ends], [residuals[i] for i in ends]
-        errors = [error_estimate(ritz[i], residuals[i], ritz[:i] + ritz[i + 1 :]) for i in ends]
-        stopped = bool(watch and watch(hvps, values, errors))
-        enough = count >= wanted and precise(values, distances, errors, tol, scale)
+        residuals = (rest * s[-1]).abs() + krylov.leak
+        errors, ends = ritz.error_estimates(theta, residuals), _ends(count, top, bottom)
+        stopped = bool(watch and watch(hvps, theta[ends].tolist(), errors[ends].tolist()))
+        enough = count >= wanted and ritz.precise(theta[ends], residuals[ends], errors[ends], tol, scale)
         if enough and (closed or ended):
             newest = krylov.projected[closed:, closed:]
             enough = _nothing_new(theta, newest, rest, closed, top, bottom, tol, scale)
@@ -149,13 +138,12 @@ def lanczos(
             krylov.restart(theta, s, keep)
             closed = len(keep) if closed else 0
 
-    order = [count - 1 - i for i in range(min(top, max(0, count - bottom)))], list(range(min(bottom, count)))
-    pairs = []
-    for chosen in order:
+    def pairs(chosen: list[int]) -> Eigenpairs:
         combined = krylov.space.combine(s[:, chosen].to(operator.device)) if vectors and chosen else None
-        estimates = [errors[ends.index(i)] for i in chosen]
-        pairs.append(Eigenpairs([ritz[i] for i in chosen], [residuals[i] for i in chosen], estimates, combined))
-    spectrum = Spectrum(pairs[0], pairs[1], hvps, enough or exhausted)
+        return Eigenpairs(theta[chosen].tolist(), residuals[chosen].tolist(), errors[chosen].tolist(), combined)
+
+    falling = [count - 1 - i for i in range(min(top, max(0, count - bottom)))]
+    spectrum = Spectrum(pairs(falling), pairs(list(range(min(bottom, count)))), hvps, enough or exhausted)
     if not (spectrum.converged or stopped):
         raise NotConverged(spectrum, tol)
     return spectrum

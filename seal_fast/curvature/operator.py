@@ -122,10 +122,7 @@ class HessianOperator:
         Raises:
             RunError: a product is not finite.
         """
-        tangents = self._products.start(self.by_name(rows.to(self.device)))
-        for tape in self._tapes():
-            self._products.multiply(tape, tangents)  # type: ignore[arg-type]
-        products = tangents.products()
+        products = self._products.multiply(self._tapes(), self.by_name(rows.to(self.device)))
         flat = torch.empty(rows.shape, dtype=torch.float64, device=self.device)
         for name, part in self.by_name(flat).items():
             part.copy_(products[name])

@@ -10,17 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seal_fast.curvature.ritz import (
-    Eigenpairs,
-    NotConverged,
-    Spectrum,
-    Symmetric,
-    Watch,
-    check_ends,
-    check_symmetry,
-    error_estimate,
-    precise,
-)
+from seal_fast.curvature import ritz
+from seal_fast.curvature.ritz import Eigenpairs, NotConverged, Spectrum, Symmetric, Watch
 
 
 def power(
@@ -55,7 +46,7 @@ def power(
         RunError: the operator is not symmetric.
         ValueError: more eigenvalues are asked for than there are.
     """
-    check_ends(operator, top, bottom)
+    ritz.check_ends(operator, top, bottom)
     spectrum = Spectrum()
 
     def iterate(count: int, sign: float) -> tuple[Eigenpairs, bool]:
@@ -69,27 +60,25 @@ def power(
             spectrum.hvps += size
             if before is not None:
                 forward, backward = x @ before[1].T, product @ before[0].T
-                check_symmetry(forward, backward, float(forward.abs().max()), operator.dtype)
+                ritz.check_symmetry(forward, backward, float(forward.abs().max()), operator.dtype)
             before = x, product
             theta, s = torch.linalg.eigh(x @ product.T)
             theta, s = theta.flip(0), s.flip(1)  # falling
-            ritz, applied = s.T @ x, s.T @ product
-            residuals = (applied - theta[:, None] * ritz).norm(dim=1).tolist()
-            estimates = theta.tolist()
+            y, applied = s.T @ x, s.T @ product
+            residuals = (applied - theta[:, None] * y).norm(dim=1)
             scale = max(scale, float(theta.abs().max()))
-            errors = [
-                error_estimate(estimates[i], residuals[i], estimates[:i] + estimates[i + 1 :]) for i in range(count)
-            ]
-            values = [sign * value for value in estimates[:count]]
-            done = precise(values, residuals[:count], errors, tol, scale) or size == operator.shape[0]
+            found = sign * theta[:count], residuals[:count], ritz.error_estimates(theta, residuals)[:count]
+            values, distances, errors = (numbers.tolist() for numbers in found)
+            done = ritz.precise(*found, tol, scale) or size == operator.shape[0]
             stopped = bool(watch and watch(spectrum.hvps, values, errors))
             if done or stopped or spectrum.hvps + size > max_hvps:
                 spectrum.converged &= done
-                return Eigenpairs(values, residuals[:count], errors, ritz[:count].clone() if vectors else None), stopped
+                return Eigenpairs(values, distances, errors, y[:count].clone() if vectors else None), stopped
             # Power iteration converges to the largest magnitude: shift so that the wanted end has it.
-            if -estimates[-1] > estimates[count - 1] + 2 * shift:
-                shift = max(shift, -estimates[-1])
-            x = torch.linalg.qr((applied + shift * ritz).T).Q.T.contiguous()
+            smallest, last = float(theta[-1]), float(theta[count - 1])
+            if -smallest > last + 2 * shift:
+                shift = max(shift, -smallest)
+            x = torch.linalg.qr((applied + shift * y).T).Q.T.contiguous()
 
     stopped = False
     if top:

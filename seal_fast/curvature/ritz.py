@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -109,27 +109,23 @@ def check_symmetry(forward: Tensor, backward: Tensor, scale: float, dtype: torch
         )
 
 
-def error_estimate(value: float, residual: float, others: Sequence[float]) -> float:
-    """Estimated |value - eigenvalue| of a Ritz value, given its residual and the other Ritz values.
+def error_estimates(values: Tensor, residuals: Tensor) -> Tensor:
+    """Estimated distances of Ritz values [m] to the eigenvalues, given the residuals [m].
 
     min(r, r^2 / gap), the gap to the nearest other Ritz value less r (Parlett, The Symmetric Eigenvalue Problem, 11.7).
     """
-    gap = min((abs(value - other) for other in others), default=0.0) - residual
-    return residual if gap <= residual else residual * residual / gap
+    if len(values) == 1:
+        return residuals
+    gaps = (values[:, None] - values).abs().fill_diagonal_(float("inf")).amin(1) - residuals
+    return torch.where(gaps <= residuals, residuals, residuals.square() / gaps)
 
 
-def precise(
-    values: Sequence[float], residuals: Sequence[float], errors: Sequence[float], tol: float, scale: float
-) -> bool:
+def precise(values: Tensor, residuals: Tensor, errors: Tensor, tol: float, scale: float) -> bool:
     """Whether all estimated errors are within `tol`, relative to their value or to a thousandth of `scale`.
 
     The gap is known only to eigenvalues that already appear among the Ritz values. The residuals, which need no gap,
     must therefore be small as well: below 0.15 sqrt(tol), 0.5 % at 1e-3. An eigenvalue closer to its neighbour than
     that may still be taken for it.
     """
-
-    def small(value: float, residual: float, error: float) -> bool:
-        size = max(abs(value), 1e-3 * scale)
-        return error <= tol * size and residual <= 0.15 * tol**0.5 * size
-
-    return all(map(small, values, residuals, errors))
+    sizes = values.abs().clamp(min=1e-3 * scale)
+    return bool(((errors <= tol * sizes) & (residuals <= 0.15 * tol**0.5 * sizes)).all())

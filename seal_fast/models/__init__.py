@@ -1,4 +1,4 @@
-"""The networks, by name. They know nothing of the other rooms but the kernels and the errors."""
+"""The networks, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BatchNorm over all processes: statistics of the whole batch, however shared. One implementation for all devices.
+"""BatchNorm over all processes: the statistics of the whole batch, on any device.
 
 torch's SyncBatchNorm needs GPUs, and its graph breaks; this is plain arithmetic around one differentiable collective.
 """
@@ -17,9 +17,9 @@ from seal_fast.kernels.torch_private import all_reduce_sum
 
 @dataclass
 class Link:
-    """Whether the processes compute parts of one batch just now; all layers of a network share one.
+    """The processes that share a batch; all layers of a network have the same link.
 
-    connected: False while every process computes the same whole batch, whose own statistics are everyone's.
+    `connected` is False while every process computes the same whole batch, so that nothing is exchanged.
     """
 
     rank: int
@@ -28,7 +28,7 @@ class Link:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm2d that asks the other processes; same parameters and buffers, same names."""
+    """A BatchNorm2d with the statistics of all processes, and the same parameters and buffers."""
 
     link: Link
 
@@ -42,7 +42,7 @@ def synchronise_(model: nn.Module) -> Link:
     link = Link(dist.get_rank(), dist.get_world_size())
     for name, norm in list(model.named_modules()):
         if isinstance(norm, nn.BatchNorm2d):
-            # Parameters keep their order: groups, and the order of the early layers, are made of it.
+            # Parameters keep their order, which defines the parameter groups.
             changed = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum, device="meta")
             changed._parameters, changed._buffers = norm._parameters, norm._buffers
             changed.link = link
@@ -57,9 +57,9 @@ def statistics(x: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
     digits where the mean is large, as sums of squares would. One exchange of 2 C + 1 numbers.
     """
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
-    row = F.one_hot(torch.tensor(link.rank, device=x.device), link.processes).to(own.dtype)
-    rows = all_reduce_sum(row[:, None] * own)  # a gather that is its own transpose
+    local = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
+    row = F.one_hot(torch.tensor(link.rank, device=x.device), link.processes).to(local.dtype)
+    rows = all_reduce_sum(row[:, None] * local)  # a gather that is its own transpose
     means, variances, counts = rows.split([len(mean), len(mean), 1], 1)
     share = counts / counts.sum()
     whole = (share * means).sum(0)

@@ -1,4 +1,4 @@
-"""Loads public weights (torchvision's names, safetensors) into a model, or says in one sentence why they do not fit."""
+"""Public weights (safetensors with torchvision's names) for a model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import read_tensors
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, path: str | Path, fc: bool = True) -> None:
-    """Copies a safetensors file into `model`; every parameter and buffer must be there, and nothing else.
+    """Copy a safetensors file into `model`; every parameter and buffer must be there, and nothing else.
 
-    Two liberties: a file without any `fc.` tensor leaves the model's own fc as it is (a backbone), and the
-    BatchNorm counters `num_batches_tracked`, which old files lack, may be absent (they keep their value).
-    The model keeps its dtype, device and memory format.
+    There are two exceptions. A file without any `fc.` tensor (a backbone) leaves the model's fc as it is, and the
+    BatchNorm counters `num_batches_tracked`, which old files lack, may be absent. The model keeps its dtype, device and
+    memory format.
 
     Args:
         model: a network with torchvision's names, such as `models.build` makes.
@@ -26,46 +27,45 @@ def load_weights(model: nn.Module, path: str | Path, fc: bool = True) -> None:
     Raises:
         UsageError: the file is missing or not safetensors, holds another architecture, or another number of classes.
     """
-    found = _read(Path(path))
+    tensors = _read(Path(path))
     if not fc:
-        found = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     wanted = model.state_dict()
-    if not any(name.startswith("fc.") for name in found):
+    if not any(name.startswith("fc.") for name in tensors):
         wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("fc.")}
-    _check(wanted, found, path)
-    for name, tensor in found.items():
+    _check(wanted, tensors, path)
+    for name, tensor in tensors.items():
         wanted[name].copy_(tensor)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     if not path.is_file():
         raise UsageError(f"{path}: no such file; name a .safetensors file of weights with torchvision's names")
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        return read_tensors(path)[0]
+    except (OSError, SafetensorError) as error:
         raise UsageError(
             f"{path} is not a readable safetensors file ({error}); "
             "save the weights with safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
 
 
-def _check(wanted: dict[str, Tensor], found: dict[str, Tensor], path: str | Path) -> None:
-    missing = [n for n in wanted if n not in found and not n.endswith(".num_batches_tracked")]
-    extra = [n for n in found if n not in wanted]
-    differing = [n for n in wanted if n in found and wanted[n].shape != found[n].shape]
+def _check(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path) -> None:
+    missing = [n for n in wanted if n not in tensors and not n.endswith(".num_batches_tracked")]
+    extra = [n for n in tensors if n not in wanted]
+    differing = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
     if not (missing or extra or differing):
         return
     if not missing and not extra and all(n.startswith("fc.") for n in differing):
         raise UsageError(
-            f"{path} was trained on {len(found['fc.bias'])} classes and the model has {len(wanted['fc.bias'])}: "
+            f"{path} was trained on {len(tensors['fc.bias'])} classes and the model has {len(wanted['fc.bias'])}: "
             "choose data with as many classes, or --no-init-fc to start with a fresh last layer"
         )
     if not missing and not extra and differing == ["conv1.weight"]:
         raise UsageError(
-            f"{path} has another stem: its conv1.weight is {_shape(found['conv1.weight'])}, the model's "
+            f"{path} has another stem: its conv1.weight is {_shape(tensors['conv1.weight'])}, the model's "
             f"{_shape(wanted['conv1.weight'])}; choose the other --stem"
         )
     reasons = []
@@ -75,7 +75,7 @@ def _check(wanted: dict[str, Tensor], found: dict[str, Tensor], path: str | Path
         reasons.append(f"{len(extra)} are unknown, {extra[0]} first")
     if differing:
         name = differing[0]
-        reasons.append(f"{name} is {_shape(found[name])} instead of {_shape(wanted[name])}")
+        reasons.append(f"{name} is {_shape(tensors[name])} instead of {_shape(wanted[name])}")
     raise UsageError(
         f"{path} holds weights of another architecture ({'; '.join(reasons)}): choose the --model they are for"
     )

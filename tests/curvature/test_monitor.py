@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from small_resnet import build
 
-from seal_fast import arguments
+from seal_fast import arguments, train
 from seal_fast.config import Config
 from seal_fast.curvature import HessianOperator, lanczos
 from seal_fast.curvature import monitor as training
@@ -32,15 +33,29 @@ def weights(out):
     return {path.stem: load_file(path) for path in (out / "weights").iterdir()}
 
 
-@pytest.fixture
-def config(image_folder, small_network):
-    return replace(BASE, data=str(image_folder), stem="small", limit_train=12, hessian_images=8)
+@pytest.fixture(autouse=True)
+def narrow(small_network):
+    """Networks of 8 channels."""
+
+
+@pytest.fixture(scope="module")
+def config(image_folder):
+    return replace(BASE, data=str(image_folder), stem="small", limit_train=12, hessian_images=8, threads=1)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A measured run, and the state of torch's random generator after it."""
+    out = tmp_path_factory.mktemp("runs") / "measured"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "build", build)
+        run(replace(config, out=out, hessian_every=1))
+    return out, torch.get_rng_state()
 
 
 @pytest.fixture
-def measured(config, tmp_path):
-    run(replace(config, out=tmp_path / "measured", hessian_every=1))
-    return tmp_path / "measured"
+def measured(finished):
+    return finished[0]
 
 
 def truth(weights, images):
@@ -68,22 +83,32 @@ def test_the_figures_are_those_of_the_weights(measured, config):
         assert found[i]["hessian_converged"] and found[i]["hessian_hvps"] > 2
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_training_does_not_notice(config, tmp_path, amp):
+def assert_same_training(measured, plain):
+    assert [{k: v for k, v in row.items() if "hessian" not in k} for row in rows(measured)] == rows(plain)
+    kept = weights(plain)
+    for stage, tensors in weights(measured).items():
+        assert [name for name, t in tensors.items() if not torch.equal(t, kept[stage][name])] == []
+
+
+def test_training_does_not_notice(finished, config, tmp_path):
     """Nor does the order of what is drawn at random: by seed, or by a user's model from the global generator."""
-    states = {}
-    for every in (0, 1, 2):
-        run(replace(config, amp=amp, out=tmp_path / str(every), hessian_every=every))
+    folders, states = {1: finished[0]}, {1: finished[1]}
+    for every in (0, 2):
+        folders[every] = tmp_path / str(every)
+        run(replace(config, out=folders[every], hessian_every=every))
         states[every] = torch.get_rng_state()
-    plain, kept = rows(tmp_path / "0"), weights(tmp_path / "0")
     for every in (1, 2):
         assert torch.equal(states[every], states[0])
-        found = rows(tmp_path / str(every))
-        due = [row["generation"] for row in found if "hessian_top" in row]
-        assert due == [0, 1, 1][every - 1 :]
-        assert [{k: v for k, v in row.items() if "hessian" not in k} for row in found] == plain
-        for stage, tensors in weights(tmp_path / str(every)).items():
-            assert [name for name, t in tensors.items() if not torch.equal(t, kept[stage][name])] == []
+        assert [row["generation"] for row in rows(folders[every]) if "hessian_top" in row] == [0, 1, 1][every - 1 :]
+        assert_same_training(folders[every], folders[0])
+
+
+def test_training_under_autocast_does_not_notice(config, tmp_path):
+    short = replace(config, amp=True, generations=1, epochs=1, ascent_epochs=0, warmup_epochs=0)
+    for every in (0, 1):
+        run(replace(short, out=tmp_path / str(every), hessian_every=every))
+    assert any("hessian_top" in row for row in rows(tmp_path / "1"))
+    assert_same_training(tmp_path / "1", tmp_path / "0")
 
 
 def test_tensorboard_shows_them(measured):
@@ -134,15 +159,13 @@ def test_a_failure_is_told_and_stops_nothing(config, tmp_path, monkeypatch, caps
         raise RunError("the loss or its gradient is NaN or infinite")
 
     monkeypatch.setattr(training, "HessianOperator", fail)
-    run(replace(config, out=tmp_path / "run", hessian_every=1))
+    run(replace(config, out=tmp_path / "run", hessian_every=1, generations=1))
     assert "curvature could not be measured: the loss or its gradient is NaN" in capsys.readouterr().out
-    assert len(rows(tmp_path / "run")) == 4 and not any("hessian_top" in row for row in rows(tmp_path / "run"))
+    assert len(rows(tmp_path / "run")) == 2 and not any("hessian_top" in row for row in rows(tmp_path / "run"))
 
 
-def test_the_flags_are_checked_and_may_change_on_resuming(config, tmp_path):
+def test_the_flags_are_checked_and_may_change_on_resuming(measured):
     for flags in (["--hessian-every", "-1"], ["--hessian-images", "0"]):
         with pytest.raises(UsageError, match=f"{flags[0]} {flags[1]}: must be at least"):
             arguments.parse(flags)
-    out = tmp_path / "run"
-    run(replace(config, out=out))
-    assert arguments.parse(["--out", str(out), "--hessian-every", "3"]).hessian_every == 3
+    assert arguments.parse(["--out", str(measured), "--hessian-every", "3"]).hessian_every == 3

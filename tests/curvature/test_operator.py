@@ -198,21 +198,26 @@ def trained():
         optimizer.zero_grad()
         smoothed(model(x[rows]), y[rows]).backward()
         optimizer.step()
-    return model.float().eval(), x[:128].float(), y[:128]
+    return model.eval(), x[:128], y[:128]
+
+
+@pytest.fixture(scope="module")
+def exact(trained):
+    """Both ends of the spectrum in float64."""
+    model, x, y = trained
+    return lanczos(HessianOperator(model, smoothed, [(x, y)]), 5, 1, tol=1e-6)
 
 
 @pytest.mark.parametrize(("top", "bottom", "limit"), [(1, 0, 6), (5, 0, 18), (0, 1, 24)])
-def test_products_for_a_thousandth(trained, top, bottom, limit):
+def test_products_for_a_thousandth(trained, exact, top, bottom, limit):
     """Within 1e-3 of the same network's values in float64, asked for at 1e-6."""
     model, x, y = trained
-    operator = HessianOperator(model, smoothed, [(x, y)])
+    operator = HessianOperator(copy.deepcopy(model).float(), smoothed, [(x.float(), y)])
     start = None if bottom else operator.gradient if top == 1 else operator.outlying()
     result = lanczos(operator, top, bottom, start=start)
     assert result.hvps <= limit
-    double = HessianOperator(copy.deepcopy(model).double(), smoothed, [(x.double(), y)])
-    exact = lanczos(double, top, bottom, tol=1e-6, start=start)
-    assert result.top.values == pytest.approx(exact.top.values, rel=1e-3)
-    assert result.bottom.values == pytest.approx(exact.bottom.values, rel=1e-3)
+    assert result.top.values == pytest.approx(exact.top.values[:top], rel=1e-3)
+    assert result.bottom.values == pytest.approx(exact.bottom.values[:bottom], rel=1e-3)
 
 
 def test_float32_is_full_float32():

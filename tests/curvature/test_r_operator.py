@@ -14,11 +14,7 @@ def directions(model, names, m):
 
 
 def product(operator, batches, direction):
-    tapes = [operator.record(*batch) for batch in batches]
-    tangents = operator.start(direction)
-    for tape in tapes:
-        operator.multiply(tape, tangents)
-    return tangents.products()
+    return operator.multiply([operator.record(*batch) for batch in batches], direction)
 
 
 def close(found, expected, tolerance=1e-12):
@@ -84,11 +80,7 @@ def test_recording_again_gives_the_same_products():
     operator.record(*images())
     gradient = {name: g.clone() for name, g in operator.gradient().items()}
     direction = directions(model, names, 1)
-    found = []
-    for _ in range(2):
-        tangents = operator.start(direction)
-        operator.multiply(operator.record(*images(), accumulate=False), tangents)
-        found.append(tangents.products())
+    found = [operator.multiply([operator.record(*images(), accumulate=False)], direction) for _ in range(2)]
     close(found[0], found[1], 0)
     close(operator.gradient(), gradient, 0)
     assert operator.record(*images(), accumulate=False).nbytes > 12 * 3 * 64 * 8

@@ -93,7 +93,7 @@ def test_forward_in_float64(name, stem, training):
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # not the identity, so that a swapped norm shows
         torch.nn.init.uniform_(norm.bias, -0.2, 0.2)
         torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    x = torch.randn(4, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     expected, after = oracle(name, before, x, stem, training)
     torch.testing.assert_close(model(x), expected, rtol=1e-9, atol=1e-9)
@@ -105,8 +105,8 @@ def test_forward_in_float64(name, stem, training):
 
 
 def test_stems_and_named_points():
-    x = torch.randn(2, 3, 64, 64)
-    for stem, size in (("imagenet", 16), ("small", 64)):
+    x = torch.randn(2, 3, 32, 32)
+    for stem, size in (("imagenet", 8), ("small", 32)):
         model = models.build("resnet18", 5, stem).eval()
         points = list(model.points(x))
         assert [name for name, _ in points] == ["stem"] + [f"layer{k}.{i}" for k in (1, 2, 3, 4) for i in (0, 1)]
@@ -215,7 +215,7 @@ def test_torch_func_sees_through_the_kernels():
     """A Hessian product by torch.func equals double backward, though the kernels' own formulas take no part in it."""
     torch.manual_seed(0)
     model = models.build("resnet18", 3).to(memory_format=torch.channels_last).eval()
-    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     y = torch.tensor([0, 2])
     weights = dict(model.named_parameters())
     v = {name: torch.randn_like(p) for name, p in weights.items()}

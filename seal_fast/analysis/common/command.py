@@ -11,15 +11,19 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 from seal_fast import __version__
 from seal_fast.analysis.common.groups import Member, members
+from seal_fast.analysis.common.images import note_absent_classes, own_images
 from seal_fast.analysis.common.network import TrainedNetwork, load_checkpoints, open_network
-from seal_fast.analysis.common.processes import joined
+from seal_fast.analysis.common.processes import check_alike, joined
 from seal_fast.analysis.common.results import by_protocol, identity, left_out
 from seal_fast.config import Config
+from seal_fast.data import ImageSet, Split
+from seal_fast.data.batches import choose
 from seal_fast.distributed.world import World
 from seal_fast.training.runtime import Runtime
 from seal_fast.training.signals import Interrupted, stop_signals
@@ -102,15 +106,15 @@ class Analysis:
         config = Config(**{name: getattr(flags, name) for name in settings if hasattr(flags, name)})
         results: list[dict[str, Any]] = []
         with joined(flags, config) as (self.world, self.runtime), stop_signals(self._ask):
-            found = self.world.run_on_all(self._open_networks)
+            opened = self.world.run_on_all(self._open_networks)
             self.world.run_on_all(self.open)
-            for number, (network, member, group) in enumerate(found, 1):
+            for number, (network, member) in enumerate(opened, 1):
                 if self.world.max(self.stop)[0]:
                     break
-                self.say(f"{network.name} ({number} of {len(found)})\n")
+                self.say(f"{network.name} ({number} of {len(opened)})\n")
                 began = time.perf_counter()
                 try:
-                    result = {**identity(network), "group": group, "excluded": member.excluded, **self.measure(network)}
+                    result = {**identity(network), **asdict(member), **self.measure(network)}
                 except Interrupted as interrupted:  # by the training of a fine-tuned network
                     self.stop = interrupted.number
                     break
@@ -127,6 +131,22 @@ class Analysis:
             return 128 + self.stop
         return 1 if self.trouble else 0
 
+    def training_images(
+        self, network: TrainedNetwork, count: int | None, flag: str, spread: bool = True
+    ) -> tuple[ImageSet, Split]:
+        """The data set of the network's own classes, and `count` of its training images, as `flag` asks.
+
+        Raises:
+            UsageError: see `own_images` and `choose`, or the processes do not have the same images.
+        """
+        world, flags = self.world, self.flags
+        images = world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
+        check_alike(world, network, images)
+        chosen = world.run_on_all(lambda: choose(images, "train", count, spread=spread))
+        if world.is_main:
+            note_absent_classes(images, chosen, flag)
+        return images, chosen
+
     def say(self, text: str) -> None:
         """Show progress, on a terminal only."""
         if self.world.is_main and sys.stderr.isatty():
@@ -136,8 +156,8 @@ class Analysis:
         self.stop = number
         self.say("\nstopping after this network; interrupt again to end at once\n")
 
-    def _open_networks(self) -> list[tuple[TrainedNetwork, Member, str]]:
-        """The networks to measure, each with where it belongs and the group that it is shown and averaged in."""
+    def _open_networks(self) -> list[tuple[TrainedNetwork, Member]]:
+        """The networks to measure, each with its group."""
         given = {name: getattr(self.flags, name) for name in ("model", "stem", "image_size")}
         opened: dict[Path, TrainedNetwork] = {}
         for run in self.flags.runs:
@@ -150,18 +170,7 @@ class Analysis:
                 if first is not network:
                     _log.warning("%s is the same file as %s and counts once", network.weights, first.weights)
         self.networks = list(opened.values())
-        places = members(self.networks)
-        taken: dict[str, Path | None] = {place.group: None for place in places}
-        groups = []
-        for network, place in zip(self.networks, places, strict=True):
-            group = place.group
-            if place.excluded:  # it stands alone, under its own name
-                folder = network.weights.parent.parent
-                group = folder.resolve().name
-                if taken.setdefault(group, folder) != folder:
-                    group = str(folder)
-            groups.append(group)
-        return list(zip(self.networks, places, groups, strict=True))
+        return list(zip(self.networks, members(self.networks), strict=True))
 
     def _give(self, results: list[dict[str, Any]]) -> None:
         """Complete, write and print the results."""

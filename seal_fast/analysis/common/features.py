@@ -27,6 +27,7 @@ from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.training.checkpoint import save_tensors
 from seal_fast.training.runtime import Runtime
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.files import read_tensors
 
 VERSION = "seal_fast features 1"
 """Raise it whenever the same network would give other features for the same images."""
@@ -177,17 +178,17 @@ def _digest(values: Tensor) -> str:
 
 def _read(path: Path, name: str, count: int) -> Tensor | None:
     """An entry of the cache; None where there is none, or a damaged one."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as file:
-            values, metadata = file.get_tensor("values"), file.metadata() or {}
+        tensors, metadata = read_tensors(path)
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError) as error:
         fault = str(error)
     else:
-        if metadata.get("name") == name and values.shape[0] == count and metadata.get("sha256") == _digest(values):
+        values = tensors["values"]
+        if metadata.get("name") == name and len(values) == count and metadata.get("sha256") == _digest(values):
             return values
         fault = "its checksum differs"
     _log.warning("cache: %s is damaged (%s), so its features are extracted again", path, fault)

@@ -17,8 +17,6 @@ from seal_fast.kernels.torch_private import has_avx512_bf16
 from seal_fast.utils.errors import RunError, UsageError
 
 _PRODUCTS = 1 << 24  # most entries of the block of products: 64 MiB
-# Short blocks are joined up to so many products or bytes: waking the threads costs as much as 512 pooled activations.
-_JOINED, _JOINED_BYTES = 1 << 23, 1 << 23
 _COUNTED = 1 << 22  # entries of the votes' counts: 16 MiB
 # Relative error of the operands of a float32 product, by torch's setting: TF32 and bfloat16 may truncate.
 _OPERAND_ROUNDING = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
@@ -31,9 +29,8 @@ class Search:
     """The k nearest rows of a bank for every query; the bank is added block by block.
 
     Neighbours are ordered by (distance, row in the bank). Distances are those of float64 arithmetic. Memory holds the
-    queries, their filter (half their bytes where it is bfloat16), 16 k bytes a query and up to 8 MiB of waiting rows;
-    during a search also the block's filter, 64 MiB of products, and, on the GPU or without the native kernels, up to
-    512 MiB to refine.
+    queries, their filter (half their bytes where it is bfloat16) and 16 k bytes a query; during a search also the
+    block's filter, 64 MiB of products, and, on the GPU or without the native kernels, up to 512 MiB to refine.
 
     Args:
         queries: [Q, D], floating point, on any device.
@@ -49,7 +46,6 @@ class Search:
         if k < 1:
             raise UsageError(f"k {k}: must be at least 1")
         self.k, self.shown = k, 0
-        self._waiting: list[Tensor] = []
         self._queries, self._exclude = queries, exclude
         count, self._dimensions = queries.shape
         # Shifting and scaling change no neighbour; they keep norms, and with them the bounds' distance, small.
@@ -64,28 +60,17 @@ class Search:
         self._distances = queries.new_full((count, k), math.inf, dtype=torch.float64)
         self._rows = queries.new_full((count, k), -1, dtype=torch.int64)
 
+    @torch.no_grad()
     def add(self, block: Tensor) -> None:
-        """Add the next rows of the bank, [B, D]; they must not change before `result`.
+        """Add the next rows of the bank, [B, D].
 
         Raises:
-            RunError: they are not finite; for short blocks this may be raised later.
+            RunError: they are not finite.
         """
-        self.shown += len(block)
+        first, self.shown = self.shown, self.shown + len(block)
         if not len(self._queries) or not len(block):
             return
-        self._waiting.append(block)
-        rows = sum(map(len, self._waiting))
-        if rows * len(self._queries) >= _JOINED or rows * block[0].nbytes >= _JOINED_BYTES:
-            self._search()
-
-    @torch.no_grad()
-    def _search(self) -> None:
-        if not self._waiting:
-            return
-        block = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
-        self._waiting = []
         with torch.autocast(block.device.type, enabled=False):
-            first = self.shown - len(block)
             for part in block.split(max(1, _PRODUCTS // len(self._queries))):
                 self._add(part, first)
                 first += len(part)
@@ -123,9 +108,7 @@ class Search:
 
         Raises:
             UsageError: the bank has fewer rows than neighbours are asked for.
-            RunError: rows are not finite.
         """
-        self._search()
         if complete and len(self._rows) and (self._rows[:, -1] < 0).any():
             besides = " besides the query itself" if self._exclude is not None else ""
             raise UsageError(

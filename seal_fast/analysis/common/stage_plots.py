@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,23 @@ from seal_fast.utils.files import write_atomically
 
 COLOURS = ("#003d5b", "#d1495b", "#edae49", "#00798c", "#6a4c93", "#8a8d91", "#2e933c", "#b5651d")
 
+Result = Mapping[str, Any]
 Curves = Mapping[str, Mapping[str, Interval]]
 """A figure by group and stage."""
 
 
-def by_stage(points: Iterable[tuple[str, str, float | Interval | None]]) -> Curves:
-    """(group, stage, value) of single networks as curves: Student's interval of several networks, of one its own."""
-    found: dict[str, dict[str, list[Interval]]] = {}
-    for group, stage, value in points:
-        if value is None:
+def by_stage(results: Sequence[Result], figure: Callable[[Result], float | Interval | None]) -> Curves:
+    """A figure of single networks as curves: Student's interval of several networks, of one its own."""
+    curves: dict[str, dict[str, list[Interval]]] = {}
+    for result in sorted(results, key=lambda result: stage_place(result["stage"])):
+        if (value := figure(result)) is None:
             continue
-        own = value if isinstance(value, Interval) else student([value])
-        if math.isfinite(own.mean):
-            found.setdefault(group, {}).setdefault(stage, []).append(own)
+        interval = value if isinstance(value, Interval) else student([value])
+        if math.isfinite(interval.mean):
+            curves.setdefault(result["group"], {}).setdefault(result["stage"], []).append(interval)
     return {
-        group: {
-            stage: known[0] if len(known) == 1 else student([one.mean for one in known])
-            for stage, known in sorted(stages.items(), key=lambda item: stage_place(item[0]))
-        }
-        for group, stages in found.items()
+        group: {s: some[0] if len(some) == 1 else student([one.mean for one in some]) for s, some in stages.items()}
+        for group, stages in curves.items()
     }
 
 
@@ -50,7 +48,6 @@ def draw_curves(axis: Any, curves: Curves, colours: Mapping[str, str]) -> None:
             axis.axvline(place, color=EARLY, alpha=0.2, linewidth=6)
     names = [stages[place].removeprefix("generation-").replace("-ascent", "\nascent") for place in ordered]
     axis.set_xticks(ordered, names, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> None:
@@ -59,11 +56,8 @@ def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
     columns = max(map(len, panels))
-    figure = Figure(figsize=(max(5.0, 3.4 * columns), 2.6 * len(panels) + 0.3), layout="constrained")
-    axes = figure.subplots(len(panels), columns, squeeze=False)
+    figure, axes = new_figure(max(5.0, 3.4 * columns), 2.6 * len(panels) + 0.3, len(panels), columns)
     groups = dict.fromkeys(group for row in panels for _, curves in row for group in curves)
     colours = {group: COLOURS[i % len(COLOURS)] for i, group in enumerate(groups)}
     for row, shown in zip(axes, panels, strict=True):
@@ -78,6 +72,17 @@ def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> None:
     save(figure, path)
 
 
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes [rows, columns]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
 def save(figure: Any, path: Path) -> None:
     """Write a figure as PNG, atomically.
 
@@ -87,6 +92,6 @@ def save(figure: Any, path: Path) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
 
 
-def several_stages(results: Sequence[Mapping[str, Any]]) -> bool:
+def several_stages(results: Sequence[Result]) -> bool:
     """Whether results are of several generations or ascents, so that there is a curve to draw."""
     return len({result["stage"] for result in results if result["stage"].startswith("generation-")}) > 1

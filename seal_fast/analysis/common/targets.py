@@ -1,20 +1,29 @@
-"""What transfer and few-shot share: target data sets, features of each network on them, plots by target."""
+"""What transfer and few-shot share: target data sets, features of each network on them, tables and plots by target."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.common.features import Extractor, cache_folder
 from seal_fast.analysis.common.images import open_targets
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike
-from seal_fast.analysis.common.target_plots import Panel, draw_panels
+from seal_fast.analysis.common.stage_plots import Result
+from seal_fast.analysis.common.target_plots import draw_panels
 from seal_fast.data import ImageSet
+from seal_fast.runs.stats import Values, student
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.table import table
+
+Setting = tuple[Any, ...]
+"""A target, and how the features are used on it."""
 
 
 class TargetAnalysis(Analysis):
@@ -83,14 +92,46 @@ class TargetAnalysis(Analysis):
         """The figures by target."""
         raise NotImplementedError
 
-    def panels(self, results: Sequence[dict[str, Any]]) -> list[Panel]:
-        """What is drawn."""
+    def samples(self, results: Sequence[Result]) -> dict[Setting, Callable[[Result], Values]]:
+        """By setting, the accuracies in percent of a result: one, or one for each episode."""
         raise NotImplementedError
+
+    def place(self, setting: Setting) -> tuple[str, str]:
+        """Title and label of a setting in the plot."""
+        raise NotImplementedError
+
+    def by_group(self, results: Sequence[Result], names: Sequence[str]) -> tuple[str, str]:
+        """How many runs each group has, and a table with a row per setting and stage and a column per group.
+
+        `names` are the headings of the setting's parts. Means have Student's interval over the runs of the group; the
+        mean of a single run has that over its own samples.
+        """
+        groups, stages = (list(dict.fromkeys(result[key] for result in results)) for key in ("group", "stage"))
+        several = len(stages) > 1
+        rows = [(*names, *["stage"] * several, *groups)]
+        for (setting, samples), stage in product(self.samples(results).items(), stages):
+            cells = []
+            for group in groups:
+                some = [np.asarray(samples(result)) for result in of(results, group, stage)]
+                values = np.array([one.mean() for one in some]) if len(some) != 1 else some[0]
+                cells.append(student(values).show() if some else "")
+            rows.append((*map(str, setting), *[stage] * several, *cells))
+        runs = ", ".join(f"{group} {len(of(results, group, stages[-1]))}" for group in groups)
+        return runs, table(rows, left=len(names) + several)
 
     def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
         """Bars by target, or curves over the stages of runs."""
-        draw_panels(results, self.panels(results), path, self.name)
+        panels: dict[str, dict[str, Callable[[Result], float]]] = {}
+        for setting, samples in self.samples(results).items():
+            title, label = self.place(setting)
+            panels.setdefault(title, {})[label] = lambda result, samples=samples: float(np.mean(samples(result)))
+        draw_panels(results, panels, "accuracy (%)", path, self.name)
 
     def closing(self) -> list[str]:
         """Where the features came from."""
         return [f"features: {self.extract.extracted} extracted, {self.extract.found} from the cache"]
+
+
+def of(results: Sequence[Result], group: str, stage: str) -> list[Any]:
+    """The results of a group at a stage."""
+    return [result for result in results if (result["group"], result["stage"]) == (group, stage)]

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 
 from seal_fast.analysis.common.command import Analysis
-from seal_fast.analysis.common.images import note_absent_classes, own_images
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import check_alike
 from seal_fast.analysis.depth import plots
 from seal_fast.analysis.depth.compute import Prober, probe_votes, summarise
 from seal_fast.analysis.depth.probes import parse_pooling
-from seal_fast.data.batches import choose
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.table import table
 
@@ -59,11 +56,7 @@ class Depth(Analysis):
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
         """The figures of each split; see `summarise`."""
         flags, world, runtime = self.flags, self.world, self.runtime
-        images = world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
-        check_alike(world, network, images)
-        bank = world.run_on_all(lambda: choose(images, "train", flags.bank, spread=True))
-        if world.is_main:
-            note_absent_classes(images, bank, "the bank")
+        images, bank = self.training_images(network, flags.bank, "the bank")
         # The training images to probe are a part of the bank, so that each of them is one that votes.
         rows = np.arange(min(flags.queries, len(bank))) * len(bank) // min(flags.queries, len(bank))
         queries = {"val": images.val.spread(flags.queries), "train": bank.take(rows)}

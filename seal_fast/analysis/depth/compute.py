@@ -5,11 +5,9 @@ Baldock, Maennel and Neyshabur, "Deep Learning Through the Lens of Example Diffi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -145,34 +143,38 @@ def probe_votes(
     if k + bool(own_rows) > len(bank):
         cure = "ask for fewer neighbours or enlarge it with --bank"
         raise on_all_ranks(UsageError(f"--k {k}: the bank has {len(bank)} images; {cure}"))
+    sizes = [len(split) for split in queries.values()]
+    own = np.concatenate([own_rows.get(name, np.full(len(split), -1)) for name, split in queries.items()])
     most = max(1, QUERY_BYTES // (4 * sum(prober.sizes().values())))
-    groups = _groups(queries, most)
     part = _Part(bank, rows_of(len(bank), prober.batch_size, world.rank, world.size), world)
-    found: dict[str, list[Votes]] = {name: [] for name in queries}
-    for turn, group in enumerate(groups):
-        labels, vectors = prober.vectors([queries[name].take(rows) for name, rows in group])
-        predictions = vectors["softmax"].argmax(1)
-        own = [own_rows[name][rows] if name in own_rows else np.full(len(rows), -1) for name, rows in group]
-        exclude = torch.from_numpy(part.places(np.concatenate(own))).to(prober.device) if own_rows else None
+    names: tuple[str, ...] = ()
+    groups: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(own), most):
+        labels, vectors = prober.vectors(_rows(queries.values(), start, start + most))
+        predictions, names = vectors["softmax"].argmax(1), tuple(vectors)
+        exclude = torch.from_numpy(part.places(own[start : start + most])).to(prober.device) if own_rows else None
         searches = {}
-        for name in list(vectors):
+        for name in names:
             try:
                 searches[name] = Search(vectors.pop(name), k, exclude)
             except RunError as error:
                 raise RunError(f"the activations at {name}: {error}") from None
-        before, passes = turn * len(part.rows), len(groups) * len(part.rows)
+        before, passes = len(groups) * len(part.rows), -(-len(own) // most) * len(part.rows)
         nearest = world.run_on_all(lambda: part.search(prober, searches, lambda done: progress(before + done, passes)))  # noqa: B023
-        votes = torch.stack([vote(part.labels(*found), len(prober.images.classes)) for found in nearest])
-        cuts = [len(rows) for _, rows in group]
-        columns = (votes.cpu().split(cuts, 1), predictions.cpu().split(cuts), labels.cpu().split(cuts))
-        for (name, _), *parts in zip(group, *columns, strict=True):
-            found[name].append(Votes(tuple(searches), *parts))
-    return {name: _joined(parts) for name, parts in found.items()}
+        votes = torch.stack([vote(part.labels(*pair), len(prober.images.classes)) for pair in nearest])
+        groups.append((votes, predictions, labels))
+    columns = [torch.cat(column, -1).cpu().split(sizes, -1) for column in zip(*groups, strict=True)]
+    return {name: Votes(names, *parts) for name, *parts in zip(queries, *columns, strict=True)}
 
 
-def _joined(parts: Sequence[Votes]) -> Votes:
-    columns = ([getattr(part, field) for part in parts] for field in ("votes", "predictions", "labels"))
-    return Votes(parts[0].names, *(torch.cat(column, -1) for column in columns))
+def _rows(splits: Iterable[Split], start: int, stop: int) -> list[Split]:
+    """Rows `start` to `stop` of the splits, counted through all of them."""
+    parts = []
+    for split in splits:
+        if rows := range(max(0, start), min(stop, len(split))):
+            parts.append(split.take(rows))
+        start, stop = start - len(split), stop - len(split)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -206,18 +208,6 @@ class _Part:
         rows = torch.tensor([*self.rows, -1], device=places.device)[places]
         rows, _ = merged([*zip(self.world.all_gather(rows), self.world.all_gather(distances), strict=True)])
         return torch.from_numpy(self.bank.labels).to(rows.device)[rows]
-
-
-def _groups(queries: Mapping[str, Split], most: int) -> list[list[tuple[str, range]]]:
-    """The rows of all splits in groups of at most `most`, in order; all but the last are full."""
-    flat = [(name, row) for name, split in queries.items() for row in range(len(split))]
-    groups = []
-    for start in range(0, len(flat), most):
-        by_name = [
-            (name, [row for _, row in rows]) for name, rows in groupby(flat[start : start + most], itemgetter(0))
-        ]
-        groups.append([(name, range(rows[0], rows[-1] + 1)) for name, rows in by_name])
-    return groups
 
 
 def summarise(votes: Votes, reference: Literal["prediction", "truth"]) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.common.stage_plots import COLOURS, Curves, by_stage, save, several_stages
+from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
 from seal_fast.runs.stats import Interval
 
@@ -22,32 +21,23 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     if several_stages(results):
         figures = {"mean_depth": "mean prediction depth", "without_depth": "without depth (%)"}
         panels = [
-            [(f"{title}, {split}", _curves(results, split, figure)) for figure, title in figures.items()]
+            [
+                (f"{title}, {split}", by_stage(results, lambda r, s=split, f=figure: Interval(**r["splits"][s][f])))
+                for figure, title in figures.items()
+            ]
             for split in results[0]["splits"]
         ]
         draw_stages(panels, path("depth_generations"))
 
 
-def _curves(results: Sequence[dict[str, Any]], split: str, figure: str) -> Curves:
-    def interval(found: dict[str, Any]) -> Interval:
-        # Results read from a file hold None where there is no mean.
-        mean, low, high = (math.nan if found[end] is None else found[end] for end in ("mean", "low", "high"))
-        return Interval(mean, low, high, found["count"])
-
-    return by_stage((r["group"], r["stage"], interval(r["splits"][split][figure])) for r in results)
-
-
 def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
     splits, protocol = list(results[0]["splits"]), results[0]["protocol"]
-    figure = Figure(figsize=(9, 3 * len(splits)), layout="constrained")
+    figure, axes = new_figure(9, 3 * len(splits), len(splits), 2)
     figure.suptitle(
         f"{protocol['k']} nearest of {protocol['bank']:,} training images, reference: {protocol['reference']}, "
         f"pooling: {protocol['pooling']}",
         fontsize=9,
     )
-    axes = figure.subplots(len(splits), 2, squeeze=False)
     for (shares, accuracies), split in zip(axes, splits, strict=True):
         for i, result in enumerate(results):
             found, probes = result["splits"][split], result["probes"]
@@ -67,6 +57,5 @@ def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_xticks([*range(len(probes)), len(probes) + 0.5], [*probes, "none"], rotation=60, fontsize=8)
             axis.set_xlabel("prediction depth")
             axis.set_ylim(bottom=0)
-            axis.spines[["top", "right"]].set_visible(False)
         shares.legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
     save(figure, path)

@@ -12,20 +12,17 @@ import torch
 
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.results import identity
-from seal_fast.analysis.common.target_plots import Panel
-from seal_fast.analysis.common.targets import TargetAnalysis
+from seal_fast.analysis.common.stage_plots import Result
+from seal_fast.analysis.common.targets import Setting, TargetAnalysis, of
 from seal_fast.analysis.fewshot.compute import centroid, linear
 from seal_fast.analysis.fewshot.episodes import Episodes, draw
 from seal_fast.runs.identity import pair_by_seed
-from seal_fast.runs.stats import holm, paired, paired_p, student
+from seal_fast.runs.stats import Values, holm, paired, paired_p, student
 from seal_fast.utils.table import table
 
 Head = Callable[[torch.Tensor, Episodes], torch.Tensor]
 HEADS: dict[str, Head] = {"linear": linear, "centroid": centroid}
 TITLES = {"linear": "linear head", "centroid": "nearest centroid"}
-
-Setting = tuple[str, int, str]
-"""Target, shots, head."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +31,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 class FewShot(TargetAnalysis):
-    """Few-shot episodes. `percent` holds the accuracies [episodes] by the sha256 of the weights and the setting."""
+    """Few-shot episodes.
+
+    Attributes:
+        percent: accuracies [episodes] by the sha256 of the weights and the setting (target, shots, head).
+    """
 
     name = "fewshot"
     description = (
@@ -119,39 +120,28 @@ class FewShot(TargetAnalysis):
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """Accuracies by group, and differences to the first group in the same episodes."""
-        groups = list(dict.fromkeys(result["group"] for result in results))
-        stages = list(dict.fromkeys(result["stage"] for result in results))
-        several = len(stages) > 1
-        head_row = ("target", "shots", "head", *["stage"] * several)
-        accuracies: list[Sequence[str]] = [(*head_row, *groups)]
-        for setting, stage in product(self.percent[results[0]["weights_sha256"]], stages):
-            cells = []
-            for group in groups:
-                found = [self.percent[r["weights_sha256"]][setting] for r in _of(results, group, stage)]
-                mean = student([v.mean() for v in found] if len(found) > 1 else found[0]) if found else None
-                cells.append(mean.show() if mean else "")
-            accuracies.append((*map(str, setting), *[stage] * several, *cells))
         protocol = results[0]["protocol"]
-        runs = ", ".join(f"{group} {len(_of(results, group, stages[-1]))}" for group in groups)
+        runs, rows = self.by_group(results, ("target", "shots", "head"))
         title = (
             f"{protocol['ways']}-way accuracy % in {protocol['episodes']} episodes of {protocol['queries']} queries a "
             f"class; runs: {runs}\nintervals: 95 %, Student's t; of a single run over its episodes, of several over "
             "the runs (seeds)"
         )
-        parts = [title, table(accuracies, left=3 + several)]
-        if differences := self._differences(results, stages, several):
+        parts = [title, rows]
+        if differences := self._differences(results):
             note = "paired in the same episodes and by seed; p of the paired t-test, adjusted for the table (Holm)"
             parts += [f"difference to {_reference(results)}, {note}", *differences]
         return "\n\n".join(parts)
 
-    def _differences(self, results: Sequence[dict[str, Any]], stages: Sequence[str], several: bool) -> list[str]:
+    def _differences(self, results: Sequence[dict[str, Any]]) -> list[str]:
         """The table of differences, and lines about seeds that have no partner; nothing where no two networks pair."""
-        reference = _reference(results)
+        reference, stages = _reference(results), list(dict.fromkeys(result["stage"] for result in results))
+        several = len(stages) > 1
         others = list(dict.fromkeys(r["group"] for r in results if not r["excluded"] and r["group"] != reference))
         tests: dict[str, dict[tuple[tuple[str, ...], str], tuple[Any, Any]]] = {"episodes": {}, "runs": {}}
         unpaired: dict[str, None] = {}
         for setting, stage, group in product(self.percent[results[0]["weights_sha256"]], stages, others):
-            pairs = self._pairs(_of(results, group, stage), _of(results, reference, stage))
+            pairs = self._pairs(of(results, group, stage), of(results, reference, stage))
             row = (*map(str, setting), *[stage] * several)
             values = [[self.percent[r["weights_sha256"]][setting] for r in side] for side in zip(*pairs, strict=True)]
             if values:
@@ -159,7 +149,7 @@ class FewShot(TargetAnalysis):
             if len(pairs) > 1:
                 tests["runs"][row, group] = [v.mean() for v in values[0]], [v.mean() for v in values[1]]
             for name, other in ((group, 0), (reference, 1)):
-                alone = {r["seed"] for r in _of(results, name, stage)} - {pair[other]["seed"] for pair in pairs}
+                alone = {r["seed"] for r in of(results, name, stage)} - {pair[other]["seed"] for pair in pairs}
                 if alone - {None}:
                     against = reference if name == group else group
                     unpaired[f"{name}: seeds {', '.join(map(str, sorted(alone)))} have no partner in {against}"] = None
@@ -175,27 +165,19 @@ class FewShot(TargetAnalysis):
         rows = [(*row, *(cells[row].get(group, "") for group in others)) for row in order]
         return [table([head, *rows], left=4 + several), *(["\n".join(unpaired)] if unpaired else [])]
 
-    def panels(self, results: Sequence[dict[str, Any]]) -> list[Panel]:
+    def samples(self, results: Sequence[Result]) -> dict[Setting, Callable[[Result], Values]]:
+        """The accuracies in the episodes."""
+        return {
+            setting: lambda result, setting=setting: self.percent[result["weights_sha256"]][setting]
+            for setting in self.percent[results[0]["weights_sha256"]]
+        }
+
+    def place(self, setting: Setting) -> tuple[str, str]:
         """A panel for each target and head, with the numbers of shots as labels."""
-
-        def figure(target: str, shots: str, head: str) -> Callable[[dict[str, Any]], float]:
-            return lambda result: result["targets"][target][shots][head]["mean"]
-
-        return [
-            (
-                f"{target}, {title}",
-                "accuracy (%)",
-                {f"{shots} shots": figure(target, shots, head) for shots in by_shots},
-            )
-            for target, by_shots in results[0]["targets"].items()
-            for head, title in TITLES.items()
-        ]
+        target, shots, head = setting
+        return f"{target}, {TITLES[head]}", f"{shots} shots"
 
 
 def _reference(results: Sequence[dict[str, Any]]) -> str:
     """The group that others are compared with: the first that counts."""
     return next((r["group"] for r in results if not r["excluded"]), results[0]["group"])
-
-
-def _of(results: Sequence[dict[str, Any]], group: str, stage: str) -> list[dict[str, Any]]:
-    return [result for result in results if (result["group"], result["stage"]) == (group, stage)]

@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seal_fast.analysis.common.command import Analysis
-from seal_fast.analysis.common.images import note_absent_classes, own_images
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import check_alike, rows_of
+from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.common.stage_plots import several_stages
 from seal_fast.analysis.hessian import plots
-from seal_fast.analysis.hessian.compute import Found, Watcher, describe, measure
+from seal_fast.analysis.hessian.compute import Figures, Watcher, describe, measure
 from seal_fast.curvature.groups import group_names
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.data import ImageSet, Split
-from seal_fast.data.batches import batches, choose
+from seal_fast.data.batches import batches
 from seal_fast.distributed.world import on_all_ranks
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.table import table
@@ -33,11 +32,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Hessian(Analysis):
-    """The Hessian of the loss over fixed training images. `found` holds eigenvectors, by place in the results."""
+    """The Hessian of the loss over fixed training images. `figures` holds eigenvectors, by place in the results."""
 
     name = "hessian"
     description = (
-        "Curvature of the training loss at trained weights: largest and most negative eigenvalues, trace (Hutchinson) "
+        "Curvature of the training loss at trained weights: largest and most negative eigenvalues, trace (Hutch++) "
         "and spectral density (stochastic Lanczos quadrature) of its Hessian, over fixed, not augmented training "
         "images. Under torchrun the images are split over the processes."
     )
@@ -47,7 +46,7 @@ class Hessian(Analysis):
     def __init__(self) -> None:
         super().__init__()
         self.watcher = Watcher()
-        self.found: list[Found] = []
+        self.figures: list[Figures] = []
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""
@@ -63,7 +62,7 @@ class Hessian(Analysis):
         add("--top", type=int, default=5, help="largest eigenvalues; default: 5")
         add("--bottom", type=int, default=1, help="most negative eigenvalues; default: 1")
         add("--trace", action="store_true", help="estimate the trace")
-        add("--probes", type=int, default=32, help="random vectors for the trace; default: 32")
+        add("--probes", type=int, default=32, help="products for the trace; default: 32")
         add("--density", action="store_true", help="estimate the spectral density")
         add("--density-probes", type=int, default=2, help="random vectors for the density; default: 2")
         add("--steps", type=int, default=100, help="products for each of them; default: 100")
@@ -102,11 +101,7 @@ class Hessian(Analysis):
         """The figures; see `describe`."""
         flags, world, runtime, config = self.flags, self.world, self.runtime, network.config
         self.watcher.visible = world.is_main
-        images = world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
-        check_alike(world, network, images)
-        chosen = world.run_on_all(lambda: choose(images, "train", flags.images, spread=flags.spread))
-        if world.is_main:
-            note_absent_classes(images, chosen, "--images")
+        images, chosen = self.training_images(network, flags.images, "--images", flags.spread)
         smoothing = flags.label_smoothing
         if smoothing is None:
             smoothing = config.label_smoothing if config else 0.0
@@ -144,11 +139,11 @@ class Hessian(Analysis):
             "probes": flags.probes if flags.trace else 0,
             "density_probes": flags.density_probes if flags.density else 0,
         }
-        found = measure(operator, self.watcher, vectors=flags.vectors, **solve)
-        self.found.append(found)
-        if found.trouble:
-            self.trouble.append(f"{network.name}: {found.trouble}")
-        return describe(operator, found) | {
+        figures = measure(operator, self.watcher, vectors=flags.vectors, **solve)
+        self.figures.append(figures)
+        if figures.trouble:
+            self.trouble.append(f"{network.name}: {figures.trouble}")
+        return describe(operator, figures) | {
             "protocol": {
                 "data": images.name,
                 "data_sha256": images.fingerprint,
@@ -206,8 +201,8 @@ class Hessian(Analysis):
 
         if not self.flags.vectors:
             return
-        for result, found in zip(results, self.found, strict=True):
-            ends = {"top": found.spectrum.top.vectors, "bottom": found.spectrum.bottom.vectors}
+        for result, figures in zip(results, self.figures, strict=True):
+            ends = {"top": figures.spectrum.top.vectors, "bottom": figures.spectrum.bottom.vectors}
             tensors = {end: vectors.float().cpu().contiguous() for end, vectors in ends.items() if vectors is not None}
             name = "hessian_vectors" + ("" if len(results) == 1 else f"-{result['subject'].replace(' ', '-')}")
             metadata = {"group": self.flags.group, "of": result["weights_sha256"]}

@@ -62,7 +62,7 @@ class Watcher:
 
 
 @dataclass
-class Found:
+class Figures:
     """The results for a network; trouble is the error of a solver that did not converge."""
 
     spectrum: Spectrum
@@ -85,9 +85,9 @@ def measure(
     density_probes: int = 0,
     steps: int = 100,
     seed: int = 0,
-) -> Found:
+) -> Figures:
     """Compute eigenvalues (`top`, `bottom`), trace (`probes`) and density; a number of 0 leaves one out."""
-    found = Found(Spectrum(Eigenpairs(), Eigenpairs(), 0, True))
+    figures = Figures(Spectrum())
     if top + bottom:
         limit: dict[str, Any] = {} if max_hvps is None else {"max_hvps": max_hvps}
         start = None  # for the bottom neither of the two would help
@@ -97,17 +97,17 @@ def measure(
         keep = vectors or bool(probes)  # the trace is deflated by them
         options = {"tol": tol, "start": start, "vectors": keep, "seed": seed, "watch": watcher.solver, **limit}
         try:
-            found.spectrum = solve(operator, top, bottom, **options)
+            figures.spectrum = solve(operator, top, bottom, **options)
         except NotConverged as trouble:
-            found.spectrum, found.trouble = trouble.spectrum, trouble
+            figures.spectrum, figures.trouble = trouble.spectrum, trouble
     if probes and watcher.stop is None:
         stop = watcher.estimate("trace")
-        known = _one_subspace(found.spectrum, solver)
-        found.trace = trace(operator, probes, known=known, block=operator.block, seed=seed, stop=stop)
+        known = _one_subspace(figures.spectrum, solver)
+        figures.trace = trace(operator, probes, known=known, block=operator.block, seed=seed, stop=stop)
     if density_probes and watcher.stop is None:
-        found.density = density(operator, density_probes, steps, seed=seed, stop=watcher.estimate("density"))
+        figures.density = density(operator, density_probes, steps, seed=seed, stop=watcher.estimate("density"))
     watcher.done()
-    return found
+    return figures
 
 
 def _one_subspace(spectrum: Spectrum, solver: str) -> Eigenpairs:
@@ -118,21 +118,22 @@ def _one_subspace(spectrum: Spectrum, solver: str) -> Eigenpairs:
     return Eigenpairs([value for end in ends for value in end.values], vectors=torch.cat(vectors) if ends else None)
 
 
-def describe(operator: HessianOperator, found: Found) -> dict[str, Any]:
+def describe(operator: HessianOperator, figures: Figures) -> dict[str, Any]:
     """The entries of a result file."""
-    spectrum = found.spectrum
+    spectrum = figures.spectrum
     ends = {"top": spectrum.top, "bottom": spectrum.bottom}
     return {
         **{end: pairs.values for end, pairs in ends.items()},
         "residuals": {end: pairs.residuals for end, pairs in ends.items()},
         "errors": {end: pairs.errors for end, pairs in ends.items()},
         "converged": spectrum.converged,
-        "trace": found.trace and found.trace.value,
-        "trace_stderr": found.trace and found.trace.stderr,
-        "trace_half": found.trace and found.trace.half,
-        "trace_probes": found.trace and found.trace.probes,
-        "trace_known": found.trace and found.trace.known,
-        "density": found.density and {"nodes": found.density.nodes.tolist(), "weights": found.density.weights.tolist()},
+        "trace": figures.trace and figures.trace.value,
+        "trace_stderr": figures.trace and figures.trace.stderr,
+        "trace_half": figures.trace and figures.trace.half,
+        "trace_probes": figures.trace and figures.trace.probes,
+        "trace_known": figures.trace and figures.trace.known,
+        "density": figures.density
+        and {"nodes": figures.density.nodes.tolist(), "weights": figures.density.weights.tolist()},
         "hvps": operator.hvps,
         "loss_value": operator.loss_value,
         "gradient_norm": float(operator.gradient.norm()),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seal_fast.analysis.common.stage_plots import COLOURS, Curves, by_stage, save
+from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, new_figure, save
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
 from seal_fast.curvature.estimates import Density
 
@@ -19,16 +19,13 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
     shown = [result for result in results if result["density"]]
     densities = [as_density(result) for result in shown]
     low = min(float(d.nodes.min()) for d in densities)
     high = max(float(d.nodes.max()) for d in densities)
     sigma = 0.006 * (high - low or 1.0)
     grid = torch.linspace(low - 6 * sigma, high + 6 * sigma, 2000, dtype=torch.float64)
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axis = figure.subplots()
+    figure, ((axis,),) = new_figure(9, 4.5)
     floor = min(1 / d.size for d in densities) / (high - low or 1.0) / 10
     for i, (result, density) in enumerate(zip(shown, densities, strict=True)):
         colour = COLOURS[i % len(COLOURS)]
@@ -42,7 +39,6 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     axis.set_ylabel("density")
     protocol = shown[0]["protocol"]
     axis.set_title(f"{protocol['loss']}; {protocol['group']} parameters, {protocol['images']} images", fontsize=10)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     save(figure, path)
 
@@ -53,16 +49,12 @@ def draw_generations(results: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-
-    def curves(value: Callable[[dict[str, Any]], float | None]) -> Curves:
-        return by_stage((r["group"], r["stage"], value(r)) for r in results)
-
     panels = {
-        "largest eigenvalue": curves(lambda r: next(iter(r["top"]), None)),
-        "most negative eigenvalue": curves(lambda r: next(iter(r["bottom"]), None)),
-        "trace": curves(lambda r: r["trace"]),
+        "largest eigenvalue": by_stage(results, lambda r: next(iter(r["top"]), None)),
+        "most negative eigenvalue": by_stage(results, lambda r: next(iter(r["bottom"]), None)),
+        "trace": by_stage(results, lambda r: r["trace"]),
     }
-    draw_stages([[(title, found) for title, found in panels.items() if found]], path)
+    draw_stages([[(title, curves) for title, curves in panels.items() if curves]], path)
 
 
 def as_density(result: dict[str, Any]) -> Density:

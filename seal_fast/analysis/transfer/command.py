@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.target_plots import Panel
-from seal_fast.analysis.common.targets import TargetAnalysis
+from seal_fast.analysis.common.stage_plots import Result
+from seal_fast.analysis.common.targets import Setting, TargetAnalysis
 from seal_fast.analysis.transfer.compute import L2, K, fine_tune, hold_out, knn_probe, linear_probe
 from seal_fast.config import Config
-from seal_fast.runs.stats import student
+from seal_fast.runs.stats import Values
 from seal_fast.utils.errors import UsageError
-from seal_fast.utils.table import table
 
 PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 
@@ -95,35 +94,22 @@ class Transfer(TargetAnalysis):
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """A row per target, probe and stage, a column per group of runs."""
-        stages = list(dict.fromkeys(result["stage"] for result in results))
-        groups = list(dict.fromkeys(result["group"] for result in results))
-        several = len(stages) > 1
+        runs, rows = self.by_group(results, ("target", "probe"))
+        title = f"top-1 % on the target's test images; runs: {runs}; intervals: 95 %, Student's t over runs (seeds)"
+        return f"{title}\n\n{rows}"
 
-        def members(group: str, stage: str) -> list[dict[str, Any]]:
-            return [r for r in results if (r["group"], r["stage"]) == (group, stage)]
+    def samples(self, results: Sequence[Result]) -> dict[Setting, Callable[[Result], Values]]:
+        """The accuracy of each probe on each target."""
+        return {
+            (target, title): lambda result, target=target, probe=probe: [result["targets"][target][probe]["top1"]]
+            for target, figures in results[0]["targets"].items()
+            for probe, title in PROBES.items()
+            if probe in figures
+        }
 
-        rows = [("target", "probe", *["stage"] * several, *groups)]
-        for target, probes in results[0]["targets"].items():
-            for probe in (p for p in PROBES if p in probes):
-                for stage in stages:
-                    values = [[r["targets"][target][probe]["top1"] for r in members(group, stage)] for group in groups]
-                    cells = [student(found).show() if found else "" for found in values]
-                    rows.append((target, PROBES[probe], *[stage] * several, *cells))
-        runs = ", ".join(f"{group} {len(members(group, stages[-1]))}" for group in groups)
-        return (
-            f"top-1 % on the target's test images; runs: {runs}; "
-            f"intervals: 95 %, Student's t over runs (seeds)\n\n{table(rows, left=2 + several)}"
-        )
-
-    def panels(self, results: Sequence[dict[str, Any]]) -> list[Panel]:
+    def place(self, setting: Setting) -> tuple[str, str]:
         """A panel for each probe, with the targets as labels."""
-
-        def figure(target: str, probe: str) -> Callable[[dict[str, Any]], float]:
-            return lambda result: result["targets"][target][probe]["top1"]
-
-        targets = results[0]["targets"]
-        probes = [probe for probe in PROBES if probe in next(iter(targets.values()))]
-        return [(PROBES[p], "test top-1 (%)", {target: figure(target, p) for target in targets}) for p in probes]
+        return setting[1], setting[0]
 
 
 def _list(values: Sequence[float]) -> str:

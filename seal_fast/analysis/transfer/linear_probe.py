@@ -86,10 +86,8 @@ def fit_path(
     point = torch.zeros(num_classes, len(variances), dtype=torch.float64, device=features.device)
     solutions = []
     for strength in l2:
-        penalty = torch.full_like(variances, strength)
-        penalty[-1] = 0
         point, loss, gap, evaluations = _minimise(
-            rotated, labels, variances, point, penalty, strength, tolerance, max_iterations
+            rotated, labels, variances, point, strength, tolerance, max_iterations
         )
         weight = point[:, :-1] @ axes.T
         bias = point[:, -1] - weight @ mean
@@ -102,12 +100,13 @@ def _minimise(
     labels: Tensor,
     variances: Tensor,
     start: Tensor,
-    penalty: Tensor,
     strength: float,
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, float, float, int]:
     """The optimum [C, D + 1], its loss, its gap, and how many evaluations it took."""
+    penalty = torch.full_like(variances, strength)
+    penalty[-1] = 0
     probability = torch.softmax(rotated @ start.T, 1)
     confidence = (probability * (1 - probability)).mean(0)[:, None]
     scale = (confidence * variances + penalty + 1e-12).rsqrt()

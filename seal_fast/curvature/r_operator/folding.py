@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from seal_fast.kernels import conv2d
+from seal_fast.kernels.conv2d import conv2d_backward
 
 
 @dataclass
@@ -42,10 +46,36 @@ class Folded:
         return [f"{self.name}.weight", f"{self.norm_name}.weight", f"{self.norm_name}.bias"]
 
     @property
-    def conv(self) -> nn.Conv2d:
-        """The module, where it is a convolution."""
-        assert isinstance(self.module, nn.Conv2d)
-        return self.module
+    def _geometry(self) -> tuple[int, int]:
+        """Stride and padding of the convolution, which is square."""
+        assert isinstance(self.module, nn.Conv2d) and not isinstance(self.module.padding, str)
+        return self.module.stride[0], self.module.padding[0]
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
+        """The convolution with another weight and bias."""
+        if groups == 1:
+            return conv2d(x, weight, *self._geometry, bias=bias)
+        return F.conv2d(x, weight, bias, *self._geometry, groups=groups)
+
+    def gradient_of_weight(self, delta: Tensor, x: Tensor, like: Tensor) -> Tensor:
+        """The gradient of the convolution's weight, of the size, type and memory format of `like`."""
+        _, gradient = conv2d_backward(delta, x, like, *self._geometry, of_x=False)
+        assert gradient is not None
+        return gradient
+
+    def gradient_of_input(self, delta: Tensor, weight: Tensor, x: Tensor, m: int = 1, groups: int = 1) -> Tensor:
+        """The gradient of the convolution's input, of the type of x and m times its channels."""
+        like = x
+        if m > 1:
+            size = x.shape[0], m * x.shape[1], *x.shape[2:]
+            like = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        stride, padding = self._geometry
+        if groups == 1:
+            gradient, _ = conv2d_backward(delta, like, weight, stride, padding, of_weight=False)
+            assert gradient is not None
+            return gradient
+        geometry = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], groups
+        return torch.ops.aten.convolution_backward(delta, like, weight, None, *geometry, [True, False, False])[0]
 
     def push(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The direction [m, ...] of the folded weight and bias, for a direction of the parameters."""

@@ -1,15 +1,11 @@
-"""Gradients and tangents through the layers of a ResNet; m tangents are stacked as channels, [N, m C, H, W]."""
+"""ReLU, pooling and sums: their gradients and tangents. m tangents are stacked as channels, [N, m C, H, W]."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from seal_fast.kernels import conv2d
-from seal_fast.kernels.conv2d import conv2d_backward
+from torch import Tensor
 
 
 @dataclass
@@ -46,45 +42,9 @@ class Tape:
         return sum({t.data_ptr(): t.nbytes for t in tensors if t is not None}.values())
 
 
-def stride_and_padding(conv: nn.Conv2d) -> tuple[int, int]:
-    """Of a square convolution."""
-    assert not isinstance(conv.padding, str)
-    return conv.stride[0], conv.padding[0]
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, groups: int = 1) -> Tensor:
-    """The convolution `conv` with another weight and bias."""
-    if groups == 1:
-        return conv2d(x, weight, *stride_and_padding(conv), bias=bias)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=groups)
-
-
-def gradient_of_weight(delta: Tensor, x: Tensor, like: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The gradient of a convolution's weight, of the size, type and memory format of `like`."""
-    _, gradient = conv2d_backward(delta, x, like, *stride_and_padding(conv), of_x=False)
-    assert gradient is not None
-    return gradient
-
-
 def gradient_of_bias(delta: Tensor) -> Tensor:
     """[C] of [N, C, H, W]; summed in float32 or wider."""
     return delta.sum((0, 2, 3), dtype=torch.promote_types(delta.dtype, torch.float32))
-
-
-def gradient_of_input(delta: Tensor, weight: Tensor, x: Tensor, conv: nn.Conv2d, m: int = 1, groups: int = 1) -> Tensor:
-    """The gradient of a convolution's input, of the type of x and m times its channels."""
-    like = x
-    if m > 1:
-        size = x.shape[0], m * x.shape[1], *x.shape[2:]
-        like = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    if groups == 1:
-        gradient, _ = conv2d_backward(delta, like, weight, *stride_and_padding(conv), of_weight=False)
-        assert gradient is not None
-        return gradient
-    no_bias = None
-    return torch.ops.aten.convolution_backward(
-        delta, like, weight, no_bias, conv.stride, conv.padding, (1, 1), False, (0, 0), groups, (True, False, False)
-    )[0]
 
 
 def through_relu_(dot: Tensor, output: Tensor, m: int = 1) -> Tensor:

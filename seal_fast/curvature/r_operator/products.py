@@ -20,10 +20,7 @@ from seal_fast.curvature.r_operator.folding import Folded, fold
 from seal_fast.curvature.r_operator.passes import (
     Tape,
     add_,
-    convolve,
     gradient_of_bias,
-    gradient_of_input,
-    gradient_of_weight,
     pool_max,
     through_relu_,
     unpool_max,
@@ -116,7 +113,7 @@ class ROperator:
         def conv(i: int, x: Tensor) -> Tensor:
             inputs[i] = x
             layer = self.layers[i]
-            return convolve(x, layer.weight, layer.bias, layer.conv)
+            return layer.convolve(x, layer.weight, layer.bias)
 
         def pool(x: Tensor) -> Tensor:
             nonlocal stem_shape, indices
@@ -136,9 +133,7 @@ class ROperator:
         with torch.enable_grad():
             loss = self.loss(logits, labels)
             (logit_gradient,) = torch.autograd.grad(loss * len(images), logits, create_graph=True)
-        tape = Tape(
-            inputs, outputs, [], indices, stem_shape, logits, logit_gradient, float(loss.detach()), len(images)
-        )
+        tape = Tape(inputs, outputs, [], indices, stem_shape, logits, logit_gradient, float(loss.detach()), len(images))
         if accumulate:
             self._typed_gradients = []
         tape.deltas = self._gradients(tape, logit_gradient.detach(), self._sums() if accumulate else None)
@@ -161,8 +156,8 @@ class ROperator:
             deltas[i] = delta
             layer, x = self.layers[i], tape.inputs[i]
             if sums is not None:
-                add(i, gradient_of_weight(delta, x, layer.weight, layer.conv), gradient_of_bias(delta))
-            return gradient_of_input(delta, layer.weight, x, layer.conv) if i > 0 else None
+                add(i, layer.gradient_of_weight(delta, x, layer.weight), gradient_of_bias(delta))
+            return layer.gradient_of_input(delta, layer.weight, x) if i > 0 else None
 
         if sums is not None:
             add(-1, at_logits.T @ tape.inputs[-1], at_logits.sum(0))
@@ -196,14 +191,17 @@ class ROperator:
             gradients |= {name: g[0] for name, g in layer.pull(weight[None], bias[None]).items()}
         return {name: gradients[name] for name in self.names}
 
-    def start(self, direction: Mapping[str, Tensor]) -> Tangents:
-        """Fold directions [m, ...] by parameter name (any type); products are collected in the result."""
+    @torch.no_grad()
+    def multiply(self, tapes: Iterable[Tape], direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Products with directions [m, ...] by parameter name (any type), summed over the tapes, by parameter name."""
         if not self._typed_gradients:
             self._typed_gradients = [layer.gradient_weight.to(layer.module.weight) for layer in self.layers]
-        return Tangents(self.layers, self._typed_gradients, self.active, self.names, direction)
+        tangents = Tangents(self.layers, self._typed_gradients, self.active, self.names, direction)
+        for tape in tapes:
+            self._add_products(tape, tangents)
+        return tangents.products()
 
-    @torch.no_grad()
-    def multiply(self, tape: Tape, tangents: Tangents) -> None:
+    def _add_products(self, tape: Tape, tangents: Tangents) -> None:
         """Add a batch's part of the products."""
         m, first = tangents.count, self.active.index(True)
         moving: list[Tensor | None] = [None] * len(self.layers)  # R{x} of each layer's input, None for zero

@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from seal_fast.curvature.r_operator.folding import Folded
-from seal_fast.curvature.r_operator.passes import (
-    Tape,
-    convolve,
-    gradient_of_bias,
-    gradient_of_input,
-    gradient_of_weight,
-)
+from seal_fast.curvature.r_operator.passes import Tape, add_, gradient_of_bias
 
 
 class Tangents:
@@ -39,14 +33,11 @@ class Tangents:
         self.layers, self.gradients, self.names = layers, gradients, names
         self.count = next(iter(direction.values())).shape[0]
         self.direction: dict[str, Tensor] = {}
-        self.weights: list[Tensor | None] = []  # of convolutions [m C, C', k, k], of the linear layer [m, K, features]
-        self.biases: list[Tensor | None] = []  # [m, C]
+        # Weight (of a convolution [m C, C', k, k], of the linear layer [m, K, features]) and bias [m, C]; None is zero.
+        self.folded: list[tuple[Tensor, Tensor] | None] = [None] * len(layers)
         self.sums: list[list[Tensor]] = [[] for _ in layers]  # of weight and bias; empty before the first batch
-        for layer, moves in zip(layers, active, strict=True):
-            if not moves:
-                self.weights.append(None)
-                self.biases.append(None)
-                continue
+        for i in (i for i, moves in enumerate(active) if moves):
+            layer = layers[i]
             shapes = [layer.weight.shape, layer.bias.shape, layer.bias.shape]
             for name, shape in zip(layer.names, shapes, strict=False):
                 given = direction.get(name)
@@ -54,13 +45,12 @@ class Tangents:
                     given = layer.bias.new_zeros(self.count, *shape)
                 self.direction[name] = _typed(given, layer.weight.dtype)
             weight, bias = layer.push(self.direction)
-            self.weights.append(weight.flatten(0, 1) if weight.dim() == 5 else weight)
-            self.biases.append(bias)
+            self.folded[i] = weight.flatten(0, 1) if weight.dim() == 5 else weight, bias
 
     def products(self) -> dict[str, Tensor]:
         """The Hessian's products [m, ...] by parameter name, in the network's type or wider."""
         result: dict[str, Tensor] = {}
-        for layer, gradient, sums, moves in zip(self.layers, self.gradients, self.sums, self.weights, strict=True):
+        for layer, gradient, sums, moves in zip(self.layers, self.gradients, self.sums, self.folded, strict=True):
             if moves is not None:
                 zeros = [g.new_zeros(self.count, *g.shape) for g in (layer.gradient_weight, layer.gradient_bias)]
                 weight, bias = sums or zeros
@@ -70,16 +60,15 @@ class Tangents:
     def _add(self, i: int, *parts: Tensor) -> None:
         """Add a batch's part, of weight and bias, to a layer's sums, which become float64 at the second batch."""
         sums = self.sums[i]
-        self.sums[i] = [total.double().add_(part) for total, part in zip(sums, parts, strict=True)] if sums else [*parts]
+        self.sums[i] = (
+            [total.double().add_(part) for total, part in zip(sums, parts, strict=True)] if sums else [*parts]
+        )
 
     def convolve(self, i: int, dot: Tensor | None, x: Tensor) -> Tensor | None:
         """R{W * x + b}, [N, m C', H', W'], from R{x} ([N, m C, H, W] or None for zero) and x."""
-        weight, bias, conv = self.weights[i], self.biases[i], self.layers[i].conv
-        carried = None if dot is None else convolve(dot, self._repeated(i), None, conv, groups=self.count)
-        if weight is None or bias is None:
-            return carried
-        result = convolve(x, weight, bias.flatten(), conv)
-        return result if carried is None else result.add_(carried)
+        layer, moves = self.layers[i], self.folded[i]
+        carried = None if dot is None else layer.convolve(dot, self._repeated(i), groups=self.count)
+        return carried if moves is None else add_(layer.convolve(x, moves[0], moves[1].flatten()), carried)
 
     def _repeated(self, i: int) -> Tensor:
         weight = self.layers[i].weight
@@ -89,38 +78,38 @@ class Tangents:
         self, i: int, dot: Tensor, dot_x: Tensor | None, x: Tensor, delta: Tensor, wanted: bool
     ) -> Tensor | None:
         """Add R{gradient} of a convolution's weight and bias; return R{gradient} of its input if `wanted`."""
-        weight, m, conv = self.weights[i], self.count, self.layers[i].conv
-        across = weight if weight is None or m == 1 else _across(weight, m)
-        if weight is not None and across is not None:
-            curved = gradient_of_weight(dot, x, weight, conv)
+        layer, moves, m = self.layers[i], self.folded[i], self.count
+        across = None
+        if moves is not None:
+            across = moves[0] if m == 1 else _across(moves[0], m)
+            curved = layer.gradient_of_weight(dot, x, moves[0])
             curved = curved.to(torch.promote_types(curved.dtype, torch.float32)).unflatten(0, (m, -1))
             if dot_x is not None:
-                curved += gradient_of_weight(delta, dot_x, across, conv).unflatten(1, (m, -1)).transpose(0, 1)
+                curved += layer.gradient_of_weight(delta, dot_x, across).unflatten(1, (m, -1)).transpose(0, 1)
             self._add(i, curved, gradient_of_bias(dot).view(m, -1))
         if not wanted:
             return None
-        back = gradient_of_input(dot, self._repeated(i), x, conv, m, groups=m)
-        return back if across is None else back.add_(gradient_of_input(delta, across, x, conv, m))
+        back = layer.gradient_of_input(dot, self._repeated(i), x, m, groups=m)
+        return back if across is None else back.add_(layer.gradient_of_input(delta, across, x, m))
 
     def head(self, dot: Tensor | None, tape: Tape) -> Tensor:
         """Forward and backward through the linear layer and the loss: R{gradient of the features}, [m, N, features]."""
-        fc, x, delta = self.layers[-1], tape.inputs[-1], tape.deltas[-1]
-        weight, bias = self.weights[-1], self.biases[-1]
+        fc, x, delta, moves = self.layers[-1], tape.inputs[-1], tape.deltas[-1], self.folded[-1]
         dot_logits = x.new_zeros(self.count, *delta.shape)
         if dot is not None:
             dot_logits += dot @ fc.weight.T
-        if weight is not None and bias is not None:
-            dot_logits += x @ weight.transpose(1, 2) + bias[:, None]
+        if moves is not None:
+            dot_logits += x @ moves[0].transpose(1, 2) + moves[1][:, None]
         (dot_delta,) = torch.autograd.grad(
             tape.logit_gradient, tape.logits, dot_logits, retain_graph=True, is_grads_batched=True
         )
         back = dot_delta @ fc.weight
-        if weight is not None:
+        if moves is not None:
             curved = dot_delta.transpose(1, 2) @ x
             if dot is not None:
                 curved += delta.T @ dot
             self._add(-1, curved, dot_delta.sum(1))
-            back += delta @ weight
+            back += delta @ moves[0]
         return back
 
 

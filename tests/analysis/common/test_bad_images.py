@@ -6,24 +6,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_resnet import build_by_name as build
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.common import network as networks
 from seal_fast.analysis.common.features import Extractor
 from seal_fast.analysis.common.images import readable
 from seal_fast.analysis.common.network import open_network
 from seal_fast.config import Config
 from seal_fast.data import open_images
 from seal_fast.data.batches import batches
-from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.training import runtime
 from seal_fast.utils.errors import RunError
-
-
-def build(name, num_classes, stem="imagenet", seed=0):
-    """A network of width 8 instead of 64."""
-    torch.manual_seed(seed)
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=8)
 
 
 @pytest.fixture
@@ -55,8 +48,7 @@ def test_what_can_be_read_keeps_its_order_and_labels(damaged, image_folder):
         assert torch.equal(*pixels)
 
 
-def test_features_of_what_is_left_belong_to_their_labels(damaged, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "build", build)
+def test_features_of_what_is_left_belong_to_their_labels(damaged, image_folder, tmp_path):
     save_file(build("resnet18", 4, "small").state_dict(), tmp_path / "w.safetensors")
     network = open_network(tmp_path / "w.safetensors", stem="small", image_size=16)
     extract = Extractor(runtime.start(Config(device="cpu")), None, batch_size=4)
@@ -94,9 +86,7 @@ def test_a_sound_set_stays_as_it_is(image_folder):
         ("hessian", "--images 18 --top 1 --bottom 0 --max-hvps 60 --tol 0.2 --group fc"),
     ],
 )
-def test_every_analysis_names_a_bad_image_or_leaves_it_out(command, flags, damaged, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(networks, "build", build)
-    monkeypatch.setattr("seal_fast.train.build", build)
+def test_every_analysis_names_a_bad_image_or_leaves_it_out(command, flags, damaged, tmp_path, capsys):
     save_file(build("resnet18", 4, "small").state_dict(), tmp_path / "w.safetensors")
     argv = [command, str(tmp_path / "w.safetensors"), "--data", str(damaged), "--stem", "small", "--image-size", "16"]
     argv += flags.split()

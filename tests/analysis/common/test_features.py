@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_resnet import build_by_name as build
 
 from seal_fast.analysis.common.features import Extractor, cache_folder
 from seal_fast.analysis.common.network import open_network
 from seal_fast.config import Config
 from seal_fast.data import make_input, open_images
-from seal_fast.models import build
 from seal_fast.training import runtime
 from seal_fast.utils.errors import RunError, UsageError
 
@@ -48,7 +48,7 @@ def test_features_are_what_the_last_layer_reads(weights, folder):
         expected = network.embed(batch.images)
     found, _ = ask(weights, folder, None, batch_size=5)
     torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-5)
-    assert found.values.shape == (12, 512) and found.values.dtype == torch.float32
+    assert found.values.shape == (12, 64) and found.values.dtype == torch.float32
     assert found.labels.tolist() == batch.labels.tolist()
     with torch.no_grad():
         torch.testing.assert_close(network.fc(found.values), network(batch.images), rtol=1e-3, atol=1e-3)
@@ -108,7 +108,7 @@ def test_a_damaged_entry_is_made_anew(weights, folder, tmp_path, damage, caplog)
 def test_a_cache_that_cannot_be_written_costs_nothing_else(weights, folder, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     found, hit = ask(weights, folder, tmp_path / "file")
-    assert not hit and found.values.shape == (12, 512) and "could not be written" in caplog.text
+    assert not hit and found.values.shape == (12, 64) and "could not be written" in caplog.text
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -24,6 +24,6 @@ def test_a_network_belongs_to_its_training_and_counts_once_for_a_seed_and_stage(
     found += [network(tmp_path / "again", BASE, "generation-0"), network(tmp_path / "half", BASE)]
     bare = replace(found[0], config=None, stage="")
     assert members([*found, bare, bare]) == [
-        Member("seal", 0), Member("seal", 1), Member("seal", 0, "the same training and seed as s0"), Member("llf", 0),
-        Member("seal", 0), Member("seal", 2, "its run is unfinished"), Member("s0", None), Member("s0 (2)", None),
+        Member("seal"), Member("seal"), Member("again", "the same training and seed as s0"), Member("llf"),
+        Member("seal"), Member("half", "its run is unfinished"), Member("s0"), Member("s0 (2)"),
     ]  # fmt: skip

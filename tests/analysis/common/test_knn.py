@@ -23,7 +23,6 @@ def test_neighbours_are_those_of_float64_and_sorted_by_distance_then_row(
         pytest.skip("the native kernels are not installed")
     monkeypatch.setattr(knn, "_filter_dtype", lambda *_: filter_dtype)
     monkeypatch.setattr(nearest, "_is_native", lambda _, x: backend == "native" and x.dtype == torch.float32)
-    monkeypatch.setattr(knn, "_JOINED", 1)  # every block on its own
     queries, bank = features(kind)
     rows, distances = neighbours(queries, bank, 30, query_block=32, bank_block=block)
     expected_rows, expected = literal(queries, bank, 30)
@@ -77,28 +76,11 @@ def test_blocks_of_any_size_and_memory_limits_change_nothing(backend, monkeypatc
         monkeypatch.setattr(nearest, "_is_native", lambda *_: False)
     queries, bank = features("ties")
     whole = neighbours(queries, bank, 30)
-    monkeypatch.setattr(knn, "_JOINED", 1)
     monkeypatch.setattr(knn, "_PRODUCTS", 70 * 50)
     monkeypatch.setattr(knn, "_COUNTED", 500)
     monkeypatch.setattr(nearest.reference, "_GATHERED", 500)
     small = neighbours(queries, bank, 30, query_block=70, bank_block=333)  # in parts of 50
     assert torch.equal(whole[0], small[0]) and torch.equal(whole[1], small[1])
-
-
-def test_short_blocks_are_put_together(monkeypatch):
-    searched = []
-    update = nearest.update_
-    monkeypatch.setattr(nearest, "update_", lambda *a, **k: (searched.append(len(a[4])), update(*a, **k)))
-    monkeypatch.setattr(knn, "_JOINED", 70 * 300)
-    queries, bank = features("ties")
-    expected_rows, _ = literal(queries, bank, 30)
-    excluded = torch.from_numpy(expected_rows[:, 0].copy())
-    for exclude, column in ((None, slice(0, 29)), (excluded, slice(1, 30))):
-        search = Search(queries, 29, exclude)
-        for block in bank.split(128):
-            search.add(block)
-        assert (search.result()[0].numpy() == expected_rows[:, column]).all()
-    assert searched == [384, 384, 132] * 2
 
 
 def test_bad_input_ends_in_a_sentence():

@@ -1,31 +1,20 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_resnet import build_by_name as build
 
 from seal_fast.analysis.common.images import own_images
 from seal_fast.analysis.common.network import checkpoints, load_checkpoints, open_network
-from seal_fast.config import Config
 from seal_fast.data import make_input, open_images
 from seal_fast.data.batches import batches, choose
-from seal_fast.models import build
-from seal_fast.train import run
 from seal_fast.utils.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def folder(image_folder, tmp_path_factory):
-    """A run of two short generations on the four classes."""
-    out = tmp_path_factory.mktemp("runs") / "mine"
-    settings = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "batch_size": 8, "keep": "ascents"}
-    run(Config(data=str(image_folder), stem="small", out=out, **settings))
-    return out
 
 
 def test_a_run_says_itself_what_it_is(folder):
     network = open_network(folder)
-    assert (network.name, network.model, network.stem) == ("mine", "resnet18", "small")
-    assert (network.num_classes, network.image_size, network.config.batch_size) == (4, 16, 8)
-    assert open_network(folder, stage="generation-0").name == "mine generation-0"
+    assert (network.name, network.model, network.stem) == ("seal-0", "resnet18", "small")
+    assert (network.num_classes, network.image_size, network.config.batch_size) == (4, 16, 6)
+    assert open_network(folder, stage="generation-0").name == "seal-0 generation-0"
     assert open_network(folder / "weights" / "best.safetensors").config is None
 
 
@@ -91,7 +80,7 @@ def test_images_are_those_of_evaluation_in_sorted_order(image_folder):
 
 def test_own_images_are_the_runs_own(folder, image_folder, tmp_path):
     assert own_images(open_network(folder)).fingerprint == open_images(image_folder).fingerprint
-    with pytest.raises(UsageError, match="has 10 classes and mine tells 4 apart"):
+    with pytest.raises(UsageError, match="has 10 classes and seal-0 tells 4 apart"):
         own_images(open_network(folder), "digits")
     with pytest.raises(UsageError, match="name them with --data"):
         own_images(open_network(folder / "weights" / "last.safetensors"))

@@ -10,13 +10,14 @@ import torch
 from image_folders import write_images
 from processes import together
 from safetensors.torch import save_file
+from small_resnet import build_by_name as build
 
 from seal_fast import train
 from seal_fast.__main__ import main
+from seal_fast.analysis.common import network as networks
 from seal_fast.analysis.common.knn import Search, merged
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.fewshot import episodes
-from seal_fast.models import build
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def target(tmp_path_factory):
 
 def said(argv):
     """Exit code, and what is printed to stdout and stderr."""
-    train.build = build  # not the small network of other tests
+    train.build = networks.build = build  # in a process of its own too
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([*argv, "--threads", "1"])
@@ -72,6 +73,18 @@ def test_depth(network, image_folder, tmp_path):
 def test_transfer_without_a_cache(network, target):
     flags = "--batch-size 5 --k 1 3 --l2 1 0.1 --no-cache --json".split()
     same(["transfer", *network, "--data", target, *flags])
+
+
+def test_hessian(folder, tmp_path):
+    """Sums over other parts of the images are rounded otherwise; in float64 that is all."""
+    flags = "--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 4 --group layer4 --dtype float64 --json"
+    argv = ["hessian", str(folder), *flags.split()]
+    first, second = together(2, said, argv)
+    ((many,), (one,)) = (json.loads(answer[1]) for answer in (first, said(argv)))
+    assert second == (0, "", "") and (many["processes"], one["processes"]) == (2, 1)
+    assert many["images"] == one["images"] == 11 and many["hvps"] == one["hvps"]
+    for figure in ("top", "trace", "trace_half", "loss_value", "gradient_norm"):
+        assert many[figure] == pytest.approx(one[figure], rel=1e-8), figure
 
 
 FEW = "--ways 2 --shots 1 --queries 2 --episodes 2 --json".split()

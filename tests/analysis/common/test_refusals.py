@@ -4,13 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from image_folders import write_images
 from safetensors.torch import save_file
+from small_resnet import build_by_name as build
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.common import network as networks
-from seal_fast.models.resnet import BasicBlock, ResNet
 
 FLAGS = {
     "depth": "--k 2 --pool avg",
@@ -22,17 +20,10 @@ COMMANDS = pytest.mark.parametrize("command", FLAGS)
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys):
+def ask(tmp_path, capsys):
     """Asks a command about a small network; returns its exit code and what it printed as an error."""
 
-    def build(name, num_classes, stem="imagenet", seed=0):
-        blocks = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[name]
-        return ResNet(BasicBlock, blocks, num_classes, stem, width=8)
-
-    monkeypatch.setattr(networks, "build", build)
-
     def ask(command: str, data: Path, model: str = "resnet18"):
-        torch.manual_seed(0)
         save_file(build(model, 4, "small").state_dict(), tmp_path / "w.safetensors")
         argv = [command, str(tmp_path / "w.safetensors"), "--data", str(data), "--stem", "small", "--image-size", "16"]
         code = main([*argv, *FLAGS[command].split()])

@@ -20,7 +20,8 @@ def test_only_kept_stages_make_a_curve():
 def test_several_networks_have_a_mean_and_one_has_its_own_interval():
     own = Interval(4.0, 3.0, 5.0, 9)
     points = [("seal", ORDER[2], 3.0), ("seal", ORDER[0], 1.0), ("seal", ORDER[2], 5.0), ("seal", ORDER[0], 2.0)]
-    found = by_stage([*points, ("llf", ORDER[0], own), ("llf", ORDER[1], None), ("llf", ORDER[2], math.nan)])
+    points += [("llf", ORDER[0], own), ("llf", ORDER[1], None), ("llf", ORDER[2], math.nan)]
+    found = by_stage([{"group": g, "stage": s, "value": v} for g, s, v in points], lambda result: result["value"])
     assert list(found["seal"]) == [ORDER[0], ORDER[2]]
     assert found["seal"][ORDER[2]] == student([3.0, 5.0])
     assert found["llf"] == {ORDER[0]: own}

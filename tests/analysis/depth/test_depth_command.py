@@ -5,22 +5,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_resnet import build_by_name
 
 from seal_fast.__main__ import main
 from seal_fast.analysis.depth.command import Depth
-from seal_fast.config import Config
-from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.runs.stats import student
-from seal_fast.train import run
-
-
-@pytest.fixture(scope="module")
-def folder(image_folder, tmp_path_factory):
-    """A run of two short generations on the four classes, on 12 of the 20 training images."""
-    out = tmp_path_factory.mktemp("runs") / "mine"
-    settings = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "batch_size": 6, "keep": "ascents"}
-    run(Config(data=str(image_folder), stem="small", out=out, limit_train=12, **settings))
-    return out
 
 
 def test_a_run_is_measured_on_what_it_was_trained_on(folder, tmp_path, capsys):
@@ -78,7 +67,7 @@ def test_several_networks_are_compared_and_json_is_printed(folder, image_folder,
         (["--k", "13"], "--k 13: the bank has 12 images"),
         (["--bank", "13"], "13 images asked for: the train split of .* has 12"),
         (["--stage", "generation-9"], "it keeps generation-0"),
-        (["--data", "digits"], "--data digits has 10 classes and mine tells 4 apart"),
+        (["--data", "digits"], "--data digits has 10 classes and seal-0 tells 4 apart"),
         (["--model", "resnet50"], "says that it is of resnet18"),
     ],
 )
@@ -90,7 +79,7 @@ def test_bad_input_ends_in_a_sentence(folder, capsys, flags, message):
 
 
 def test_networks_without_classifier_or_with_dead_numbers_are_refused(tmp_path, image_folder, capsys):
-    network = ResNet(BasicBlock, (2, 2, 2, 2), 4, "small")
+    network = build_by_name("resnet18", 4, "small")
     weights = network.state_dict()
     save_file({k: v for k, v in weights.items() if not k.startswith("fc.")}, tmp_path / "backbone.safetensors")
     flags = ["--data", str(image_folder), "--stem", "small", "--image-size", "16", "--k", "2"]

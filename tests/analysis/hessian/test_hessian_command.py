@@ -1,50 +1,17 @@
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from small_resnet import build_by_name as build
 
-from seal_fast import models, train
 from seal_fast.__main__ import main
-from seal_fast.analysis.common import network as networks
 from seal_fast.analysis.hessian.compute import Watcher
-from seal_fast.config import Config
 from seal_fast.data import open_images
 from seal_fast.data.batches import batches
-from seal_fast.models import initialise_
-from seal_fast.models.resnet import BasicBlock, ResNet
-
-
-def build(name, num_classes, stem="imagenet", seed=0):
-    """A network of width 8 instead of 64: narrower ones crash in oneDNN with one thread."""
-    model = ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width=8)
-    if name == "resnet18":
-        initialise_(model, seed)
-        return model
-    return models.build(name, num_classes, stem, seed)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build", build)
-        patch.setattr(networks, "build", build)
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(small, image_folder, tmp_path_factory):
-    """A short run on 12 of the 20 training images."""
-    out = tmp_path_factory.mktemp("runs") / "mine"
-    settings = {"generations": 1, "epochs": 2, "ascent_epochs": 0, "warmup_epochs": 0, "batch_size": 6}
-    train.run(Config(data=str(image_folder), stem="small", out=out, limit_train=12, lr=0.01, **settings))
-    return out
 
 
 @pytest.fixture
@@ -73,13 +40,10 @@ def test_a_run_says_its_own_data_and_loss(folder, tmp_path, capsys):
     torch.testing.assert_close(top @ top.T, torch.eye(2).double(), rtol=0, atol=1e-5)
 
 
-def test_a_run_is_followed_through_its_generations(image_folder, tmp_path, capsys):
-    settings = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "warmup_epochs": 0, "batch_size": 10, "lr": 0.01}
-    train.run(Config(data=str(image_folder), stem="small", out=tmp_path / "mine", keep="ascents", **settings))
-    capsys.readouterr()
+def test_a_run_is_followed_through_its_generations(folder, tmp_path, capsys):
     out = tmp_path / "results"
     flags = f"--per-generation --images 8 --top 1 --bottom 1 --tol 0.2 --group fc --max-hvps 200 --json --out {out}"
-    assert main(["hessian", str(tmp_path / "mine"), *flags.split()]) == 0
+    assert main(["hessian", str(folder), *flags.split()]) == 0
     results = json.loads(capsys.readouterr().out)
     assert [r["stage"] for r in results] == ["generation-0", "generation-1-ascent", "generation-1"]
     assert len({r["top"][0] for r in results}) == 3
@@ -189,28 +153,3 @@ def test_interrupted_it_gives_what_it_has(folder, monkeypatch, capsys):
     (result,) = json.loads(captured.out)
     assert result["interrupted"] and result["hvps"] == 5 and len(result["top"]) == 4 and result["trace"] is None
     assert captured.err == "stopped: these are the figures so far\n"
-
-
-def test_two_processes_share_the_images(folder, tmp_path):
-    script = tmp_path / "small.py"
-    script.write_text(
-        "import sys; from test_hessian_command import build, main, networks; networks.build = build; main(sys.argv[1:])"
-    )
-    flags = (
-        f"--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 2 --group layer4 --threads 1 --out {tmp_path}"
-    )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        [*torchrun, str(script), "hessian", str(folder), *flags.split()],
-        check=True,
-        capture_output=True,
-        env=environment,
-    )
-    (both,) = json.loads((tmp_path / "hessian.json").read_text())
-    assert main(["hessian", str(folder), *flags.split()]) == 0
-    (alone,) = json.loads((tmp_path / "hessian.json").read_text())
-    assert (both["processes"], both["images"], alone["processes"]) == (2, 11, 1)
-    assert both["top"] == pytest.approx(alone["top"], rel=1e-4) and both["hvps"] == alone["hvps"]
-    assert both["trace"] == pytest.approx(alone["trace"], rel=1e-3)
-    assert both["loss_value"] == pytest.approx(alone["loss_value"], rel=1e-6)

@@ -8,21 +8,9 @@ import numpy as np
 import pytest
 from image_folders import write_images
 from safetensors.torch import save_file
+from small_resnet import build_by_name as build
 
 from seal_fast.__main__ import main
-from seal_fast.config import Config
-from seal_fast.models import build
-from seal_fast.train import run
-
-
-@pytest.fixture(scope="module")
-def runs(image_folder, tmp_path_factory):
-    """Two seeds of one method and one of another, two short generations each."""
-    root = tmp_path_factory.mktemp("runs")
-    short = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "batch_size": 10, "keep": "ascents", "stem": "small"}
-    for method, seed in (("seal", 0), ("seal", 1), ("restart", 0)):
-        run(Config(data=str(image_folder), method=method, seed=seed, out=root / f"{method}-{seed}", **short))  # type: ignore
-    return [str(root / name) for name in ("seal-0", "seal-1", "restart-0")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +28,7 @@ def cache(monkeypatch, tmp_path_factory):
 
 
 def test_transfer_compares_groups_and_writes_what_it_says(runs, target, tmp_path, capsys):
-    argv = ["transfer", *runs, "--data", target, "--out", str(tmp_path / "o"), "--k", "1", "3"]
+    argv = ["transfer", *map(str, runs), "--data", target, "--out", str(tmp_path / "o"), "--k", "1", "3"]
     assert main(argv) == 0
     said = capsys.readouterr().out
     results = json.loads((tmp_path / "o" / "transfer.json").read_text())
@@ -60,7 +48,7 @@ def test_transfer_compares_groups_and_writes_what_it_says(runs, target, tmp_path
 
 
 def test_fewshot_pairs_runs_on_the_same_episodes(runs, target, tmp_path, capsys):
-    argv = ["fewshot", *runs, "--data", target, "--ways", "2", "--shots", "1", "3", "--queries", "4"]
+    argv = ["fewshot", *map(str, runs), "--data", target, "--ways", "2", "--shots", "1", "3", "--queries", "4"]
     assert main([*argv, "--episodes", "20", "--out", str(tmp_path / "o")]) == 0
     said = capsys.readouterr().out
     results = json.loads((tmp_path / "o" / "fewshot.json").read_text())
@@ -76,7 +64,7 @@ def test_fewshot_pairs_runs_on_the_same_episodes(runs, target, tmp_path, capsys)
 def test_a_run_is_followed_through_its_generations(runs, target, tmp_path, capsys):
     for command, flags in (("transfer", []), ("fewshot", ["--ways", "2", "--shots", "2", "--queries", "3"])):
         out = tmp_path / command
-        argv = [command, runs[0], runs[1], "--data", target, "--per-generation", "--out", str(out), *flags]
+        argv = [command, str(runs[0]), str(runs[1]), "--data", target, "--per-generation", "--out", str(out), *flags]
         assert main(argv if command == "transfer" else [*argv, "--episodes", "10"]) == 0
         stages = [r["stage"] for r in json.loads((out / f"{command}.json").read_text())]
         assert stages == ["generation-0", "generation-1-ascent", "generation-1"] * 2
@@ -86,7 +74,17 @@ def test_a_run_is_followed_through_its_generations(runs, target, tmp_path, capsy
 
 
 def test_fine_tuning_reaches_the_table(runs, target, tmp_path, capsys):
-    argv = ["transfer", runs[0], "--data", target, "--fine-tune", "--fine-tune-epochs", "1", "--out", str(tmp_path)]
+    argv = [
+        "transfer",
+        str(runs[0]),
+        "--data",
+        target,
+        "--fine-tune",
+        "--fine-tune-epochs",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(argv) == 0
     assert "fine-tuned" in capsys.readouterr().out
     (result,) = json.loads((tmp_path / "transfer.json").read_text())
@@ -103,15 +101,15 @@ def bad(argv, capsys) -> str:
 def test_bad_input_ends_in_a_sentence(runs, target, tmp_path, capsys):
     flags = ["--ways", "2", "--queries", "4"]
     assert "class class0 has 12 images, and 9 shots" in bad(
-        ["fewshot", runs[0], "--data", target, "--shots", "9", *flags], capsys
+        ["fewshot", str(runs[0]), "--data", target, "--shots", "9", *flags], capsys
     )
-    assert "the images have 3 classes" in bad(["fewshot", runs[0], "--data", target], capsys)
-    assert "--image-size 0" in bad(["transfer", runs[0], "--data", target, "--image-size", "0"], capsys)
-    assert "--l2 0:" in bad(["transfer", runs[0], "--data", target, "--l2", "0"], capsys)
-    assert "called stripes too" in bad(["transfer", runs[0], "--data", target, target], capsys)
+    assert "the images have 3 classes" in bad(["fewshot", str(runs[0]), "--data", target], capsys)
+    assert "--image-size 0" in bad(["transfer", str(runs[0]), "--data", target, "--image-size", "0"], capsys)
+    assert "--l2 0:" in bad(["transfer", str(runs[0]), "--data", target, "--l2", "0"], capsys)
+    assert "called stripes too" in bad(["transfer", str(runs[0]), "--data", target, target], capsys)
 
     save_file(build("resnet18", 4, "small").state_dict(), tmp_path / "at64.safetensors")
-    argv = ["transfer", runs[0], str(tmp_path / "at64.safetensors"), "--data", target]
+    argv = ["transfer", str(runs[0]), str(tmp_path / "at64.safetensors"), "--data", target]
     assert "seal-0 was trained on images of 16 pixels a side and at64 of 64: choose one size" in bad(argv, capsys)
     save_file(build("resnet34", 4).state_dict(), tmp_path / "34.safetensors")
     assert "another architecture" in bad(
@@ -121,14 +119,14 @@ def test_bad_input_ends_in_a_sentence(runs, target, tmp_path, capsys):
     alone = tmp_path / "alone"
     for part in ("train", "test"):
         shutil.copytree(Path(target) / part / "class0", alone / part / "class0")
-    assert "one class (class0)" in bad(["transfer", runs[0], "--data", str(alone)], capsys)
+    assert "one class (class0)" in bad(["transfer", str(runs[0]), "--data", str(alone)], capsys)
 
 
 def test_an_empty_class_of_the_target_ends_in_a_sentence(runs, target, tmp_path, capsys):
     copy = Path(shutil.copytree(target, tmp_path / "copy"))
     for file in (copy / "train" / "class1").iterdir():
         file.unlink()
-    assert main(["transfer", runs[0], "--data", str(copy)]) == 1
+    assert main(["transfer", str(runs[0]), "--data", str(copy)]) == 1
     assert "class1" in capsys.readouterr().err
 
 
@@ -136,21 +134,21 @@ def test_class_folders_without_a_split_are_a_pool_or_split_by_seed(runs, tmp_pat
     write_images(tmp_path / "pool", 3, 8, 16, seed=5)
     data = ["--data", str(tmp_path / "pool"), "--json"]
     few = ["--ways", "3", "--shots", "5", "--queries", "3", "--episodes", "3"]  # all 8 images of each class
-    assert main(["fewshot", runs[0], *data, *few]) == 0
+    assert main(["fewshot", str(runs[0]), *data, *few]) == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert result["targets"]["pool"]["5"]["linear"]["count"] == 3
     found = []
     for seed in ("0", "1"):
-        assert main(["transfer", runs[0], *data, "--seed", seed]) == 0
+        assert main(["transfer", str(runs[0]), *data, "--seed", seed]) == 0
         (result,) = json.loads(capsys.readouterr().out)
         assert [result["targets"]["pool"][key] for key in ("train", "test")] == [18, 6]  # a fifth of each class
         found.append(result["protocol"]["targets"]["pool"])
     assert found[0] != found[1]  # other images are held out
-    assert "training needs train/CLASS" in bad(["transfer", runs[0], *data, "--fine-tune"], capsys)
+    assert "training needs train/CLASS" in bad(["transfer", str(runs[0]), *data, "--fine-tune"], capsys)
 
 
 def test_images_of_another_size_are_scaled_with_a_note(runs, tmp_path, capsys, caplog):
     write_images(tmp_path / "large" / "train", 2, 4, 20, seed=5)
     write_images(tmp_path / "large" / "test", 2, 2, 20, seed=6)
-    assert main(["transfer", runs[0], "--data", str(tmp_path / "large")]) == 0
+    assert main(["transfer", str(runs[0]), "--data", str(tmp_path / "large")]) == 0
     assert "images of 20 pixels a side, scaled to the network's 16" in caplog.text
