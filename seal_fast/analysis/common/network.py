@@ -14,6 +14,7 @@ from seal_fast.config import Config, load
 from seal_fast.models import ResNet, build, load_weights
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.files import read_tensors
 
 # Entries of a weights file's header, which `train.assemble` writes, and their types.
 _HEADER: dict[str, Callable[[str], Any]] = {"model": str, "stem": str, "num_classes": int, "image_size": int}
@@ -108,14 +109,12 @@ def load_checkpoints(path: str | Path, **architecture: Any) -> list[TrainedNetwo
 
 
 def _of_file(file: Path, model: str | None, stem: str | None, image_size: int | None) -> TrainedNetwork:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     if not file.is_file():
         raise UsageError(f"{file}: no such run folder or weights file")
     try:
-        with safe_open(file, "pt") as content:
-            header = content.metadata() or {}
-            classes = content.get_slice("fc.bias").get_shape()[0] if "fc.bias" in content.keys() else 0  # noqa: SIM118
+        tensors, header = read_tensors(file)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{file} is not a readable safetensors file ({error})") from None
     try:
@@ -127,5 +126,6 @@ def _of_file(file: Path, model: str | None, stem: str | None, image_size: int | 
         if value is not None and name != "image_size" and value != recorded.get(name, value):
             raise UsageError(f"--{name} {value}: {file} says that it is of {recorded[name]}; drop the flag")
     settings = {"model": "resnet18", "stem": "imagenet", "image_size": 64, **recorded}
-    settings |= {name: value for name, value in given.items() if value is not None} | {"num_classes": classes}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings["num_classes"] = len(tensors.get("fc.bias", ()))
     return TrainedNetwork(file.stem, file, **settings)

@@ -1,4 +1,5 @@
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 from small_resnet import build_by_name as build
@@ -45,6 +46,19 @@ def test_a_bare_file_takes_the_flags(tmp_path):
     backbone = open_network(tmp_path / "backbone.safetensors", model="resnet34", stem="small")
     assert backbone.num_classes == 0
     backbone.load()
+
+
+def test_weights_are_read_where_there_is_no_mmap(folder, monkeypatch):
+    expected = open_network(folder).load().state_dict()
+
+    def no_mmap(*_):
+        raise safetensors.SafetensorError("I/O error: No such device (os error 19)")
+
+    monkeypatch.setattr(safetensors, "safe_open", no_mmap)
+    network = open_network(folder)
+    assert (network.num_classes, network.image_size, network.stem) == (4, 16, "small")
+    for name, tensor in network.load().state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_bad_input_ends_in_a_sentence(folder, tmp_path):

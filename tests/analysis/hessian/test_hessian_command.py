@@ -69,8 +69,8 @@ def test_trace_density_and_picture_of_several(weights, image_folder, tmp_path, c
     assert (out / "hessian_density.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_images_are_spread_over_the_classes_unless_told(weights, image_folder, capsys):
-    """The first five in path order are of one class."""
+def test_images_are_spread_over_the_classes_unless_told(weights, image_folder, capsys, caplog):
+    """The first five in path order are of one class, which is noted."""
     losses = {}
     for flag in ("--spread", "--no-spread", ""):
         flags = f"--data {image_folder} --stem small --image-size 16 --images 5 --top 1 --bottom 0 --group fc --tol 0.2"
@@ -78,6 +78,9 @@ def test_images_are_spread_over_the_classes_unless_told(weights, image_folder, c
         (result,) = json.loads(capsys.readouterr().out)
         assert result["protocol"]["order"] == ("first in path order" if flag == "--no-spread" else "evenly spaced")
         losses[flag] = result["loss_value"]
+        absent = "3 classes have no image in --images (class1 first)"
+        assert (absent in caplog.text) == (flag == "--no-spread")
+        caplog.clear()
     assert losses[""] == losses["--spread"] != losses["--no-spread"]
     model = build("resnet18", 4, "small").eval()
     images = open_images(str(image_folder))
