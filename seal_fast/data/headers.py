@@ -37,9 +37,7 @@ _MAGIC = {
 _READ = {"JPEG", "PNG", "BMP", "TIFF", "JPEG 2000", "WebP", "PNM"}
 _PNM = re.compile(rb"P([1-6])(?:\s|#.*\n)+(\d+)(?:\s|#.*\n)+(\d+)(?:\s|#.*\n)+(\d+)")
 _TIFF_SIZES = {1: "B", 3: "H", 4: "I"}
-_BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _COUNTS, _SAMPLE_FORMAT = (
-    258, 259, 262, 273, 277, 279, 339,
-)  # fmt: skip
+_BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _COUNTS, _SAMPLE_FORMAT = 258, 259, 262, 273, 277, 279, 339
 _CONVERT = ", which is not read: convert it to PNG or JPEG"
 _WEBP_METADATA = (b"EXIF", b"XMP ", b"ICCP")
 _WEBP_FLAGS = 0x2C  # of these three, in VP8X

@@ -19,16 +19,15 @@ from torch import Tensor
 
 from seal_fast.utils.errors import RunError
 
-Fill = Callable[[np.ndarray], np.ndarray]
-
 
 def folder() -> Path | None:
     """$SEAL_FAST_SHARED_IMAGES: where decoded images are kept for other processes; None keeps nothing."""
-    place = os.environ.get("SEAL_FAST_SHARED_IMAGES")
-    return Path(place) if place else None
+    return Path(place) if (place := os.environ.get("SEAL_FAST_SHARED_IMAGES")) else None
 
 
-def mapped(place: Path, key: str, shape: tuple[int, ...], fill: Fill) -> tuple[Tensor, np.ndarray]:
+def mapped(
+    place: Path, key: str, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Tensor, np.ndarray]:
     """The pixels under `key`, uint8 of `shape`, mapped read-only, and which rows are good, bool [n].
 
     Args:
@@ -60,7 +59,7 @@ def mapped(place: Path, key: str, shape: tuple[int, ...], fill: Fill) -> tuple[T
         return torch.from_numpy(rows)[: int(kept.sum())], kept
 
 
-def _write(pixels: Path, good: Path, shape: tuple[int, ...], fill: Fill) -> None:
+def _write(pixels: Path, good: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
     temporary = pixels.with_suffix(f".{os.getpid()}.tmp")
     try:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)

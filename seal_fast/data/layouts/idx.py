@@ -55,15 +55,12 @@ def _found(archive: Archive) -> dict[tuple[str, str], str]:
 
 
 def _split(archive: Archive, found: dict[tuple[str, str], str], part: str) -> tuple[Split, np.ndarray]:
-    arrays = []
     for kind, dimensions in (("images", 3), ("labels", 1)):
         if (part, kind) not in found:
-            raise RunError(
-                f"{archive.path}: the idx file {part}-{kind}-idx{dimensions}-ubyte is missing (.gz would do)"
-            )
-        arrays.append(_array(archive, found[part, kind], dimensions))
-    pixels, labels = arrays
+            name = f"{part}-{kind}-idx{dimensions}-ubyte"
+            raise RunError(f"{archive.path}: the idx file {name} is missing (.gz would do)")
     images = found[part, "images"]
+    pixels, labels = _array(archive, images, 3), _array(archive, found[part, "labels"], 1)
     if len(pixels) != len(labels):
         raise RunError(
             f"{archive.where(images)} holds {len(pixels)} images, but {found[part, 'labels']} {len(labels)} labels"
