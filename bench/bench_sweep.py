@@ -278,7 +278,7 @@ for batches in (source.train(0, 0), source.evaluation()):
         pass
 print("ready", flush=True)
 sys.stdin.readline()
-print(held("Pss", "pixels.npy"), held("Anonymous", "") - before, flush=True)
+print(held("Pss", ".images"), held("Anonymous", "") - before, flush=True)
 sys.stdin.readline()
 """
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from seal_fast.data.dataset import ImageSet
@@ -31,16 +30,11 @@ def choose(images: ImageSet, split: Literal["train", "val"], count: int | None =
 
 
 def batches(
-    images: ImageSet,
-    split: Split,
-    *,
-    image_size: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    threads: int | None = None,
+    images: ImageSet, split: Split, *, image_size: int, batch_size: int, **settings: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Decode a split batch by batch, in its order; memory holds a few batches whatever its size.
+
+    `settings` are dtype, device and threads, as for `make_input`.
 
     Yields:
         Images [B, 3, S, S], channels-last and normalised as in training, and labels int64 [B]; the last batch may be
@@ -49,19 +43,9 @@ def batches(
     Raises:
         RunError: an image cannot be decoded; it is named.
     """
-    source = make_input(
-        replace(images, val=split),
-        "stream",
-        image_size=image_size,
-        batch_size=1,
-        eval_batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        threads=threads,
-    )
-    left = len(split)
+    only = replace(images, val=split)
+    source = make_input(only, "stream", image_size=image_size, batch_size=1, eval_batch_size=batch_size, **settings)
     with contextlib.closing(source):
-        for batch in source.evaluation():
-            count = min(left, batch_size)
-            left -= count
+        for start, batch in zip(range(0, len(split), batch_size), source.evaluation(), strict=True):
+            count = len(split) - start
             yield batch.images[:count], batch.labels[:count]

@@ -51,16 +51,10 @@ class ImageSet(Contents):
         return total.hexdigest()
 
     @cached_property
-    def sampled_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) in pixels of 32 images of each split, evenly spaced; unreadable ones are left out."""
-        from seal_fast.data.decode import image_sizes
-
-        return tuple(image_sizes(self.train.sample() + self.val.sample(), encoded=self.train.source.encoded))
-
-    @cached_property
     def native_size(self) -> int | None:
-        """Height and width in pixels if the sampled images are all square and alike, else None."""
-        sizes = {side for size in self.sampled_sizes for side in size}
+        """Height and width in pixels if 32 images of each split, evenly spaced, are square and alike, else None."""
+        size_of = headers.size if self.train.source.encoded else lambda pixels: pixels.shape[:2]
+        sizes = {side for image in self.train.sample() + self.val.sample() for side in size_of(image) or ()}
         return sizes.pop() if len(sizes) == 1 else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -165,14 +165,17 @@ class Decoder:
         shape = len(request.images), self.size, self.size, 3 if self.encoded else 1
         decoded = Decoded(torch.zeros(shape, dtype=torch.uint8, device=self.device), {})
         single = replace(self, exact=False, batch_size=1)
-        items = [[image] for image in request.images]
+        items: list[Any] = [[image] for image in request.images]
         if request.draws is not None:
             items = list(zip(items, request.draws[:, None], strict=True))
-        for place, output in _each(lambda feed: single._pipeline(feed, depth=1), items):
-            if output is not None:
-                decoded.pixels[place] = single._own(output)[0]
-            else:
+        pipe = None
+        for place in range(len(items)):
+            pipe = pipe or single._pipeline(iter(items[place:]), depth=1)
+            try:
+                decoded.pixels[place] = single._own(pipe.run()[0])[0]
+            except RuntimeError:
                 decoded.bad[place] = request.faults.get(place) or headers.unread(request.images[place])
+                pipe = None  # lost with the image
         return decoded
 
 
@@ -183,41 +186,6 @@ def _examined(request: Request) -> Request:
     for place in faults:
         images[place] = images[place][:0]  # which DALI refuses
     return request._replace(images=images, faults=faults)
-
-
-def image_sizes(images: list[np.ndarray], encoded: bool) -> list[tuple[int, int]]:
-    """(height, width) of images, from their headers alone; those whose header cannot be read are left out."""
-    if not encoded:
-        return [(image.shape[0], image.shape[1]) for image in images]
-    dali, fn, _, types = _dali()
-
-    def pipeline(feed: Iterator[Any]) -> Any:
-        pipe = dali.Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-        with pipe:
-            files = fn.external_source(feed, ndim=1, dtype=types.UINT8)
-            pipe.set_outputs(fn.peek_image_shape(files, adjust_orientation=False))
-        return pipe
-
-    shapes = [
-        np.array(output.at(0)) for _, output in _each(pipeline, [[image] for image in images]) if output is not None
-    ]
-    return [(int(shape[0]), int(shape[1])) for shape in shapes]
-
-
-def _each(pipeline: Callable[[Iterator[Any]], Any], items: list[Any]) -> Iterator[tuple[int, Any]]:
-    """The output for each item, None where it fails: then the pipeline is lost, and a new one goes on behind it."""
-    start = 0
-    while start < len(items):
-        pipe = pipeline(iter(items[start:]))
-        for place in range(start, len(items)):
-            try:
-                (output,) = pipe.run()
-            except RuntimeError:
-                output = None
-            start = place + 1
-            yield place, output
-            if output is None:
-                break
 
 
 def _dali() -> tuple[Any, Any, Any, Any]:

@@ -6,6 +6,7 @@ DALI decodes some files to wrong pixels without an error, and names no reason wh
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 
@@ -31,6 +32,9 @@ _MAGIC = {
     b"%PDF": "PDF",
     b"PK\3\4": "zip",
     b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
     b"<": "HTML, XML or SVG",
     b"version https://git-lfs": "Git LFS pointer",
 }
@@ -43,9 +47,9 @@ _WEBP_METADATA = (b"EXIF", b"XMP ", b"ICCP")
 _WEBP_FLAGS = 0x2C  # of these three, in VP8X
 
 
-def kind(data: np.ndarray) -> str:
+def kind(data: np.ndarray | bytes) -> str:
     """The format of a file by its first bytes, or "" for an unknown one."""
-    head = data[:32].tobytes()
+    head = bytes(data[:32])
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
@@ -53,6 +57,17 @@ def kind(data: np.ndarray) -> str:
     if re.match(rb"P[1-6][\s#]", head):
         return "PNM"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def size(data: np.ndarray) -> tuple[int, int] | None:
+    """(height, width) of an image file by its header, before any rotation; None if that cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data.data)) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def misread(data: np.ndarray) -> str:
@@ -115,8 +130,7 @@ def without_metadata(data: np.ndarray) -> np.ndarray:
 
 def _misread_tiff(data: np.ndarray) -> str:
     tags = _tiff_tags(data)
-    bits, form = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0]
-    samples = tags.get(_SAMPLES, (1,))[0]
+    bits, form, samples, colours = (tags.get(t, (1,))[0] for t in (_BITS, _SAMPLE_FORMAT, _SAMPLES, _PHOTOMETRIC))
     if samples == 2 or samples > 4:
         what = f"of {samples} samples a pixel"
     elif form == 2:
@@ -125,7 +139,7 @@ def _misread_tiff(data: np.ndarray) -> str:
         what = "of 32-bit samples"
     elif form == 3 and not _within_one(data, tags, bits):
         what = "of floating-point numbers that are compressed or lie outside 0 to 1"
-    elif tags.get(_PHOTOMETRIC, (1,))[0] in (8, 9, 10):
+    elif colours in (8, 9, 10):
         what = "of L*a*b* colours"
     else:
         return ""

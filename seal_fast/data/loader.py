@@ -52,7 +52,7 @@ def make_input(
         RunError: an image cannot be decoded (resident; the stream raises when it comes to it).
     """
     device = torch.device(device)
-    batch_size, on_bad_image = settings["batch_size"], settings.get("on_bad_image", "error")
+    batch_size = settings["batch_size"]
     for flag, value, least in (
         ("--batch-size", batch_size, 1),
         ("--eval-batch-size", settings["eval_batch_size"], 1),
@@ -65,8 +65,6 @@ def make_input(
             raise UsageError(f"{flag} is {value}: it must be at least {least}")
     if kind not in ("auto", "resident", "stream"):
         raise UsageError(f"--input is {kind!r}: choose auto, resident or stream")
-    if on_bad_image not in ("error", "skip"):
-        raise UsageError(f"--on-bad-image is {on_bad_image!r}: choose error or skip")
     resident = kind == "resident" or kind == "auto" and fits(dataset, image_size, limit_train, device, augmentation)
     size, augmentation = _resolve(dataset, image_size, augmentation)
     if resident and augmentation == "resized-crop":

@@ -51,7 +51,7 @@ class Resident(Input):
             good = self._decode(split, pixels)
             return pixels[: int(good.sum())], good
         # All that the pixels depend on; decoders of CPU and GPU differ in the last bit.
-        parameters = f"1 {shape} {self.device.type} {self.on_bad_image} {version('nvidia-dali-cuda130')}"
+        parameters = f"2 {shape} {self.device.type} {self.on_bad_image} {version('nvidia-dali-cuda130')}"
         key = hashlib.sha256(parameters.encode() + split.digest()).hexdigest()[:32]
         pixels, good = shared.mapped(place, key, shape, lambda rows: self._decode(split, torch.from_numpy(rows)))
         if not good.all():

@@ -1,16 +1,16 @@
 """Decoded images kept in a file that all processes of a machine map, so that they lie in its memory once.
 
-The file is raw pixels behind numpy's header: nothing in it can execute. The first process to need it decodes while the
-others wait; it is written beside its place and renamed, so that it is whole or absent.
+The file is raw pixels, then a byte an image that says whether it is good. The first process to need it decodes while
+the others wait; it is written beside its place and renamed, so that it is whole or absent.
 """
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,37 +39,33 @@ def mapped(
     Raises:
         RunError: the folder cannot be written, or holds something else under this key.
     """
-    pixels, good = place / f"{key}.pixels.npy", place / f"{key}.good.npy"
+    file, pixels = place / f"{key}.images", math.prod(shape)
+    size = pixels + shape[0]
     try:
         place.mkdir(parents=True, exist_ok=True)
         with (place / f"{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when its holder dies
-            if not pixels.exists():
-                _write(pixels, good, shape, fill)
-        kept = np.load(good, allow_pickle=False)
-        rows = np.load(pixels, mmap_mode="r", allow_pickle=False)
+            if not file.exists():
+                _write(file, size, shape, fill)
+        if (found := file.stat().st_size) != size:
+            raise RunError(f"{file} is damaged: it holds {found} bytes, not {size}; remove it")
+        content = np.memmap(file, np.uint8, "r")
     except OSError as error:
         raise RunError(f"SEAL_FAST_SHARED_IMAGES={place}: {error.strerror or error}; free space or unset it") from None
-    except ValueError as error:
-        raise RunError(f"{place} holds damaged images ({error}); remove it") from None
-    if rows.shape != shape or kept.shape != shape[:1]:
-        raise RunError(f"{pixels} is of shape {rows.shape}, not {shape}; remove {place}")
+    good = content[pixels:].astype(bool)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch cannot write to it is meant
-        return torch.from_numpy(rows)[: int(kept.sum())], kept
+        return torch.from_numpy(content[:pixels].reshape(shape))[: int(good.sum())], good
 
 
-def _write(pixels: Path, good: Path, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
-    temporary = pixels.with_suffix(f".{os.getpid()}.tmp")
+def _write(file: Path, size: int, shape: tuple[int, ...], fill: Callable[[np.ndarray], np.ndarray]) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        # A file of holes would end in SIGBUS on a full disk; this ends in a sentence.
-        with temporary.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        kept = fill(array)
-        array.flush()
-        np.save(good, kept)
-        os.replace(temporary, pixels)
+        with temporary.open("wb") as new:
+            os.posix_fallocate(new.fileno(), 0, size)  # a file of holes would end in SIGBUS on a full disk
+        content = np.memmap(temporary, np.uint8, "r+")
+        content[-shape[0] :] = fill(content[: -shape[0]].reshape(shape))
+        content.flush()
+        os.replace(temporary, file)
     finally:
-        with suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)

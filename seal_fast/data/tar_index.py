@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from seal_fast.data import headers
 from seal_fast.utils.errors import RunError, UsageError
 
 _number, _text = tarfile.nti, tarfile.nts  # type: ignore[attr-defined]  # not in the stubs
 _CHUNK = 1 << 20
 _MAX_LINKS = 40  # as Linux follows
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Folder(NamedTuple):
@@ -147,9 +147,8 @@ def _next_archive(file: BinaryIO, at: int, path: Path) -> int | None:
 
 
 def _foreign(path: Path, header: bytes) -> UsageError:
-    for magic, program in _COMPRESSED.items():
-        if header.startswith(magic):
-            return UsageError(f"{path} is compressed with {program}: images are read in place, so decompress it once")
+    if (program := headers.kind(header)) in ("gzip", "bzip2", "xz", "zstd"):
+        return UsageError(f"{path} is compressed with {program}: images are read in place, so decompress it once")
     return UsageError(f"{path} is no .tar: name a folder or an uncompressed .tar of one")
 
 

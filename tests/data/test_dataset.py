@@ -3,13 +3,14 @@
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from image_files import tar_of, tiny_imagenet_files, write
 
 from seal_fast.data import open_images
-from seal_fast.data.layouts import KNOWN
-from seal_fast.utils.errors import UsageError
+from seal_fast.data.layouts import KNOWN, digits
+from seal_fast.utils.errors import RunError, UsageError
 
 
 @pytest.fixture
@@ -70,3 +71,14 @@ def test_opening_imports_neither_dali_nor_sklearn(image_folder):
     )
     out = subprocess.run([sys.executable, "-c", code, image_folder], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_digits_come_from_the_package_where_its_file_is_not_in_the_usual_place(monkeypatch, tmp_path):
+    usual = digits.read()
+    spec = SimpleNamespace(origin=str(tmp_path / "sklearn" / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    moved = digits.read()
+    assert moved.train.digest() == usual.train.digest() and moved.val.digest() == usual.val.digest()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RunError, match="--data digits needs scikit-learn"):
+        digits.read()

@@ -8,7 +8,7 @@ import torch
 from image_files import crop_window, encoded, picture
 from PIL import Image
 
-from seal_fast.data.decode import Decoder, Request, image_sizes
+from seal_fast.data.decode import Decoder, Request
 from seal_fast.data.random_resized_crop import draws
 
 CPU = torch.device("cpu")
@@ -139,15 +139,3 @@ def test_windows_are_cut_and_resized(good):
     spoilt = [*wide[:2], wide[2][:100], wide[3]]
     ((again, bad),) = decode([Request(spoilt, chosen)], size=24, random_crops=True)
     assert list(bad) == [2] and torch.equal(again[[0, 1, 3]], pixels[[0, 1, 3]])
-
-
-def test_sizes_come_from_headers_and_unreadable_ones_are_left_out(good):
-    images = [
-        good[0],
-        raw(b"nonsense"),
-        raw(encoded(picture(1, 7, 9))),
-        good[1][:100],
-        raw(encoded(picture(1, 5), "BMP")),
-    ]
-    assert image_sizes(images, encoded=True) == [(64, 64), (7, 9), (5, 5)]
-    assert image_sizes([picture(0, 4, 6, channels=1)[..., None]], encoded=False) == [(4, 6)]

@@ -132,3 +132,8 @@ def test_webp_metadata_goes_and_the_pixels_stay(size):
     assert np.array_equal(decode(file.getvalue())[0], RGB)
     plain = raw(encoded(RGB, "WEBP", lossless=True))
     assert headers.without_metadata(plain) is plain
+
+
+def test_sizes_come_from_headers_and_unreadable_ones_are_none():
+    files = [encoded(picture(1, 7, 9)), encoded(picture(1, 5), "BMP"), encoded(RGB, "JPEG")[:20], b"nonsense"]
+    assert [headers.size(raw(file)) for file in files] == [(7, 9), (5, 5), None, None]

@@ -266,7 +266,6 @@ REFUSALS = [
     ({"image_size": 0}, r"--image-size is 0"),
     ({"pad": -1}, r"pad is -1"),
     ({"augmentation": "crop"}, r"--augmentation is 'crop': choose auto, none, pad-crop or resized-crop"),
-    ({"on_bad_image": "x"}, r"--on-bad-image is 'x': choose error or skip"),
 ]
 
 

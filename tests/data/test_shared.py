@@ -102,10 +102,10 @@ def test_mapped_pixels_cost_no_memory_of_their_own(place):
 
 def test_damage_is_named(place):
     shared.mapped(place, "k", (2, 1, 1, 1), lambda rows: np.ones(2, bool))
-    with pytest.raises(RunError, match="is of shape"):
+    with pytest.raises(RunError, match="is damaged: it holds 4 bytes, not 6"):
         shared.mapped(place, "k", (3, 1, 1, 1), never)
-    (place / "k.pixels.npy").write_bytes(b"nonsense")
-    with pytest.raises(RunError, match="damaged images"):
+    (place / "k.images").write_bytes(b"nonsense")
+    with pytest.raises(RunError, match="is damaged: it holds 8 bytes, not 4"):
         shared.mapped(place, "k", (2, 1, 1, 1), never)
     (place.parent / "file").touch()
     with pytest.raises(RunError, match="SEAL_FAST_SHARED_IMAGES"):

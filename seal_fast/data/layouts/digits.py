@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,16 +20,21 @@ def read() -> Contents:
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test part).
     """
-    # The package's own file: importing the package takes a second.
     package = importlib.util.find_spec("sklearn")
-    if not package or not package.submodule_search_locations:
+    if not package or not package.origin:
         raise RunError("--data digits needs scikit-learn: install it, or name another data set")
-    table = np.loadtxt(Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
+    # The package's own file where it lies as usual: importing the package takes a second.
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.exists():
+        table = np.loadtxt(file, delimiter=",")
+    else:
+        from sklearn.datasets import load_digits
+
+        digits: Any = load_digits()
+        table = np.column_stack([digits.data, digits.target])
     labels = table[:, -1].astype(np.int64)
     pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)  # whole numbers from 0 to 16
-    rank = np.zeros(len(labels), np.int64)  # of an image within its class
-    for label in range(10):
-        rank[labels == label] = np.arange(np.count_nonzero(labels == label))
+    rank = np.tril(labels[:, None] == labels).sum(1) - 1  # of an image within its class
     whole = Split(tuple(f"digits[{row:04d}]" for row in range(len(labels))), labels, Pixels(pixels))
     train, val = whole.take(np.flatnonzero(rank % 5 != 4)), whole.take(np.flatnonzero(rank % 5 == 4))
     mean, std = grey_statistics(pixels[rank % 5 != 4])
