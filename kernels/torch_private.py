@@ -56,6 +56,11 @@ def foreach_lerp_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: flo
     torch._foreach_lerp_(targets, ends, weight)  # pyright: ignore
 
 
+def foreach_mul_(targets: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
+    """Multiply each target by its factor in one launch. The public torch API has no multi-tensor operations."""
+    torch._foreach_mul_(targets, factors)  # pyright: ignore
+
+
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over the default process group; traceable and differentiable, unlike torch.distributed.all_reduce."""
     from torch.distributed._functional_collectives import all_reduce

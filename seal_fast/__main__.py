@@ -14,11 +14,16 @@ from seal_fast.utils.terminal import prepare_streams
 
 
 def timeline(argv: Sequence[str]) -> int:
-    """Print the timeline of a configuration."""
+    """Print what a method is, its options and the timeline of a configuration."""
     from seal_fast.arguments import parse
-    from seal_fast.methods import timeline
+    from seal_fast.methods import METHODS, timeline
+    from seal_fast.methods.method import explain
+    from seal_fast.methods.text import describe
 
-    print(timeline(parse(argv)))
+    config = parse(argv)
+    if config.timeline is None:
+        print(explain(METHODS[config.method]))
+    print(describe(timeline(config)))
     return 0
 
 

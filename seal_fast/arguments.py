@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 from seal_fast.config import Config, check, difference, load, override
+from seal_fast.methods import method
+from seal_fast.methods.method import canonical
 from seal_fast.presets import PRESETS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
@@ -47,6 +49,7 @@ def parse(argv: Sequence[str]) -> Config:
     except SystemExit:  # such as `--out` without a value: tyro says it better
         first, rest = early.parse_args([]), [""]
 
+    argv, options = _options(argv)
     resumed = _resumed(first)
     if first.out and not resumed and not (rest or first.config or first.preset or first.data):
         missing = "config.toml is missing there" if Path(first.out).exists() else "there is no such folder"
@@ -69,12 +72,23 @@ def parse(argv: Sequence[str]) -> Config:
         prog="python -m seal_fast.train",
     )
     config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)})
+    if config.timeline is None:
+        given = [*([base.option] if config.method == base.method else []), *options]
+        config = replace(config, option=canonical(method(replace(config, option=",".join(given)))))
     if resumed and (changes := difference(resumed, config)):
         raise UsageError(
             f"--out {first.out} holds a run with other settings ({'; '.join(changes)}); "
             "drop those flags to continue it, or choose another --out"
         )
     return check(config)
+
+
+def _options(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line without --option, and what it was given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    parser.add_argument("--option", action="append", default=[])
+    found, rest = parser.parse_known_args(argv)
+    return rest, found.option
 
 
 def _resumed(first: argparse.Namespace) -> Config | None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from seal_fast.methods import METHODS
-from seal_fast.methods.schedule import Distribution
+from seal_fast.methods import METHODS, method
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import read_text
 
@@ -25,7 +24,11 @@ class Config:
     """Everything that decides a run. Defaults are the papers' shared recipe (SEAL, arXiv 2304.04858)."""
 
     method: Method = "seal"
-    """Training method."""
+    """Training method; `python -m seal_fast timeline --method M` explains it and its options."""
+    option: str = ""
+    """Options of the method, such as keep=0.5,anew=true; may be given several times."""
+    timeline: Path | None = None
+    """TOML file with a timeline to train in place of a method; a run's timeline.toml is one."""
     model: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     """Network."""
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -45,11 +48,12 @@ class Config:
     ascent_scale: float = 0.01
     """Factor on the learning rate of the ascending group (the paper's S)."""
     ascent_weight_decay: float = 0.0
-    """Weight decay of the ascending group."""
+    """Weight decay of the ascending group; may be negative."""
     layer_threshold: str = "layer3"
     """First layer of the late group; every parameter before it in forward order is early."""
-    reinit: Distribution = "kaiming-uniform"
-    """What LLF draws new weights from: kaiming-uniform (the released code's) or he-normal (the initial weights')."""
+    reinit: Literal["kaiming-uniform", "he-normal"] = "kaiming-uniform"
+    """What new weights are drawn from by LLF, KE, DNR, RIFLE, fc-reset and perturb: kaiming-uniform (their released
+    code's) or he-normal (the initial weights')."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
@@ -140,7 +144,7 @@ _TYPES = get_type_hints(Config)
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
     "out resume keep checkpoint_seconds log_every log_norms hessian_every hessian_images profile wandb threads "
-    "dist_timeout deterministic data init_weights init_fc on_bad_image".split()
+    "dist_timeout deterministic data init_weights init_fc on_bad_image timeline".split()
 )
 
 
@@ -174,10 +178,12 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise UsageError(f"{flag(name)} {value}: must be at least {lowest}")
-    for name in ("lr", "weight_decay", "ascent_scale", "ascent_weight_decay", "checkpoint_seconds"):
+    for name in ("lr", "weight_decay", "ascent_scale", "checkpoint_seconds"):
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             raise UsageError(f"{flag(name)} {value}: must be a finite number that is not negative")
+    if not abs(config.ascent_weight_decay) < float("inf"):
+        raise UsageError(f"--ascent-weight-decay {config.ascent_weight_decay}: must be a finite number")
     if not 0 < config.dist_timeout < float("inf"):
         raise UsageError(f"--dist-timeout {config.dist_timeout}: must be a finite number of seconds above 0")
     for name in ("momentum", "label_smoothing", "ema"):
@@ -194,6 +200,8 @@ def check(config: Config) -> Config:
     length = config.epochs * (config.generations if config.method == "long" else 1)
     if config.warmup() > length:
         raise UsageError(f"--warmup-epochs {config.warmup_epochs:g}: longer than a generation of --epochs {length}")
+    if config.timeline is None:
+        method(config)
     if not 0 <= config.seed < 2**63:
         raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
     if config.dtype == "float64" and config.amp:
@@ -258,6 +266,8 @@ def load(path: Path, base: Config) -> Config:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: not a TOML file ({error})") from None
+    if isinstance(values.get("timeline"), str):  # a run's config.toml names the file beside it
+        values["timeline"] = str(path.parent / values["timeline"])
     return override(base, values, f"--config {path}")
 
 

@@ -30,9 +30,9 @@ def small_network(monkeypatch):
     """Make `train.run` build a ResNet-18 of 8 channels instead of 64: the same names and code, faster."""
     from small_resnet import build
 
-    from seal_fast import train
+    from seal_fast.training import assembly
 
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr(assembly, "build", build)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ def group_names(model: nn.Module, group: str, threshold: str = "layer3") -> list
     if group == "all":
         return list(parameters)
     if group in ("early", "late"):
-        return list(split(parameters, threshold).groups[group])
+        return list(split(parameters, (threshold,)).groups[group])
     names = [name for name in parameters if name == group or name.startswith(group + ".")]
     if not names:
         exists = group in dict(model.named_modules())

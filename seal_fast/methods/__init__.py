@@ -1,29 +1,67 @@
-"""Training methods: one short file each, a function from the configuration to a timeline of phases."""
+"""Training methods: dataclasses of options, each of which makes a timeline of phases from the configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seal_fast.methods import llf, normal, seal
+from seal_fast.methods import averaged, llf, masked, normal, plasticity, seal, sparse
+from seal_fast.methods.method import Method, parse_options
 from seal_fast.methods.schedule import Timeline
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
 
-METHODS: dict[str, Callable[[Config], Timeline]] = {
-    "seal": seal.seal,
-    "llf": llf.llf,
-    "seal+llf": seal.seal_llf,
-    "restart": normal.restart,
-    "long": normal.long,
-    "reverse": seal.reverse,
-    "reverse-keep-fc": seal.reverse_keep_fc,
-    "freeze-late": seal.freeze_late,
-    "ascend-all": seal.ascend_all,
+METHODS: dict[str, type[Method]] = {
+    "seal": seal.Seal,
+    "llf": llf.Llf,
+    "seal+llf": seal.SealLlf,
+    "restart": normal.Restart,
+    "long": normal.Long,
+    "reverse": seal.Reverse,
+    "reverse-keep-fc": seal.ReverseKeepFc,
+    "freeze-late": seal.FreezeLate,
+    "ascend-all": seal.AscendAll,
+    "ke-kels": masked.Kels,
+    "ke-wels": masked.Wels,
+    "fc-reset": llf.FcReset,
+    "zapping": llf.Zapping,
+    "rifle": llf.Rifle,
+    "shrink-perturb": plasticity.ShrinkPerturb,
+    "dash": plasticity.Dash,
+    "fire": plasticity.Fire,
+    "hare-tortoise": plasticity.HareTortoise,
+    "lw": plasticity.Lw,
+    "dnr": masked.Dnr,
+    "perturb": masked.Perturb,
+    "dsd": sparse.Dsd,
+    "ac-dc": sparse.Acdc,
+    "imp": sparse.Imp,
+    "born-again": averaged.BornAgain,
+    "sgdr": normal.Sgdr,
+    "swa": averaged.Swa,
+    "sam": normal.Sam,
+    "asam": normal.Asam,
 }
 
 
+def method(config: Config) -> Method:
+    """The configured method with its options.
+
+    Raises:
+        UsageError: an option is wrong.
+    """
+    return parse_options(METHODS[config.method], config.method, config.option)
+
+
 def timeline(config: Config) -> Timeline:
-    """The timeline of the configured method."""
-    return METHODS[config.method](config)
+    """The timeline of the configured method, or of the file that --timeline names.
+
+    Raises:
+        UsageError: it is none; the message says what to change.
+    """
+    if config.timeline is not None:
+        from seal_fast.methods.text import load
+
+        return load(Path(config.timeline))
+    return method(config).timeline(config)

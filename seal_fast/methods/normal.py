@@ -1,28 +1,83 @@
-"""Normal training, the two baselines of the SEAL and LLF papers: `restart` (warm restarts), `long` (one cosine)."""
+"""Normal training, the two baselines of the SEAL and LLF papers, and rivals that forget nothing: SGDR, SAM, ASAM."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from seal_fast.methods.schedule import Phase, Rule, Timeline
+from seal_fast.methods.method import Method, plain, repeated, single, timeline
+from seal_fast.methods.operators import Sharpness, require
+from seal_fast.methods.schedule import Curve, Phase, Timeline
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
 
 
-def plain(config: Config, epochs: int, *, fresh: bool, fc: Rule | None = None) -> Phase:
-    """A phase of ordinary SGD; `fresh` clears the momentum first, as an optimiser built anew does."""
-    rule = Rule(weight_decay=config.weight_decay)
-    return Phase("descent", epochs, early=rule, late=rule, fc=fc and rule, reset_momentum=fresh)
-
-
-def restart(config: Config) -> Timeline:
+@dataclass(frozen=True)
+class Restart(Method):
     """The same generations and learning-rate cycles as SEAL and LLF, with nothing forgotten."""
-    generations = tuple((plain(config, config.epochs, fresh=g > 0),) for g in range(config.generations))
-    return Timeline("restart", generations, config.lr, config.warmup())
+
+    def timeline(self, config: Config) -> Timeline:
+        return repeated(config, "restart", plain(config))
 
 
-def long(config: Config) -> Timeline:
+@dataclass(frozen=True)
+class Long(Method):
     """One cosine over as many epochs as all generations together; the warm-up is as long as one generation's."""
-    epochs = config.epochs * config.generations
-    return Timeline("long", ((plain(config, epochs, fresh=False),),), config.lr, config.warmup())
+
+    def timeline(self, config: Config) -> Timeline:
+        return single(config, "long", [_whole(config)])
+
+
+@dataclass(frozen=True)
+class Sgdr(Method):
+    """SGDR (Loshchilov and Hutter, arXiv 1608.03983): cosine restarts, momentum kept, no warm-up.
+
+    growth: each cycle is so many times as long as the one before (the paper's T_mult).
+
+    The cycles share the epochs of all generations, so that runs compare; the paper gives the first one's length.
+    """
+
+    growth: float = 2.0
+
+    def timeline(self, config: Config) -> Timeline:
+        require(self.growth >= 1, f"--option growth={self.growth:g}: must be at least 1")
+        total, parts = config.epochs * config.generations, [self.growth**g for g in range(config.generations)]
+        ends = [round(total * sum(parts[: g + 1]) / sum(parts)) for g in range(config.generations)]
+        lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
+        require(min(lengths) >= 1, f"--option growth={self.growth:g}: the first cycle has no epoch; lower it")
+        phases = tuple((plain(config, length, fresh=False),) for length in lengths)
+        return timeline(config, "sgdr", phases, curve=Curve())
+
+
+@dataclass(frozen=True)
+class Sam(Method):
+    """SAM (Foret et al., arXiv 2010.01412) over one cosine as in `long`; two passes a step.
+
+    rho: radius of the ascent step.
+
+    Code: davda54/sam, unofficial. As there, weight decay acts in the second step only and BatchNorm's running
+    statistics come from the first pass.
+    """
+
+    rho: float = 0.05
+
+    def timeline(self, config: Config) -> Timeline:
+        return single(config, "sam", [_whole(config, Sharpness(self.rho))])
+
+
+@dataclass(frozen=True)
+class Asam(Method):
+    """ASAM (Kwon et al., arXiv 2102.11600): SAM with a radius relative to each weight's size; see `sam`.
+
+    rho: radius; davda54/sam's example has 2.0.
+    """
+
+    rho: float = 2.0
+
+    def timeline(self, config: Config) -> Timeline:
+        return single(config, "asam", [_whole(config, Sharpness(self.rho, adaptive=True))])
+
+
+def _whole(config: Config, sharpness: Sharpness | None = None) -> Phase:
+    return plain(config, config.epochs * config.generations, fresh=False, sharpness=sharpness)

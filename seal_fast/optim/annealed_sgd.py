@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from inspect import unwrap
 from typing import Any
 
@@ -15,12 +13,10 @@ from torch.optim import Optimizer
 
 from seal_fast.kernels.annealed_sgd import HYPERPARAMETERS, Buffers, FlatParameters, annealed_sgd_
 from seal_fast.kernels.backend import Backend, resolve
-
-# What torch.optim.SGD reads from a state's groups beside the numbers.
-_SGD = dict(dampening=0, nesterov=False, maximize=False)
+from seal_fast.optim.torch_state import TorchState, check_number
 
 
-class AnnealedSGD(Optimizer):
+class AnnealedSGD(TorchState):
     """SGD with momentum that descends, ascends or freezes each group of parameters, in one launch for all groups.
 
     Construction moves the parameters: each becomes a view, of unchanged shape and strides, into one flat buffer. So
@@ -41,11 +37,13 @@ class AnnealedSGD(Optimizer):
         momentum: factor on the momentum buffer before the gradient is added. No dampening, no Nesterov.
         weight_decay: L2 penalty added to the gradient.
         backend: which kernel runs, see `seal_fast.kernels.backend.resolve`.
-        ema_decay: keep an exponential moving average of the weights (see `ema_state`), with this factor on the old.
+        ema_decay: keep an exponential moving average of the weights (see `ema_state`), with this factor on the old; 1
+            keeps one that only `average_in` changes.
         bf16_copy: keep a bfloat16 copy of the weights (see `bf16_weights`) that every step refreshes, and take the
             gradients that arrive there.
         norms: keep `norms`, a float64 device tensor [groups, 2] to which every step adds the squared norms of gradient
             (unscaled, before weight decay) and update. Zero it after reading.
+        hold: keep masks for `hold`.
 
     Raises:
         TypeError: `lr` is a Python number.
@@ -72,12 +70,13 @@ class AnnealedSGD(Optimizer):
         ema_decay: float | None = None,
         bf16_copy: bool = False,
         norms: bool = False,
+        hold: bool = False,
     ) -> None:
         self._fixed = False
         numbers = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, sign=1.0, lr_multiplier=1.0)
         super().__init__(params, numbers)
         self._fixed = True
-        self._options = dict(backend=backend, ema_decay=ema_decay, bf16_copy=bf16_copy, norms=norms)
+        self._options = dict(backend=backend, ema_decay=ema_decay, bf16_copy=bf16_copy, norms=norms, hold=hold)
         self._step_supports_amp_scaling = True  # GradScaler then hands over its scale and found_inf, unread
 
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -105,7 +104,7 @@ class AnnealedSGD(Optimizer):
 
         shard = self._shard(weights)
         self._momentum = torch.zeros_like(shard)
-        self._ema = self._bf16 = self.norms = None
+        self._ema = self._bf16 = self._held = self.norms = None
         if ema_decay is not None:
             self._ema = shard.clone()
         if bf16_copy:
@@ -113,9 +112,11 @@ class AnnealedSGD(Optimizer):
             self._flat.bf16_weights = [nn.Parameter(view) for view in self._flat.views(self._bf16)]
         if norms:
             self.norms = float64(len(self.param_groups), 2)
-        decay = None if ema_decay is None else float64() + ema_decay
+        if hold:
+            self._held = torch.ones_like(weights, dtype=torch.bool)
+        ema, decay = (None, None) if ema_decay in (None, 1) else (self._ema, float64() + ema_decay)
         self._buffers = Buffers(
-            weights, self._momentum, self._flat.segments, self.hyper, self._ema, decay, self._bf16, self.norms
+            weights, self._momentum, self._flat.segments, self.hyper, ema, decay, self._bf16, self.norms
         )
         self._saved = {"momentum_buffer": self._momentum} | ({} if self._ema is None else {"ema": self._ema})
         if self.shards == 1:
@@ -137,7 +138,9 @@ class AnnealedSGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_groups()
-        self._update(self._buffers, self._flat.gradients())
+        gradients = self._flat.gradients()
+        self._mask(gradients)
+        self._update(self._buffers, gradients)
         increment_version([*self._flat.params, *self._flat.bf16_weights])  # the kernel writes through the flat buffers
         return loss
 
@@ -187,179 +190,6 @@ class AnnealedSGD(Optimizer):
         if group not in self._groups:
             raise ValueError(f"no group is called {group!r}; the groups are {', '.join(self._groups)}")
         for name, value in numbers.items():
-            _check_number(name, value)
+            check_number(name, value)
         for name, value in numbers.items():
             self._groups[group][name].fill_(value)
-
-    def reset_momentum(self) -> None:
-        """Set all momentum to zero, as a freshly built optimiser has it."""
-        self._momentum.zero_()
-
-    # --- averaged and bfloat16 weights -------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within, the parameters hold their averages; afterwards their own values again, to the bit.
-
-        Raises:
-            RuntimeError: the optimiser was built without `ema_decay`.
-        """
-        average = self._full(_required(self._ema, "ema_decay=..."))
-        weights = self._flat.buffer.clone()
-        try:
-            self._overwrite(average)
-            yield
-        finally:
-            self._overwrite(weights)
-
-    @torch.no_grad()
-    def _overwrite(self, weights: Tensor) -> None:
-        self._flat.buffer.copy_(weights)
-        increment_version(self._flat.params)
-        if self._bf16 is not None:
-            self.refresh_bf16()
-
-    def bf16_weights(self) -> dict[str, Tensor]:
-        """The bfloat16 weights by parameter name, with the weights' strides; every step refreshes them.
-
-        They are leaves: a forward pass may read them instead of the parameters (`torch.func.functional_call`), and a
-        step uses the bfloat16 gradients that arrive there. A `GradScaler`, which float16 needs, does not see these.
-
-        Raises:
-            RuntimeError: the optimiser was built without `bf16_copy`.
-        """
-        _required(self._bf16, "bf16_copy=True")
-        return dict(zip(self._flat.names, self._flat.bf16_weights, strict=True))
-
-    @torch.no_grad()
-    def refresh_bf16(self) -> None:
-        """Make the bfloat16 weights anew, after the weights were written by other means than a step."""
-        _required(self._bf16, "bf16_copy=True").copy_(self._flat.buffer)
-        increment_version(self._flat.bf16_weights)
-
-    # --- state -------------------------------------------------------------------------------------------------------
-
-    def momentum_state(self) -> dict[str, Tensor]:
-        """Momentum by parameter name: contiguous copies in the parameters' shapes."""
-        return self._flat.copies(self._full(self._momentum))
-
-    def load_momentum_state(self, state: Mapping[str, Tensor]) -> None:
-        """Write momentum by parameter name, from tensors of any memory layout.
-
-        Raises:
-            ValueError: names or shapes are not this optimiser's.
-        """
-        self._write(self._momentum, state)
-
-    def ema_state(self) -> dict[str, Tensor]:
-        """Averaged weights as `momentum_state` returns momentum; RuntimeError without `ema_decay`."""
-        return self._flat.copies(self._full(_required(self._ema, "ema_decay=...")))
-
-    def load_ema_state(self, state: Mapping[str, Tensor]) -> None:
-        """Write averaged weights, as `load_momentum_state` does momentum."""
-        self._write(_required(self._ema, "ema_decay=..."), state)
-
-    def _shard(self, full: Tensor) -> Tensor:
-        """The part of a flat buffer that this optimiser updates."""
-        return full
-
-    def _full(self, shard: Tensor) -> Tensor:
-        """The flat buffer that a shard is a part of."""
-        return shard
-
-    def _write(self, buffer: Tensor, state: Mapping[str, Tensor]) -> None:
-        self._flat.write(buffer, state)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state in torch's form: contiguous copies, and numbers as floats, which also `torch.optim.SGD` can load.
-
-        SGD ignores `sign` and `lr_multiplier`: it descends at `lr`.
-        """
-        state = super().state_dict()
-        state["state"] = {
-            i: {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in values.items()}
-            for i, values in state["state"].items()
-        }
-        for group in state["param_groups"]:
-            group.update({name: float(group[name]) for name in HYPERPARAMETERS}, **_SGD)
-        return state
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of torch's form, also one of `torch.optim.SGD`; memory layout, type and device may differ.
-
-        Raises:
-            ValueError: the state is not of these groups and shapes, or of another rule (Nesterov, dampening, maximize).
-        """
-        # torch's loader matches, converts and moves; the result is then written into the buffers that the kernel knows.
-        groups, state = self.param_groups, self.state
-        super().load_state_dict(state_dict)
-        loaded_groups, loaded = self.param_groups, self.state
-        self.param_groups, self.state = groups, state
-
-        for group, other in zip(groups, loaded_groups, strict=True):
-            if other.get("name", group["name"]) != group["name"]:
-                raise ValueError(f"the state is of a group called {other['name']!r}, here it is {group['name']!r}")
-            for rule in _SGD:
-                if other.get(rule):
-                    raise ValueError(f"the state is of an SGD with {rule}, which AnnealedSGD does not have")
-        for key, buffer in self._saved.items():
-            # what was not saved starts as in a fresh optimiser
-            fresh = torch.zeros_like if key == "momentum_buffer" else torch.clone
-            tensors = [loaded.get(p, {}).get(key) for p in self._flat.params]
-            tensors = [fresh(p) if t is None else t for t, p in zip(tensors, self._flat.params, strict=True)]
-            self._flat.write(buffer, dict(zip(self._flat.names, tensors, strict=True)))
-        for group, other, views in zip(groups, loaded_groups, self._groups.values(), strict=True):
-            for name, view in views.items():
-                view.fill_(other.get(name, view))
-            group.update({key: value for key, value in other.items() if key not in group | _SGD})
-        if self._bf16 is not None:
-            self.refresh_bf16()
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Part of construction; later it raises RuntimeError, because groups are fixed for life."""
-        if self._fixed:
-            raise RuntimeError("AnnealedSGD's groups are fixed for life: give them all at construction")
-        numbers = {name: param_group.get(name, self.defaults[name]) for name in HYPERPARAMETERS}
-        if not isinstance(numbers["lr"], Tensor):
-            raise TypeError(
-                f"lr must be a tensor, which graphs read anew each step: pass torch.tensor({numbers['lr']})"
-            )
-        for name, value in numbers.items():
-            _check_number(name, value)
-        unwrap(Optimizer.add_param_group)(self, param_group)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For `copy` and `pickle`; see `_rebuild`."""
-        tensors = (self.hyper, self._momentum, self._ema, self.norms)
-        return _rebuild, (type(self), [dict(group) for group in self.param_groups], self._options, tensors)
-
-
-def _rebuild(kind: type[AnnealedSGD], groups: list[dict[str, Any]], options: dict[str, Any], tensors: Any) -> Any:
-    for group in groups:
-        if names := group.pop("param_names", None):
-            group["params"] = list(zip(names, group["params"], strict=True))
-    made = kind(groups, torch.zeros(()), **options)
-    for target, value in zip((made.hyper, made._momentum, made._ema, made.norms), tensors, strict=True):
-        if target is not None:
-            target.copy_(value)
-    return made
-
-
-def _check_number(name: str, value: float | Tensor) -> None:
-    if name not in HYPERPARAMETERS:
-        raise ValueError(f"{name} is no number of a group; these are: {', '.join(HYPERPARAMETERS)}")
-    if isinstance(value, Tensor):
-        if value.dim() != 0:
-            raise ValueError(f"{name} must be a 0-dimensional tensor, not one of shape {list(value.shape)}")
-    elif name == "sign":
-        if value not in (1, -1):
-            raise ValueError(f"sign must be 1 (descent) or -1 (ascent), not {value}")
-    elif not (0 <= value < math.inf):
-        raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
-
-
-def _required(buffer: Tensor | None, argument: str) -> Tensor:
-    if buffer is None:
-        raise RuntimeError(f"this optimiser does not keep that: build AnnealedSGD with {argument}")
-    return buffer

@@ -15,7 +15,8 @@ from seal_fast.optim.annealed_sgd import AnnealedSGD
 class ModelEMA:
     """Averages the floating-point buffers of `model`; its weights are averaged by the optimiser's own kernel.
 
-    After every step `average = decay * average + (1 - decay) * value`, beginning with the values at construction.
+    After every step `average = decay * average + (1 - decay) * value`, beginning with the values at construction. With
+    decay 1 a step changes nothing: the average is what `average_in` makes of it.
     With a `ShardedSGD` each process stores its shard of the weights' average, and all processes must call `state_dict`
     and `applied` together.
 
@@ -33,7 +34,20 @@ class ModelEMA:
     @torch.no_grad()
     def update(self) -> None:
         """Average the buffers, after a step. No host sync."""
-        foreach_lerp_([*self._averages.values()], [*self._buffers.values()], 1 - self.decay)
+        if self.decay != 1:
+            foreach_lerp_([*self._averages.values()], [*self._buffers.values()], 1 - self.decay)
+
+    @torch.no_grad()
+    def average_in(self, share: float) -> None:
+        """Move weights' and buffers' averages by `share` of the way to the network's values; 1 copies them."""
+        self.optimizer.average_in(share)
+        foreach_lerp_([*self._averages.values()], [*self._buffers.values()], share)
+
+    @torch.no_grad()
+    def set_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """Replace the buffers' averages."""
+        for name, average in self._averages.items():
+            average.copy_(values[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The model's state dict with averages in place of weights and statistics; counters as the model has them."""

@@ -93,6 +93,8 @@ class ShardedSGD(AnnealedSGD):
         with torch.no_grad():
             for bucket in self._buckets:
                 bucket.reduced.wait()
+                if self._held is not None:
+                    self._summed[bucket.local_shard] *= self._held[bucket.shard]
                 self._update(bucket.buffers, [self._summed[bucket.local_shard]])
                 gathered.append(dist.all_gather_single(weights[bucket.region], weights[bucket.shard], async_op=True))
                 bucket.reduced, bucket.missing = None, set(bucket.members)
@@ -150,10 +152,13 @@ class ShardedSGD(AnnealedSGD):
             param=self._flat.buffer[shard],
             momentum=self._momentum[local_shard],
             segments=shard_table(self._flat.segments, shard.start, shard.stop),
-            ema=None if self._ema is None else self._ema[local_shard],
+            ema=None if self._ema is None or self._buffers.ema is None else self._ema[local_shard],
             bf16=None,  # written whole, when the weights are
         )
         return Bucket(region, shard, local_shard, members, set(members), buffers)
+
+    def _sum(self, flat: Tensor) -> None:
+        dist.all_reduce(flat)
 
     # --- gradients ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from seal_fast.utils.files import locked, to_json, write_text
 class RunFolder:
     """Paths and rows of a run.
 
-    config.toml, metrics.jsonl (a row per epoch), summary.json, curves.png, tensorboard/, profile/,
+    config.toml, timeline.toml, metrics.jsonl (a row per epoch), summary.json, curves.png, tensorboard/, profile/,
     weights/{last,best,generation-<g>,generation-<g>-ascent}.safetensors (and -ema beside all but best),
     checkpoint/state.safetensors.
     """
@@ -22,6 +22,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.toml"
+        self.timeline = path / "timeline.toml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
         self.curves = path / "curves.png"

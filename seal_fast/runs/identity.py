@@ -30,13 +30,13 @@ _INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
 # Settings that change no number, or change it by rounding alone.
 NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema"}
 # Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
-_IN_TIMELINE = frozenset("method generations epochs warmup_epochs lr weight_decay reinit".split())
+_IN_TIMELINE = frozenset("method generations epochs warmup_epochs lr weight_decay reinit layer_threshold option".split())
 _IN_TIMELINE |= {"ascent_epochs", "ascent_scale", "ascent_weight_decay"}
 # Settings whose effect depends on what the provenance says.
 _WITH_PROVENANCE = _INPUTS | {"device", "sync_batchnorm"}
 # Settings that act on every training.
 _ALWAYS = {f.name for f in fields(Config)} - NEUTRAL - _IN_TIMELINE - _WITH_PROVENANCE
-_ALWAYS -= {"seed", "layer_threshold", "amp_dtype"}
+_ALWAYS -= {"seed", "amp_dtype"}
 
 
 def write_provenance(folder: Path, *, data_sha256: str, init_weights: Path | None, device: str, processes: int) -> None:

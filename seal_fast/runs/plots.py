@@ -36,13 +36,15 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     for axis, name, text in ((accuracy, "top1", "top-1"), (loss, "loss", "loss")):
         axis.plot(epochs, [row[f"train_{name}"] for row in rows], color=TRAIN, label=f"train {text}")
         axis.plot(evaluated, [row[f"val_{name}"] for _, row in seen], color=VAL, label=f"val {text}")
-        if averaged := [(i, row) for i, row in seen if f"val_ema_{name}" in row]:
+        if averaged := [(i, row) for i, row in seen if row.get(f"val_ema_{name}") is not None]:
             at, values = [i for i, _ in averaged], [row[f"val_ema_{name}"] for _, row in averaged]
             axis.plot(at, values, color=EMA, linestyle="--", label=f"val {text}, averaged weights")
     accuracy.set_ylabel("accuracy (%)")
     loss.set_ylabel("loss")
-    for group, colour in (("early", EARLY), ("late", LATE)):
+    groups = [name.removeprefix("lr_") for name in rows[0] if name.startswith("lr_")]
+    for i, group in enumerate(groups):
         signed = [row[f"direction_{group}"] * row[f"lr_{group}"] for row in rows]
+        colour = {"early": EARLY, "late": LATE}.get(group, f"C{i}")
         lr.step(epochs, signed, where="mid", color=colour, label=f"{group} layers")
     lr.axhline(0, color="0.7", linewidth=0.8)
     lr.set_ylabel("learning rate\n(< 0 ascends)")

@@ -38,10 +38,10 @@ def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int,
             count = min(config.limit_train or sizes[config.data][0], sizes[config.data][0])
             if config.batch_size > count:
                 raise UsageError(f"--batch-size {config.batch_size} is larger than the training set of {count} images")
-            groups = timeline(config).groups
-            if (key := (config.model, config.stem, config.layer_threshold, groups)) not in splits:
+            line = timeline(config)
+            if (key := (config.model, config.stem, line.cuts, line.groups)) not in splits:
                 model = build(config.model, 2, stem=config.stem)
-                split({name: p.numel() for name, p in model.named_parameters()}, config.layer_threshold, groups)
+                split({name: p.numel() for name, p in model.named_parameters()}, line.cuts, line.groups)
                 splits.add(key)
         except (UsageError, RunError) as error:
             raise UsageError(f"{trial.name}: {error}") from None

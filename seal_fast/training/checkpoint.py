@@ -50,7 +50,9 @@ class TrainState:
     """Everything that changes while training.
 
     counters: float64 [4] on the device: sums over this epoch's images of loss, top-1 hits, top-5 hits, and images.
-    ema: averages of the model, with --ema.
+    ema: averages of the model, with --ema or a timeline's average; averaged: epochs of the run whose end is in it.
+    snapshot: a copy of the network in eval mode, if the timeline takes any.
+    entered: norms of the weights by group, as the phase began, in its first epoch; None until that has been entered.
     norms_from: the step of this epoch from which the optimiser's `norms` are summed.
     seconds, wait_seconds: spent on this epoch's steps so far, and within that on waiting for input.
     """
@@ -60,6 +62,9 @@ class TrainState:
     scaler: torch.amp.GradScaler
     counters: Tensor
     ema: ModelEMA | None = None
+    snapshot: nn.Module | None = None
+    entered: dict[str, float] | None = None
+    averaged: int = 0
     norms_from: int = 0
     position: Position = field(default_factory=Position)
     best: Best = field(default_factory=Best)
@@ -100,6 +105,10 @@ def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World
     if not world.is_main:
         return
     tensors |= dense(momentum, "momentum.") | dense(average, "ema.")
+    if state.snapshot is not None:
+        tensors |= dense(state.snapshot.state_dict(), "snapshot.")
+    if state.optimizer.holds:
+        tensors |= dense(state.optimizer.held_state(), "held.")
     tensors |= {} if norms is None else {"norms": norms.cpu()}
     tensors |= {"counters": counters.cpu(), "rng": torch.get_rng_state()}
     if state.counters.is_cuda:
@@ -108,6 +117,8 @@ def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World
         "position": asdict(state.position),
         "best": asdict(state.best),
         "scaler": state.scaler.state_dict(),
+        "entered": state.entered,
+        "averaged": state.averaged,
         "norms_from": state.norms_from,
         "seconds": state.seconds,
         "wait_seconds": state.wait_seconds,
@@ -170,6 +181,11 @@ def restore(saved: Saved, state: TrainState, world: World = SINGLE_PROCESS) -> N
     state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
     if state.ema:
         state.ema.load_state_dict(_part(saved.tensors, "ema."))
+    if state.snapshot is not None:
+        state.snapshot.load_state_dict(_part(saved.tensors, "snapshot."))
+    if state.optimizer.holds:
+        state.optimizer.hold(_part(saved.tensors, "held."))
+    state.entered, state.averaged = saved.plain.get("entered"), saved.plain.get("averaged", 0)
     state.counters.copy_(saved.tensors["counters"])
     norms = state.optimizer.norms
     state.norms_from = saved.plain.get("norms_from", 0) if "norms" in saved.tensors else saved.position.step

@@ -1,46 +1,227 @@
-"""Operators that make parameters forget, by name and in place, so that layouts, optimiser views and graphs stay valid.
+"""Operators on tensors, in place, so that layouts, optimiser views and compiled graphs stay valid.
 
-Source: LLF, arXiv 2202.00155, and its released code for the distribution.
+Draws are functions of (seed, purpose, generation, epoch, name), made in float32 whatever the parameters' type. Sources:
+the papers that `seal_fast.methods` cites.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from seal_fast.methods.schedule import Distribution
-from seal_fast.models import fan_in, generator
+from seal_fast.methods.operators import (
+    Align,
+    Distribution,
+    Mask,
+    Mix,
+    Operator,
+    Orthogonalise,
+    Part,
+    Rescale,
+    Scope,
+)
+from seal_fast.methods.partition import position
+from seal_fast.methods.schedule import Timeline
+from seal_fast.models import generator
+from seal_fast.utils.errors import UsageError
+
+Values = Mapping[str, Tensor]
 
 
-@torch.no_grad()
-def reinitialise(
-    parameters: Mapping[str, Tensor], names: Iterable[str], distribution: Distribution, seed: int, generation: int
-) -> list[str]:
-    """Draw the convolution and linear weights among `names` anew; BatchNorm parameters and biases are kept.
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter, or a floating-point buffer; fan_in is its layer's."""
 
-    The draw, in float32, is a function of (seed, generation, name). `kaiming-uniform` is uniform in +-1/sqrt(fan_in),
-    the released code's kaiming_uniform(a=sqrt(5)); `he-normal` has standard deviation sqrt(2/fan_in), as the initial
-    weights.
+    name: str
+    tensor: Tensor
+    part: Part
+    fan_in: int
 
-    Returns:
-        The names of the parameters that were drawn.
+    def draw(self, distribution: Distribution, random: torch.Generator) -> Tensor:
+        """New values in float32; see `seal_fast.methods.operators.Source`."""
+        values, bound = torch.empty(self.tensor.shape, dtype=torch.float32), 1 / math.sqrt(self.fan_in)
+        if distribution == "unit-normal":
+            return values.normal_(generator=random)
+        if self.part in ("norm", "statistics"):
+            return values.fill_(self.name.endswith((".weight", "_var")))
+        if self.part == "weight" and distribution == "he-normal":
+            return values.normal_(0, math.sqrt(2 / self.fan_in), generator=random)
+        return values.uniform_(-bound, bound, generator=random)
+
+
+def leaves(model: nn.Module) -> list[Leaf]:
+    """All floating-point tensors of a network, in forward order if its modules are."""
+    found = []
+    for prefix, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        norm = isinstance(weight, Tensor) and weight.ndim == 1
+        fan_in = weight[0].numel() if isinstance(weight, Tensor) else 1
+        for name, tensor in module.named_parameters(prefix, recurse=False):
+            found.append(Leaf(name, tensor, "norm" if norm else "weight" if tensor.ndim > 1 else "bias", fan_in))
+        for name, tensor in module.named_buffers(prefix, recurse=False):
+            if tensor.is_floating_point():
+                found.append(Leaf(name, tensor, "statistics", fan_in))
+    return found
+
+
+def select(everything: Iterable[Leaf], scope: Scope, what: str) -> list[Leaf]:
+    """The leaves in a scope; `what` begins the sentence of an error.
+
+    Raises:
+        UsageError: a module of the scope does not exist, or the scope holds nothing.
     """
-    drawn = []
-    for name in names:
-        weight = parameters[name]
-        if weight.ndim < 2:  # a bias, or BatchNorm's scale or shift
-            continue
-        inputs = fan_in(weight)
-        fresh = torch.empty(weight.shape, dtype=torch.float32)
-        source = generator(seed, f"reinitialise {generation} {name}")
-        if distribution == "kaiming-uniform":
-            bound = 1 / math.sqrt(inputs)
-            fresh.uniform_(-bound, bound, generator=source)
-        else:
-            fresh.normal_(0, math.sqrt(2 / inputs), generator=source)
-        weight.copy_(fresh)
-        drawn.append(name)
-    return drawn
+    everything = list(everything)
+    names = [leaf.name for leaf in everything]
+    start = position(names, scope.start, f"{what}:") if scope.start else 0
+    stop = position(names, scope.stop, f"{what}:") if scope.stop else len(names)
+    inside = [leaf for leaf in everything[start:stop] if not (scope.without and scope.without in leaf.name)]
+    if not (chosen := [leaf for leaf in inside if leaf.part in scope.parts]):
+        raise UsageError(f"{what}: the network has no {' or '.join(scope.parts)} there")
+    return chosen
+
+
+def check_scopes(timeline: Timeline, model: nn.Module) -> None:
+    """Make sure that every scope of a timeline holds something; UsageError as of `select`."""
+    everything = leaves(model)
+    for g, phases in enumerate(timeline.generations):
+        for phase in phases:
+            for what, scope in phase.scopes():
+                select(everything, scope, f"generation {g}, phase {phase.name}: {what}")
+
+
+class Forgetting:
+    """Applies operators to a network.
+
+    Args:
+        model: the network; it is changed in place.
+        seed: of the draws.
+        sources: by kind (initial, snapshot, average), what returns values by name.
+        gradients: callable(batch size, share of the training images) yielding the parameters' gradients by name, batch
+            by batch; every process must get the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        seed: int,
+        sources: Mapping[str, Callable[[], Values]],
+        gradients: Callable[[int | None, float], Iterator[Values]],
+    ) -> None:
+        self.model, self.seed, self.sources, self.gradients = model, seed, sources, gradients
+
+    @torch.no_grad()
+    def apply(self, operators: Iterable[Operator], generation: int, epoch: int) -> None:
+        """Apply operators one after the other at the start of an epoch."""
+        self.leaves = leaves(self.model)
+        for i, operator in enumerate(operators):
+            self.moment = f"{generation} {{}}" + (f" epoch {epoch}" if epoch else "") + (f" operator {i}" if i else "")
+            chosen = select(self.leaves, operator.scope, str(operator))
+            if isinstance(operator, Mix):
+                self._mix(operator, chosen)
+            elif isinstance(operator, Align):
+                self._align(operator, chosen)
+            elif isinstance(operator, Rescale):
+                initial = self.sources["initial"]()
+                for leaf in chosen:
+                    if norm := leaf.tensor.norm():
+                        leaf.tensor.mul_(initial[leaf.name].norm().to(norm.device) / norm)
+            else:
+                for leaf in chosen:
+                    leaf.tensor.copy_(orthogonalise(leaf.tensor, operator.iterations))
+
+    def _generator(self, purpose: str, name: str, once: bool = False) -> torch.Generator:
+        return generator(self.seed, f"{purpose} {name if once else self.moment.format(name)}")
+
+    def _mix(self, mix: Mix, chosen: list[Leaf]) -> None:
+        masks = self._masks(mix.mask, chosen) if mix.mask else {}
+        kind = mix.source.kind
+        given = self.sources[kind]() if kind in self.sources else {}
+        for leaf in chosen:
+            p = leaf.tensor
+            if kind == "zero":
+                value = torch.zeros_like(p)
+            elif kind == "draw":
+                value = leaf.draw(mix.source.distribution, self._generator("reinitialise", leaf.name)).to(p)
+            else:
+                value = given[leaf.name].to(p)
+            if mix.keep or mix.add != 1:
+                value = mix.keep * p + mix.add * value
+            p.copy_(torch.where(masks[leaf.name], value, p) if masks else value)
+
+    def _masks(self, mask: Mask, chosen: list[Leaf]) -> dict[str, Tensor]:
+        if mask.by in ("magnitude", "snip"):
+            return self._ranked(mask, chosen)
+        return {leaf.name: self._mask(mask, leaf).to(leaf.tensor.device) for leaf in chosen}
+
+    def _mask(self, mask: Mask, leaf: Leaf) -> Tensor:
+        """Where an operator touches a tensor, by a mask that needs no other tensor."""
+        shape = leaf.tensor.shape
+        if mask.by == "nonzero":
+            return leaf.tensor != 0
+        random = self._generator("mask", leaf.name, once=not mask.anew)
+        if mask.by == "wels":
+            return torch.rand(shape, dtype=torch.float32, generator=random) < mask.share
+        if mask.by == "rows":
+            chosen = torch.ones(shape, dtype=torch.bool)
+            chosen[torch.randperm(len(chosen), generator=random)[mask.count :]] = False
+            return chosen
+        weights = [other.name for other in self.leaves if other.part == "weight"]
+        kept = [math.ceil(round((1 - mask.share) * n, 6)) for n in shape[:2]]
+        if leaf.name == weights[0] and len(kept) > 1:
+            kept[1] = shape[1]
+        if leaf.name == weights[-1]:
+            kept[0] = shape[0]
+        touched = torch.ones(shape, dtype=torch.bool)
+        touched[tuple(slice(n) for n in kept)] = False
+        return touched
+
+    def _ranked(self, mask: Mask, chosen: list[Leaf]) -> dict[str, Tensor]:
+        """True where the score is among the lowest."""
+        pool = [leaf for leaf in self.leaves if leaf.part != "statistics"] if mask.across == "network" else chosen
+        scores = {leaf.name: leaf.tensor.detach().abs() for leaf in {x.name: x for x in [*pool, *chosen]}.values()}
+        if mask.by == "snip":
+            totals = {name: torch.zeros_like(score) for name, score in scores.items()}
+            for batch in self.gradients(None, mask.images):
+                for name, total in totals.items():
+                    total += batch[name].abs()
+            scores = {name: score * totals[name] for name, score in scores.items()}
+        if mask.across != "tensor":
+            least = _threshold(torch.cat([scores[leaf.name].flatten() for leaf in pool]), mask.share)
+            return {leaf.name: scores[leaf.name] <= least for leaf in chosen}
+        return {leaf.name: scores[leaf.name] <= _threshold(scores[leaf.name], mask.share) for leaf in chosen}
+
+    def _align(self, align: Align, chosen: list[Leaf]) -> None:
+        directions = {leaf.name: torch.zeros_like(leaf.tensor) for leaf in chosen}
+        for batch in self.gradients(align.batch, 1.0):
+            for name, direction in directions.items():
+                direction.mul_(1 - align.alpha).sub_(batch[name], alpha=align.alpha)
+        for leaf in chosen:  # filters of a convolution, rows of a matrix, single biases
+            p, end = leaf.tensor, {4: 2, 2: 1}.get(leaf.tensor.ndim, leaf.tensor.ndim)
+            flat, direction = (t.reshape(*t.shape[:end], -1) for t in (p, directions[leaf.name]))
+            cosine = torch.cosine_similarity(flat, direction, -1, eps=0).nan_to_num()
+            p.mul_(cosine.clamp(align.floor, 1).reshape(*p.shape[:end], *[1] * (p.ndim - end)))
+
+
+def orthogonalise(weight: Tensor, iterations: int) -> Tensor:
+    """A convolution's or linear weight, moved towards an orthogonal matrix; see `Orthogonalise`."""
+    outputs, inputs = weight.shape[:2]
+    x = weight.reshape(outputs, inputs, -1).permute(2, 0, 1)
+    taps = len(x)
+    wide = outputs <= inputs
+    x = x if wide else x.mT
+    x = x / x.flatten(1).norm(dim=1)[:, None, None]
+    for _ in range(iterations):
+        x = 1.5 * x - 0.5 * (x @ x.mT) @ x
+    x = (x if wide else x.mT) * (math.sqrt(outputs / inputs) / taps)
+    return x.permute(1, 2, 0).reshape(weight.shape)
+
+
+def _threshold(scores: Tensor, share: float) -> Tensor:
+    """The largest of the lowest share of scores; below all of them for none."""
+    count = int(share * scores.numel() + 1e-6)
+    flat = scores.flatten()
+    return flat.kthvalue(count).values if count else flat.min() - 1

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from seal_fast.methods.operators import Loss
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.training.runtime import Runtime
 
@@ -23,6 +24,33 @@ def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
     return (~behind).sum(1) + 5 * own.isnan()[:, 0]
 
 
+def loss_numbers(loss: Loss, smoothing: float) -> Tensor:
+    """What `shaped_losses` reads, float64 [6]; `smoothing` where the loss has none of its own."""
+    own = smoothing if loss.smoothing is None else loss.smoothing
+    numbers = (own, loss.right, loss.wrong, loss.confidence, loss.distil, loss.temperature)
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def shaped_losses(logits: Tensor, labels: Tensor, right: Tensor, numbers: Tensor, teacher: Tensor | None) -> Tensor:
+    """The losses of a phase with a `Loss`, whose numbers lie on the device so that no phase compiles anything.
+
+    Args:
+        logits: [B, C].
+        labels: int64 [B].
+        right: bool [B], whether the prediction is.
+        numbers: from `loss_numbers`.
+        teacher: logits [B, C] of the snapshot; None without distillation.
+    """
+    smoothing, weight_right, weight_wrong, confidence, distil, temperature = numbers.to(logits.dtype).unbind()
+    log = logits.log_softmax(1)
+    losses = F.nll_loss(log, labels, reduction="none") * (1 - smoothing) - smoothing * log.mean(1)
+    losses = losses * torch.where(right, weight_right, weight_wrong) * (log.amax(1).exp() >= confidence)
+    if teacher is not None:
+        soft = (teacher / temperature).softmax(1)
+        losses = losses - distil * temperature**2 * (soft * (logits / temperature).log_softmax(1)).sum(1)
+    return losses
+
+
 def forward_and_loss(
     model: nn.Module,
     runtime: Runtime,
@@ -30,7 +58,9 @@ def forward_and_loss(
     weights: dict[str, Tensor],
     images: Tensor,
     labels: Tensor,
-    valid: Tensor | None,
+    valid: Tensor | None = None,
+    numbers: Tensor | None = None,
+    teacher: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss and counters: what is compiled, once in train and once in eval mode.
 
@@ -42,6 +72,8 @@ def forward_and_loss(
         images: [B, 3, S, S].
         labels: int64 [B].
         valid: bool [B], False for padding; None without any.
+        numbers: of a phase's `Loss`; None for the cross entropy.
+        teacher: logits of the snapshot, for distillation.
 
     Returns:
         The mean loss, and float64 [4] sums of loss, top-1 hits, top-5 hits and images, padding left out.
@@ -49,8 +81,11 @@ def forward_and_loss(
     with runtime.autocast():
         logits = functional_call(model, weights, (images,), tie_weights=False)
     logits = logits.to(runtime.dtype)
-    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     rank = true_class_rank(logits, labels)
+    if numbers is None:
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    else:
+        losses = shaped_losses(logits, labels, rank < 1, numbers, teacher)
     weight = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
     sums = torch.stack([losses.detach() * weight, (rank < 1) * weight, (rank < 5) * weight, weight])
     return losses.mean(), sums.sum(1, dtype=torch.float64)

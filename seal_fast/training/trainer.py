@@ -7,33 +7,33 @@ epoch's end. Nothing here knows which method runs.
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from seal_fast.config import Config
-from seal_fast.data import Input, MicroBatch
+from seal_fast.data import Input
 from seal_fast.distributed.world import World, on_all_ranks
 from seal_fast.methods.partition import Partition
 from seal_fast.methods.schedule import Phase, Timeline
 from seal_fast.models import Link
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.logger import Log
-from seal_fast.training import checkpoint, cuda_graph
+from seal_fast.training import checkpoint, entry, evaluation
 from seal_fast.training.checkpoint import Best, Position, TrainState
-from seal_fast.training.forgetting import reinitialise
+from seal_fast.training.forgetting import Values
 from seal_fast.training.profiling import profiler
 from seal_fast.training.runtime import Runtime, compile_seconds
 from seal_fast.training.signals import Interrupted, StopFlags, stop_signals
-from seal_fast.training.step import bf16_weight_overrides, forward_and_loss
+from seal_fast.training.steps import Steps
 from seal_fast.utils.errors import RunError
 
-WHOLE = MicroBatch()
+# (batch size, share of the training images, generation, epoch) -> images and labels, the same on every process
+Images = Callable[[int, float, int, int], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Trainer:
         provenance: written into every checkpoint; a resumed run compares it.
         metadata: header of the weights files.
         link: the model's synchronised BatchNorm, under --sync-batchnorm.
+        initial: the weights and statistics that the run began with, if the timeline needs them.
+        images: training images as they are evaluated, for operators that score weights by gradients.
         curvature: callable(model, should_stop) returning extra metrics, called at the end of a phase.
     """
 
@@ -59,21 +61,14 @@ class Trainer:
     metadata: dict[str, str]
     world: World = World()
     link: Link | None = None
+    initial: Values = field(default_factory=dict)
+    images: Images | None = None
     curvature: Callable[[Any, Callable[[], bool]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        model, runtime, smoothing = self.state.model, self.runtime, self.config.label_smoothing
-        weights = bf16_weight_overrides(model, self.state.optimizer) if runtime.bf16_weights else {}
-
-        def forward(images: Tensor, labels: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            return forward_and_loss(model, runtime, smoothing, weights, images, labels, valid)
-
-        self.eager: Callable[..., tuple[Tensor, Tensor]] = forward
-        self.forward: Callable[..., tuple[Tensor, Tensor]] = runtime.compiled(forward)
-        self.full_step: Callable[[Tensor, Tensor], None] = functools.partial(self.step, self.forward)
-        if self.world.size == self.config.accumulate == 1 and cuda_graph.possible(runtime, self.state.scaler):
-            self.full_step = graph = cuda_graph.StepGraph(self.full_step, *self.input.buffers(), runtime.device)
-            self.input.out = graph.images
+        self.steps = Steps(
+            self.config, self.timeline, self.runtime, self.state, self.input, self.world.size, self.link
+        )
         self.flags = StopFlags(self.world, self.config.log_every, self.config.checkpoint_seconds)
         self.best_weights: dict[str, Tensor] | None = None
         self.profile: Callable[[], None] = lambda: None  # called after every step
@@ -107,22 +102,24 @@ class Trainer:
         at = self.state.position
         phase, start = self.timeline.phase(at.generation, at.epoch)
         if at.step == 0:
-            if at.epoch == start:
-                self.enter(phase)
+            if at.epoch == start and self.state.entered is None:
+                entry.enter(self, phase)
             self.state.counters.zero_()
             self.state.norms_from = 0
             if self.state.optimizer.norms is not None:
                 self.state.optimizer.norms.zero_()
             self.state.seconds = self.state.wait_seconds = 0.0
-        rates = self.set_rates(phase)
+        rates = self.set_rates()
+        self.steps.begin(phase)
         compiling = self.train()
         loss, top1, _, images = self.read_counters()
 
         last_of_phase = at.epoch + 1 == start + phase.epochs
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
-        val_loss, val_top1, val_top5 = self.evaluate() if due else (None, None, None)
-        average = self.evaluate_average(due)
-        curvature = self.measure_curvature() if last_of_phase else {}
+        val_loss, val_top1, val_top5 = evaluation.evaluate(self) if due else (None, None, None)
+        entry.average_epoch(self, phase, at.epoch - start)
+        average = evaluation.evaluate_average(self, phase, due)
+        curvature = evaluation.measure_curvature(self) if last_of_phase else {}
         self.log.epoch(
             {
                 "generation": at.generation,
@@ -136,7 +133,8 @@ class Trainer:
                 "val_top1": val_top1,
                 "val_top5": val_top5,
                 **average,
-                **self.norms(),
+                **evaluation.norms(self),
+                **{f"weight_norm_{group}": norm for group, norm in (self.state.entered or {}).items()},
                 "images_per_s": images / max(self.state.seconds, 1e-9),
                 "seconds": self.state.seconds,
                 "input_wait_seconds": self.state.wait_seconds,
@@ -151,30 +149,12 @@ class Trainer:
             self.state.best = Best(val_top1, at.generation, at.epoch)
         self.finish(phase, last_of_phase)
 
-    def enter(self, phase: Phase) -> None:
-        """Run a phase's one-time actions (re-initialise weights, reset momentum).
-
-        Idempotent, so a resumed run may repeat it.
-        """
-        if phase.forget:
-            reinitialise(
-                dict(self.state.model.named_parameters()),
-                self.partition.groups[phase.forget.group],
-                phase.forget.distribution,
-                self.config.seed,
-                self.state.position.generation,
-            )
-        if phase.reset_momentum:
-            self.state.optimizer.reset_momentum()
-
-    def set_rates(self, phase: Phase) -> dict[str, tuple[float, int]]:
+    def set_rates(self) -> dict[str, tuple[float, int]]:
         """Write this epoch's numbers into the optimiser's device tensor; learning rate and sign by group."""
-        lr = self.timeline.learning_rate(self.state.position.generation, self.state.position.epoch)
-        for group, rule in phase.rules().items():
-            self.state.optimizer.set_hyperparameters(
-                group, lr=lr, sign=rule.sign, lr_multiplier=rule.lr_multiplier, weight_decay=rule.weight_decay
-            )
-        return {group: (lr * rule.lr_multiplier, rule.sign) for group, rule in phase.rules().items()}
+        rates = self.timeline.rates(self.state.position.generation, self.state.position.epoch)
+        for group, numbers in rates.items():
+            self.state.optimizer.set_hyperparameters(group, **numbers)
+        return {group: (n["lr"] * n["lr_multiplier"], int(n["sign"])) for group, n in rates.items()}
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -194,16 +174,8 @@ class Trainer:
             return compiling
 
         for batch in self.input.train(at.generation, at.epoch, at.step):
-            part = batch.micro_batch
-            if self.link:
-                self.link.connected = part.shared
             self.between_steps = False
-            full = len(batch.labels) == self.input.micro_batch_size and part.shared == (self.world.size > 1)
-            if full and part.weight == 1:
-                self.full_step(batch.images, batch.labels)
-            else:  # a smaller last batch is not compiled: it would be a third graph
-                self.step(self.forward if full else self.eager, batch.images, batch.labels, part)
-            if not part.last:
+            if not self.steps.take(batch):
                 continue
             at.step += 1
             self.between_steps = True
@@ -216,89 +188,6 @@ class Trainer:
                 self.checkpoint()
         self.runtime.synchronize()
         return account()
-
-    def step(
-        self, forward: Callable[..., tuple[Tensor, Tensor]], images: Tensor, labels: Tensor, part: MicroBatch = WHOLE
-    ) -> None:
-        """One training step, or a part of one; changes tensors in place only."""
-        state = self.state
-        loss, sums = forward(images, labels)
-        if part.counted:
-            state.counters += sums
-        state.optimizer.sending = part.last
-        state.scaler.scale(loss if part.weight == 1 else loss * part.weight).backward()
-        if not part.last:
-            state.optimizer.accumulate()
-            return
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if state.ema:
-            state.ema.update()
-        state.optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
-    def evaluate(self) -> tuple[float, float, float]:
-        """Loss, top-1 and top-5 (percent) on the validation set; all batches have one size, padding is masked out.
-
-        Raises:
-            RunError: the loss is NaN or infinite.
-        """
-        self.state.model.eval()
-        self.refresh_weights()
-        if not self.link:  # each process has running statistics of its own images
-            self.world.broadcast_(*self.state.model.buffers())
-        sums = torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
-        for batch in self.input.evaluation():
-            sums += self.forward(batch.images, batch.labels, batch.valid)[1]
-        loss, top1, top5, images = self.world.sum(sums).tolist()
-        if not abs(loss) < float("inf"):
-            self.diverged("the validation loss is NaN or infinite")
-        return loss / images, 100 * top1 / images, 100 * top5 / images
-
-    def evaluate_average(self, due: bool) -> dict[str, float | None]:
-        """The row's columns under --ema: `evaluate` with the averaged weights and statistics."""
-        names = ("val_ema_loss", "val_ema_top1", "val_ema_top5")
-        if not self.state.ema:
-            return {}
-        if not due:
-            return dict.fromkeys(names)
-        with self.state.ema.applied():
-            return dict(zip(names, self.evaluate(), strict=True))
-
-    def norms(self) -> dict[str, float]:
-        """The row's columns under --log-norms: see `Config.log_norms`."""
-        norms, steps = self.state.optimizer.norms, max(1, self.input.steps_per_epoch - self.state.norms_from)
-        if norms is None:
-            return {}
-        rows = dict(zip(self.partition.groups, self.world.sum(norms).tolist(), strict=True))
-        return {
-            f"{what}_norm2_{group}": row[i] / steps
-            for i, what in enumerate(("grad", "update"))
-            for group, row in rows.items()
-        }
-
-    def measure_curvature(self) -> dict[str, Any]:
-        """The row's figures of curvature, in a generation that is due; a failure is logged and stops nothing.
-
-        Raises:
-            Interrupted: a signal came; the measurement is made after resuming, at the same weights.
-        """
-
-        def should_stop() -> bool:
-            if self.world.size > 1:
-                self.read_counters()
-            return self.flags.pending() and self.flags.stop is not None
-
-        if not self.curvature or (self.state.position.generation + 1) % self.config.hessian_every:
-            return {}
-        try:
-            figures = self.curvature(self.state.model, should_stop)
-        except RunError as error:
-            self.log.say(f"curvature could not be measured: {error}")
-            return {}
-        if self.flags.stop:
-            self.checkpoint()
-        return figures
 
     def refresh_weights(self) -> None:
         """Bring the bfloat16 copies up to date with parameters that something else than a step has changed."""
@@ -337,7 +226,7 @@ class Trainer:
             self.save(f"generation-{at.generation}")
         elif last_of_phase and phase.name == "ascent" and self.config.keep == "ascents":
             self.save(f"generation-{at.generation}-ascent")
-        self.state.position = Position(generation, epoch)
+        self.state.position, self.state.entered = Position(generation, epoch), None
         if self.world.size > 1:
             self.read_counters()
         if self.flags.pending() or generation > at.generation:

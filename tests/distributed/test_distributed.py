@@ -13,7 +13,7 @@ from seal_fast import train
 from seal_fast.methods import METHODS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
-from seal_fast.training import checkpoint, trainer
+from seal_fast.training import checkpoint, steps
 from seal_fast.training.runtime import Runtime
 
 # 20 images in steps of 8: two processes share the last step of 4, for four it is too small and each computes it whole.
@@ -23,7 +23,7 @@ SHORT = replace(SAME, generations=2, epochs=2)
 
 @pytest.fixture(autouse=True)
 def shallow_network(monkeypatch):
-    monkeypatch.setattr(train, "build", build_shallow)
+    monkeypatch.setattr("seal_fast.training.assembly.build", build_shallow)
     monkeypatch.setattr(train.plots, "draw", lambda *_: None)
 
 
@@ -33,20 +33,20 @@ def run_all(configs):
 
 def run_to(config, step):
     """Run until every process dies before its `step`-th step."""
-    taken, original = iter(range(10**9)), trainer.forward_and_loss
+    taken, original = iter(range(10**9)), steps.forward_and_loss
 
-    def forward_and_loss(model, *rest):
+    def forward_and_loss(model, *rest, **extra):
         if model.training and next(taken) == step:
             raise Killed
-        return original(model, *rest)
+        return original(model, *rest, **extra)
 
-    trainer.forward_and_loss = forward_and_loss
+    steps.forward_and_loss = forward_and_loss
     try:
         run(config)
     except Killed:
         pass
     finally:
-        trainer.forward_and_loss = original
+        steps.forward_and_loss = original
 
 
 def run_twice(config, step):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from seal_fast.config import Config
 from seal_fast.data import open_images
 from seal_fast.runs.folder import RunFolder
-from seal_fast.train import assemble, open_input
-from seal_fast.training import checkpoint, runtime, trainer
+from seal_fast.training.assembly import assemble, open_input
+from seal_fast.training import checkpoint, runtime, steps, trainer
 
 EXACT = Config(
     model="resnet18",
@@ -69,14 +69,14 @@ def die_at(monkeypatch, step, error=Killed, between=False):
                 self.input.train = batches
 
         return monkeypatch.setattr(trainer.Trainer, "train", broken)
-    original = trainer.forward_and_loss
+    original = steps.forward_and_loss
 
-    def forward_and_loss(model, *rest):
+    def forward_and_loss(model, *rest, **extra):
         if model.training and next(taken) == step:
             raise error
-        return original(model, *rest)
+        return original(model, *rest, **extra)
 
-    monkeypatch.setattr(trainer, "forward_and_loss", forward_and_loss)
+    monkeypatch.setattr(steps, "forward_and_loss", forward_and_loss)
 
 
 def outcome(out):

@@ -109,7 +109,7 @@ def test_training_is_the_same_with_and_without(image_folder, tmp_path, small_net
 
 
 def test_two_processes_equal_one(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "build", build_shallow)
+    monkeypatch.setattr("seal_fast.training.assembly.build", build_shallow)
     monkeypatch.setattr(train.plots, "draw", lambda *_: None)
     config = replace(EXACT, data=str(image_folder), generations=2, epochs=2, sync_batchnorm=True, **BOTH)
     together(2, run, replace(config, out=tmp_path / "two"))

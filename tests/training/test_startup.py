@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 import seal_fast.runs.plots as plots
 import seal_fast.train as train
+import seal_fast.training.assembly as assembly
 from seal_fast.config import Config
 from small_resnet import build_shallow
 
@@ -20,7 +21,7 @@ def late(rows, *rest):
     assert len(rows) == 1 and "matplotlib" not in sys.modules  # it is imported to draw, after the last epoch
     return draw(rows, *rest)
 
-plots.draw, train.build = late, build_shallow
+plots.draw, assembly.build = late, build_shallow
 folder, out = sys.argv[1:]
 assert sys.getfilesystemencoding() == "utf-8" or "\\udcc3" in folder
 train.run(Config(data=folder, out=Path(out), stem="small", generations=1, epochs=1, ascent_epochs=0, batch_size=4))

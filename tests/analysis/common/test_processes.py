@@ -12,12 +12,12 @@ from processes import together
 from safetensors.torch import save_file
 from small_resnet import build_by_name as build
 
-from seal_fast import train
 from seal_fast.__main__ import main
 from seal_fast.analysis.common import network as networks
 from seal_fast.analysis.common.knn import Search, merged
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.fewshot import episodes
+from seal_fast.training import assembly
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def target(tmp_path_factory):
 
 def said(argv):
     """Exit code, and what is printed to stdout and stderr."""
-    train.build = networks.build = build  # in a process of its own too
+    assembly.build = networks.build = build  # in a process of its own too
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([*argv, "--threads", "1"])

@@ -1,0 +1,251 @@
+"""A configuration to a trainer: input, network, state, checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seal_fast import methods
+from seal_fast.config import Config, difference, dumps, load, to_dict
+from seal_fast.curvature.monitor import Curvature
+from seal_fast.data import ImageSet, Input, Shard, fits, make_input
+from seal_fast.data.batches import batches as batches_of
+from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.kernels import philox
+from seal_fast.methods import text
+from seal_fast.methods.partition import Partition, split
+from seal_fast.methods.schedule import Timeline
+from seal_fast.models import build, load_weights, synchronise_
+from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.optim.ema import ModelEMA
+from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
+from seal_fast.runs.folder import RunFolder
+from seal_fast.runs.identity import write_provenance
+from seal_fast.runs.logger import Log, Silence
+from seal_fast.training import checkpoint
+from seal_fast.training.checkpoint import TrainState
+from seal_fast.training.forgetting import check_scopes
+from seal_fast.training.runtime import Runtime, environment
+from seal_fast.training.trainer import Images, Trainer
+from seal_fast.utils.errors import UsageError
+from seal_fast.utils.files import read_text, write_text
+
+
+def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World = SINGLE_PROCESS) -> Input:
+    """The batches of a configuration, or one process's share of them."""
+    kind = config.input
+    if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
+        sharing = world.local_size if runtime.device.type == "cpu" else 1
+        fit = fits(dataset, config.image_size, config.limit_train, runtime.device, config.augmentation, sharing)
+        kind = "stream" if world.max(not fit)[0] else "resident"
+    return make_input(
+        dataset,
+        kind=kind,
+        image_size=config.image_size,
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
+        dtype=runtime.compute,
+        device=runtime.device,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        shuffle=config.shuffle,
+        limit_train=config.limit_train,
+        threads=torch.get_num_threads(),
+        on_bad_image=config.on_bad_image,
+        backend="auto" if config.kernels == "native" else config.kernels,  # the augmentation has no native kernel
+        shard=Shard(world.rank, world.size, config.accumulate),
+    )
+
+
+@contextlib.contextmanager
+def assemble(
+    config: Config,
+    runtime: Runtime,
+    dataset: ImageSet,
+    batches: Input,
+    folder: RunFolder,
+    world: World = SINGLE_PROCESS,
+) -> Iterator[Trainer]:
+    """A trainer at the start of its timeline, or at the checkpoint that the folder holds.
+
+    Raises:
+        UsageError: a setting cannot make a run, or contradicts the run found in the folder.
+    """
+    initial = config.init_weights and config.init_weights.resolve()  # so that config.toml runs from any folder
+    config = replace(
+        config,
+        data=dataset.source,
+        image_size=batches.image_size,
+        input=batches.kind,
+        augmentation=batches.augmentation,
+        init_weights=initial,
+    )
+    timeline = methods.timeline(config)
+    model = build(config.model, batches.num_classes, stem=config.stem, seed=config.seed)
+    if config.init_weights:
+        load_weights(model, config.init_weights, fc=config.init_fc)
+    link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
+    model.to(runtime.device, runtime.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    partition = split(sizes, timeline.cuts, timeline.groups, "--timeline: cut" if config.timeline else "")
+    check_scopes(timeline, model)
+    needs = timeline.needs()
+    initial_values = checkpoint.dense(model.state_dict()) if "initial" in needs else {}
+    state = make_state(config, timeline, runtime, model, partition, world)
+    provenance = {"config": to_dict(replace(config, out=None)), "images": dataset.fingerprint}
+    resuming = folder.checkpoint.exists()
+    if resuming:
+        resume(config, timeline, folder, state, provenance, world)
+    at = state.position
+    if world.is_main:
+        if not resuming or not folder.timeline.exists():
+            write_text(folder.timeline, text.dumps(timeline))
+        if not resuming or not folder.config.exists():
+            beside = config.timeline and Path(folder.timeline.name)
+            write_text(folder.config, dumps(replace(config, timeline=beside)))
+        elif (known := load(folder.config, Config())).data != config.data:  # the data set has moved
+            write_text(folder.config, dumps(replace(known, data=config.data)))
+        write_provenance(
+            folder.path,
+            data_sha256=dataset.fingerprint,
+            init_weights=config.init_weights,
+            device=runtime.device.type,
+            processes=world.size,
+        )
+        folder.truncate(at.generation, at.epoch)
+    metadata = {
+        "model": config.model,
+        "stem": config.stem,
+        "num_classes": str(batches.num_classes),
+        "image_size": str(batches.image_size),
+    }
+    log = (Log if world.is_main else Silence)(
+        folder, config, timeline.total_epochs(), timeline.index(at.generation, at.epoch)
+    )
+    try:
+        trainer = Trainer(
+            config, timeline, partition, runtime, batches, state, folder, log, provenance, metadata, world, link
+        )
+        trainer.initial = initial_values
+        if "images" in needs:
+            trainer.images = plain_images(config, dataset, batches.image_size, runtime.device)
+        if config.hessian_every:
+            fed = replace(dataset, train=dataset.train.spread(config.limit_train))
+            trainer.curvature = Curvature(config, fed, batches.image_size, runtime.device, world)
+        for line in introduction(trainer, dataset):
+            log.say(line)
+        if resuming:
+            log.say(f"continuing from {folder.checkpoint} at {at}")
+        yield trainer
+    finally:
+        log.close()
+
+
+def plain_images(config: Config, dataset: ImageSet, image_size: int, device: torch.device) -> Images:
+    """Training images as they are evaluated, in the order of an epoch, whole on every process."""
+    train, dtype, threads = dataset.train.spread(config.limit_train), getattr(torch, config.dtype), config.threads
+
+    def images(size: int, share: float, generation: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = range(len(train))
+        if config.shuffle:
+            order = philox.permutation(len(train), config.seed, generation, epoch, "cpu").tolist()
+        chosen = train.take(order[: max(1, round(share * len(train)))])
+        options = dict(image_size=image_size, batch_size=size, device=device, dtype=dtype, threads=threads)
+        return batches_of(dataset, chosen, **options)
+
+    return images
+
+
+def make_state(
+    config: Config,
+    timeline: Timeline,
+    runtime: Runtime,
+    model: torch.nn.Module,
+    partition: Partition,
+    world: World = SINGLE_PROCESS,
+) -> TrainState:
+    """A fresh training state; the optimiser's groups are the partition's, for life.
+
+    Raises:
+        UsageError: two averages are asked for.
+    """
+    needs, average = timeline.needs(), timeline.average()
+    if config.ema and average:
+        raise UsageError("--ema: this timeline keeps an average of its own; drop --ema")
+    decay = config.ema or (average and (average.decay if average.every == "step" else 1.0)) or None
+    snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
+    torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
+    parameters = dict(model.named_parameters())
+    optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
+        [
+            {"name": group, "params": [(name, parameters[name]) for name in names]}
+            for group, names in partition.groups.items()
+        ],
+        lr=torch.tensor(config.lr, dtype=torch.float64),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        backend=config.kernels,
+        ema_decay=decay,
+        bf16_copy=runtime.bf16_weights,
+        norms=config.log_norms,
+        hold="held" in needs,
+    )
+    ema = None if decay is None else ModelEMA(model, optimizer, decay)
+    counters = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+    scaler = runtime.scaler() if world.size == 1 else runtime.scaler(SharedScaler)
+    return TrainState(model, optimizer, scaler, counters, ema, snapshot)
+
+
+def resume(
+    config: Config,
+    timeline: Timeline,
+    folder: RunFolder,
+    state: TrainState,
+    provenance: dict[str, Any],
+    world: World = SINGLE_PROCESS,
+) -> None:
+    """Load the checkpoint of the same training into `state`.
+
+    Raises:
+        UsageError: it is another training's: the differing settings, or the data set, are named.
+    """
+    if config.resume == "never":
+        raise UsageError(f"--out {folder.path} holds a checkpoint, and --resume never forbids to continue it")
+    saved = checkpoint.load(folder.checkpoint)
+    if saved.provenance["images"] != provenance["images"]:
+        raise UsageError(f"--data {config.data}: not the images that the run in {folder.path} was trained on")
+    if changes := difference(Config(**saved.provenance["config"]), config):
+        raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
+    if folder.timeline.exists() and text.load(folder.timeline) != timeline:
+        what = f"--timeline {config.timeline}" if config.timeline else f"--method {config.method}"
+        raise UsageError(f"{what}: not the timeline that the run in {folder.path} follows; choose another --out")
+    checkpoint.restore(saved, state, world)
+
+
+def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
+    """What a run prints before its first step."""
+    config, timeline, batches, world = trainer.config, trainer.timeline, trainer.input, trainer.world
+    env = environment(trainer.runtime)
+    shared = (
+        f"{world.size} processes of {batches.micro_batch_size} images each at once; "
+        f"BatchNorm statistics {'over all' if trainer.link else 'of each'}"
+    )
+    return [
+        f"seal_fast {env['seal_fast']} on {env['gpu'] or env['cpu']}, {env['threads']} threads, "
+        f"torch {env['torch']}, {env['compute']}{', compiled' if config.compile else ''}",
+        f"data: {config.data} ({dataset.name}): {batches.train_size} training and {batches.val_size} validation "
+        f"images, {batches.num_classes} classes, {batches.image_size} px, {batches.kind}",
+        *([shared] if world.size > 1 else []),
+        *batches.notes,
+        f"model: {config.model}, {config.stem} stem; {trainer.partition}",
+        f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
+        f"run folder: {trainer.folder.path}",
+    ]

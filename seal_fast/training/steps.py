@@ -1,0 +1,145 @@
+"""Training steps: forward pass, backward pass, update; under SAM the first two twice."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from seal_fast.config import Config
+from seal_fast.data import Batch, Input, MicroBatch
+from seal_fast.kernels.torch_private import foreach_copy_
+from seal_fast.methods.operators import Loss, Sharpness
+from seal_fast.methods.schedule import Phase, Timeline
+from seal_fast.models import Link
+from seal_fast.training import cuda_graph
+from seal_fast.training.checkpoint import TrainState
+from seal_fast.training.runtime import Runtime
+from seal_fast.training.step import bf16_weight_overrides, forward_and_loss, loss_numbers
+
+WHOLE = MicroBatch()
+Forward = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Steps:
+    """Takes the steps of a run; nothing here makes the host wait for the device.
+
+    Under --compile the network is one graph in train and one in eval mode for the whole run; a distilling phase adds
+    its own. On CUDA each kind of step (with or without SAM, with or without distillation) is recorded once.
+
+    Attributes:
+        forward: images, labels and, in evaluation, which are valid -> loss and sums; `eager` is not compiled.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        timeline: Timeline,
+        runtime: Runtime,
+        state: TrainState,
+        source: Input,
+        processes: int,
+        link: Link | None = None,
+    ) -> None:
+        self.runtime, self.state, self.input, self.link, self.processes = runtime, state, source, link, processes
+        self.smoothing = config.label_smoothing
+        model, snapshot, smoothing = state.model, state.snapshot, config.label_smoothing
+        weights = bf16_weight_overrides(model, state.optimizer) if runtime.bf16_weights else {}
+
+        def forward(images: Tensor, labels: Tensor, *more: Tensor, **extra: Tensor) -> tuple[Tensor, Tensor]:
+            return forward_and_loss(model, runtime, smoothing, weights, images, labels, *more, **extra)
+
+        def teach(images: Tensor) -> Tensor:
+            with runtime.autocast():
+                return snapshot(images).to(runtime.dtype)  # pyright: ignore[reportOptionalCall]
+
+        self.eager: Forward = forward
+        self.forward: Forward = runtime.compiled(forward)
+        self.eager_teach: Callable[[Tensor], Tensor] = teach
+        self.teach: Callable[[Tensor], Tensor] = runtime.compiled(teach)
+        self.numbers = torch.zeros(6, dtype=torch.float64, device=runtime.device) if "loss" in timeline.needs() else None
+        self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime, state.scaler)
+        self.buffers = source.buffers() if self.recorded else None
+        if self.buffers:
+            source.out = self.buffers[0]
+        self.full: dict[tuple[Sharpness | None, bool], Callable[[Tensor, Tensor], None]] = {}
+        self.parts: list[tuple[Forward, Tensor, Tensor, MicroBatch]] = []
+
+    def begin(self, phase: Phase) -> None:
+        """Take the steps of this phase from now on."""
+        if self.numbers is not None:
+            self.numbers.copy_(loss_numbers(phase.loss or Loss(), self.smoothing))
+        self.sharpness, self.distils = phase.sharpness, phase.loss is not None and phase.loss.distil > 0
+        kind = (self.sharpness, self.distils)
+        if kind not in self.full:
+            step = functools.partial(self.step, self.forward)
+            record = self.recorded and self.buffers
+            self.full[kind] = cuda_graph.StepGraph(step, *record, self.runtime.device) if record else step
+        self.full_step = self.full[kind]
+
+    def take(self, batch: Batch) -> bool:
+        """A step, or a part of one; whether it ended a step."""
+        cut = batch.micro_batch
+        if self.link:
+            self.link.connected = cut.shared
+        full = len(batch.labels) == self.input.micro_batch_size and cut.shared == (self.processes > 1)
+        if full and cut.weight == 1:
+            self.full_step(batch.images, batch.labels)
+        else:  # a smaller last batch is not compiled: it would be a third graph
+            self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)
+        return cut.last
+
+    def step(self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE) -> None:
+        """One training step, or a part of one; changes tensors in place only."""
+        state = self.state
+        if self.sharpness is None:
+            self._backward(forward, images, labels, cut, last=cut.last)
+        else:
+            self.parts.append((forward, images, labels, cut))
+        if not cut.last:
+            return
+        if self.sharpness is not None:
+            self._twice(self.sharpness)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema:
+            state.ema.update()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def _backward(
+        self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch, last: bool, counted: bool = True
+    ) -> None:
+        """Gradients of a part; `last` of those that make a step's."""
+        state, extra = self.state, {}
+        if self.numbers is not None:
+            extra["numbers"] = self.numbers
+        if self.distils:
+            with torch.no_grad():
+                extra["teacher"] = (self.eager_teach if forward is self.eager else self.teach)(images)
+        loss, sums = forward(images, labels, **extra)
+        if cut.counted and counted:
+            state.counters += sums
+        state.optimizer.sending = last
+        state.scaler.scale(loss if cut.weight == 1 else loss * cut.weight).backward()
+        if not last:
+            state.optimizer.accumulate()
+
+    def _twice(self, sharpness: Sharpness) -> None:
+        """SAM: gradients at p, then those at p + e; the running statistics are the first pass's."""
+        parts, self.parts = self.parts, []
+        buffers = [*self.state.model.buffers()]
+        for part in parts:
+            self._part(part, last=False)
+        kept = [buffer.clone() for buffer in buffers]
+        self.state.optimizer.perturb(sharpness.rho, sharpness.adaptive)
+        for part in parts:
+            self._part(part, last=part is parts[-1], counted=False)
+        foreach_copy_(buffers, kept)
+        self.state.optimizer.unperturb()
+
+    def _part(self, part: tuple[Forward, Tensor, Tensor, MicroBatch], **flags: bool) -> None:
+        if self.link:
+            self.link.connected = part[-1].shared
+        self._backward(*part, **flags)
