@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from seal_fast.methods import METHODS, method
+from seal_fast.methods import METHODS, timeline
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import read_text
 
@@ -200,12 +200,11 @@ def check(config: Config) -> Config:
     length = config.epochs * (config.generations if config.method == "long" else 1)
     if config.warmup() > length:
         raise UsageError(f"--warmup-epochs {config.warmup_epochs:g}: longer than a generation of --epochs {length}")
-    if config.timeline is None:
-        method(config)
     if not 0 <= config.seed < 2**63:
         raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
     if config.dtype == "float64" and config.amp:
         raise UsageError("--dtype float64 computes in double throughout and excludes --amp; drop one of them")
+    timeline(config)
     return config
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seal_fast.methods import averaged, llf, masked, normal, plasticity, seal, sparse
 from seal_fast.methods.method import Method, parse_options
 from seal_fast.methods.schedule import Timeline
+from seal_fast.methods.text import load
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
@@ -60,8 +60,4 @@ def timeline(config: Config) -> Timeline:
     Raises:
         UsageError: it is none; the message says what to change.
     """
-    if config.timeline is not None:
-        from seal_fast.methods.text import load
-
-        return load(Path(config.timeline))
-    return method(config).timeline(config)
+    return method(config).timeline(config) if config.timeline is None else load(config.timeline)

@@ -28,7 +28,8 @@ class Wels(Method):
     anew: bool = False
 
     def timeline(self, config: Config) -> Timeline:
-        return _drawn(config, "ke-wels", self.keep, Mask("wels", 1 - self.keep, self.anew))
+        require_share("--option keep", self.keep)
+        return _drawn(config, "ke-wels", Mask("wels", 1 - self.keep, self.anew))
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Kels(Method):
     keep: float = 0.5
 
     def timeline(self, config: Config) -> Timeline:
-        return _drawn(config, "ke-kels", self.keep, Mask("kels", 1 - self.keep))
+        require_share("--option keep", self.keep)
+        return _drawn(config, "ke-kels", Mask("kels", 1 - self.keep))
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class Dnr(Method):
     keep: float = 0.8
 
     def timeline(self, config: Config) -> Timeline:
+        require_share("--option keep", self.keep)
         mask = Mask("snip", 1 - self.keep, across="network")
-        return _drawn(config, "dnr", self.keep, mask, without="downsample")
+        return _drawn(config, "dnr", mask, without="downsample")
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,12 @@ class Perturb(Method):
 
     def timeline(self, config: Config) -> Timeline:
         if self.kind == "random":
-            return _drawn(config, "perturb", self.share, Mask("wels", self.share, anew=True))
+            return _drawn(config, "perturb", Mask("wels", self.share, anew=True))
         prune = Mix(Scope(), ZERO, mask=Mask("magnitude", self.share))
         rewind = Mix(Scope(), Source("initial"), mask=Mask("nonzero"))
         return repeated(config, "perturb", plain(config, enter=(prune, rewind)))
 
 
-def _drawn(config: Config, method: str, share: float, mask: Mask, without: str = "") -> Timeline:
-    require_share("the option", share)
+def _drawn(config: Config, method: str, mask: Mask, without: str = "") -> Timeline:
     operator = Mix(Scope(without=without), Source("draw", config.reinit), mask=mask)
     return repeated(config, method, plain(config, enter=(operator,)))

@@ -125,6 +125,8 @@ class Mix:
     def __post_init__(self) -> None:
         require_number("a mix's keep", self.keep)
         require_number("a mix's add", self.add)
+        scored = self.mask is not None and self.mask.by == "snip"
+        require(not scored or "statistics" not in self.scope.parts, "statistics have no gradient: no mask by snip")
 
     def __str__(self) -> str:
         formula = f"{self.keep:g} p + {self.add:.4g} {self.source}" if self.keep or self.add != 1 else f"{self.source}"
@@ -165,6 +167,7 @@ class Align:
     def __post_init__(self) -> None:
         require_share("align's floor", self.floor)
         require_share("align's alpha", self.alpha)
+        require("statistics" not in self.scope.parts, "statistics have no gradient: align other parts")
         require(self.batch >= 1, f"align's batch is {self.batch}: it needs at least 1 image")
 
     def __str__(self) -> str:

@@ -189,10 +189,9 @@ class Forgetting:
                 for name, total in totals.items():
                     total += batch[name].abs()
             scores = {name: score * totals[name] for name, score in scores.items()}
-        if mask.across != "tensor":
-            least = _threshold(torch.cat([scores[leaf.name].flatten() for leaf in pool]), mask.share)
-            return {leaf.name: scores[leaf.name] <= least for leaf in chosen}
-        return {leaf.name: scores[leaf.name] <= _threshold(scores[leaf.name], mask.share) for leaf in chosen}
+        if mask.across == "tensor":
+            return {leaf.name: lowest({leaf.name: scores[leaf.name]}, mask.share)[leaf.name] for leaf in chosen}
+        return lowest({leaf.name: scores[leaf.name] for leaf in pool}, mask.share)
 
     def _align(self, align: Align, chosen: list[Leaf]) -> None:
         directions = {leaf.name: torch.zeros_like(leaf.tensor) for leaf in chosen}
@@ -220,8 +219,10 @@ def orthogonalise(weight: Tensor, iterations: int) -> Tensor:
     return x.permute(1, 2, 0).reshape(weight.shape)
 
 
-def _threshold(scores: Tensor, share: float) -> Tensor:
-    """The largest of the lowest share of scores; below all of them for none."""
-    count = int(share * scores.numel() + 1e-6)
-    flat = scores.flatten()
-    return flat.kthvalue(count).values if count else flat.min() - 1
+def lowest(scores: Values, share: float) -> dict[str, Tensor]:
+    """True for the lowest share of all scores; of equal ones the first, in the order given, count as lower."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[flat.argsort(stable=True)[: int(share * len(flat) + 1e-6)]] = True
+    parts = chosen.split([score.numel() for score in scores.values()])
+    return {name: part.view(scores[name].shape) for name, part in zip(scores, parts, strict=True)}
