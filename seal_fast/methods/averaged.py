@@ -47,7 +47,7 @@ class BornAgain(Method):
 
     weight: of the distillation beside the cross entropy. temperature: of both softmaxes.
 
-    Before each later generation everything is drawn as in a new network; momentum is fresh. The teacher computes in eval
+    Before each later generation everything is drawn as in a new network; momentum is fresh. The teacher is in eval
     mode.
     """
 

@@ -18,8 +18,8 @@ class Llf(Method):
     """LLF, later-layer forgetting (Zhou et al., arXiv 2202.00155): the late layers' weights are drawn anew.
 
     At the start of every generation after the first; BatchNorm and the classifier's bias are kept. The released code
-    (hlml/fortuitous_forgetting) draws from kaiming_uniform(a=sqrt(5)), whose standard deviation is sqrt(6) times smaller
-    than that of the He-normal initial weights; `--reinit` offers both.
+    (hlml/fortuitous_forgetting) draws from kaiming_uniform(a=sqrt(5)), whose standard deviation is sqrt(6) times
+    smaller than that of the He-normal initial weights; `--reinit` offers both.
     """
 
     def timeline(self, config: Config) -> Timeline:

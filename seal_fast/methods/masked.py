@@ -36,8 +36,8 @@ class Wels(Method):
 class Kels(Method):
     """KE with a split by kernels (Taha et al., arXiv 2103.05152): a slim network of the first channels is kept.
 
-    keep: share of each weight's outputs and inputs that is kept (the split rate), rounded up; of the first convolution's
-        outputs and the classifier's inputs alone. Otherwise as `ke-wels`.
+    keep: share of each weight's outputs and inputs that is kept (the split rate), rounded up; of the first
+        convolution's outputs and the classifier's inputs alone. Otherwise as `ke-wels`.
     """
 
     keep: float = 0.5

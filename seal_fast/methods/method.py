@@ -39,8 +39,13 @@ def descends(config: Config, **changes: Any) -> Rule:
 
 def plain(config: Config, epochs: int | None = None, *, fresh: bool = True, **changes: Any) -> Phase:
     """A phase of ordinary SGD, a generation long by default; `fresh` clears the momentum as a new optimiser does."""
-    given = dict(rules=rules(all=descends(config)), reset_momentum=EVERYTHING if fresh else None)
-    return Phase(**{"name": "descent", "epochs": config.epochs if epochs is None else epochs} | given | changes)
+    length = config.epochs if epochs is None else epochs
+    given: dict[str, Any] = {
+        "name": "descent",
+        "rules": rules(all=descends(config)),
+        "reset_momentum": EVERYTHING if fresh else None,
+    }
+    return Phase(epochs=length, **given | changes)
 
 
 def cycles(config: Config, method: str, later: Iterable[Iterable[Phase]], **changes: Any) -> Timeline:
@@ -68,7 +73,7 @@ def stretches(config: Config, every: int, first: int = 0) -> list[int]:
 
 def timeline(config: Config, method: str, generations: tuple[tuple[Phase, ...], ...], **changes: Any) -> Timeline:
     """A timeline with the configured learning rate, warm-up and threshold."""
-    given = dict(curve=Curve(warmup_epochs=config.warmup()), cuts=(config.layer_threshold,))
+    given: dict[str, Any] = {"curve": Curve(warmup_epochs=config.warmup()), "cuts": (config.layer_threshold,)}
     return Timeline(method, generations, config.lr, **given | changes)
 
 

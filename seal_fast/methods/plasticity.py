@@ -112,8 +112,8 @@ class Lw(Method):
 
     Of K blocks (the residual blocks and the classifier) and G generations, generation g draws everything from block
     floor(g K / G) on as at the start and rescales each kept tensor to the norm that it began with, so BatchNorm's kept
-    shifts become 0. Statistics are kept, momentum is fresh. The paper's constant normalisation after the last kept block
-    is a module and not an operator: it is left out, as it is by default in the released code's copies.
+    shifts become 0. Statistics are kept, momentum is fresh. The paper's constant normalisation after the last kept
+    block is a module and not an operator: it is left out, as it is by default in the released code's copies.
     """
 
     def timeline(self, config: Config) -> Timeline:

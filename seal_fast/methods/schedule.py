@@ -187,8 +187,8 @@ class Timeline:
     def needs(self) -> frozenset[Need]:
         """What a run must keep or be given beside weights and momentum.
 
-        Kept in checkpoints: average, snapshot, held (masks). Not kept: initial (weights), images (for scores), loss (its
-        numbers), teacher (the snapshot as a network).
+        Kept in checkpoints: average, snapshot, held (masks). Not kept: initial (weights), images (for scores), loss
+        (its numbers), teacher (the snapshot as a network).
         """
         needs: set[Need] = set()
         for phase in self._phases():

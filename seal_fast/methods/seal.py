@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from seal_fast.methods.llf import forget_late
 from seal_fast.methods.method import Method, cycles, descends, plain
 from seal_fast.methods.operators import Loss, Operator, require
-from seal_fast.methods.schedule import Rule, Timeline
+from seal_fast.methods.schedule import Phase, Rule, Timeline
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
@@ -69,20 +69,23 @@ class Seal(Method):
             later.append(self.phases(here, tuple(zip(groups, by_group, strict=True))))
         return cycles(config, self.name, later, cuts=cuts, groups=groups)
 
-    def phases(self, config: Config, by_group: tuple[tuple[str, Rule], ...]) -> list[Any]:
+    def phases(self, config: Config, by_group: tuple[tuple[str, Rule], ...]) -> list[Phase]:
         """A generation: an ascent phase under the given rules and a plain descent phase."""
         up, enter = config.ascent(), self.enter(config)
         loss = Loss(self.smoothing)
         if self.confidence is not None:
             loss = replace(loss, right=0.0, confidence=self.confidence)
-        given = dict(enter=enter, loss=None if loss == Loss() else loss)
-        ascent = [plain(config, up, name="ascent", rules=by_group, **given)] if up else []
+        shaped = None if loss == Loss() else loss
+        ascent = [plain(config, up, name="ascent", rules=by_group, enter=enter, loss=shaped)] if up else []
         return [*ascent, plain(config, config.epochs - up, enter=() if up else enter)]
 
 
 @dataclass(frozen=True)
 class SealLlf(Seal):
-    """SEAL, and the late layers' weights are drawn anew at the start of each generation as in LLF. Options as `seal`."""
+    """SEAL, and the late layers' weights are drawn anew at the start of each generation as in LLF.
+
+    Options as `seal`.
+    """
 
     name = "seal+llf"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from seal_fast.methods.method import Method, cycles, descends, plain, single, timeline
-from seal_fast.methods.operators import EVERYTHING, ZERO, Mask, Mix, Scope, Source, require
+from seal_fast.methods.operators import ZERO, Mask, Mix, Scope, Source, require
 from seal_fast.methods.schedule import Phase, Timeline, rules
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def prune(share: float, across: str = "tensor") -> Mix:
 class Dsd(Method):
     """DSD (Han et al., arXiv 1607.04381): dense, sparse, dense.
 
-    share: of each weight tensor, the smallest, that odd generations hold at zero. Even ones release it at zero and train
-        at a tenth of the learning rate.
+    share: of each weight tensor, the smallest, that odd generations hold at zero. Even ones release it at zero and
+        train at a tenth of the learning rate.
 
     The paper does not say what becomes of the momentum: it is fresh here.
     """
@@ -43,8 +43,8 @@ class Acdc(Method):
     share: of each weight tensor, the smallest, that is pruned. warm: dense epochs at first. sparse, dense: epochs that
         the mask is held and then released.
 
-    Momentum is zeroed on release, a flag of the released code. One learning-rate cycle over all generations' epochs: the
-    configured cosine, where the released code has steps.
+    Momentum is zeroed on release, a flag of the released code. One learning-rate cycle over all generations' epochs:
+    the configured cosine, where the released code has steps.
     """
 
     share: float = 0.75
@@ -58,9 +58,11 @@ class Acdc(Method):
         phases: list[Phase] = []
         while left:
             length = min(left, self.warm if not phases else self.sparse if len(phases) % 2 else self.dense)
-            pruned = dict(name="sparse", enter=(prune(self.share),), hold=Scope()) if len(phases) % 2 else {}
-            release = None if not phases or pruned else EVERYTHING
-            phases.append(plain(config, length, reset_momentum=release, **pruned))
+            if len(phases) % 2:
+                sparse = plain(config, length, fresh=False, name="sparse", enter=(prune(self.share),), hold=Scope())
+                phases.append(sparse)
+            else:
+                phases.append(plain(config, length, fresh=bool(phases)))
             left -= length
         return single(config, "ac-dc", phases)
 
@@ -70,7 +72,7 @@ class Imp(Method):
     """Iterative magnitude pruning with rewinding (Frankle et al., arXiv 1803.03635 and 1912.05671).
 
     share: of the weights that are left, the smallest over the whole network, set to zero for good before each later
-        generation. epoch: of generation 0 after which the weights, biases and BatchNorm were as the others become again.
+        generation. epoch: of generation 0, after which the weights, biases and BatchNorm were as they become again.
 
     Momentum is fresh and the learning-rate cycle begins anew.
     """

@@ -36,7 +36,7 @@ from seal_fast.training.forgetting import check_scopes
 from seal_fast.training.runtime import Runtime, environment
 from seal_fast.training.trainer import Images, Trainer
 from seal_fast.utils.errors import UsageError
-from seal_fast.utils.files import read_text, write_text
+from seal_fast.utils.files import write_text
 
 
 def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World = SINGLE_PROCESS) -> Input:
@@ -158,8 +158,9 @@ def plain_images(config: Config, dataset: ImageSet, image_size: int, device: tor
         if config.shuffle:
             order = philox.permutation(len(train), config.seed, generation, epoch, "cpu").tolist()
         chosen = train.take(order[: max(1, round(share * len(train)))])
-        options = dict(image_size=image_size, batch_size=size, device=device, dtype=dtype, threads=threads)
-        return batches_of(dataset, chosen, **options)
+        return batches_of(
+            dataset, chosen, image_size=image_size, batch_size=size, device=device, dtype=dtype, threads=threads
+        )
 
     return images
 

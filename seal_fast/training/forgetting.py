@@ -19,7 +19,6 @@ from seal_fast.methods.operators import (
     Mask,
     Mix,
     Operator,
-    Orthogonalise,
     Part,
     Rescale,
     Scope,

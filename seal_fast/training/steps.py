@@ -59,7 +59,9 @@ class Steps:
         self.forward: Forward = runtime.compiled(forward)
         self.eager_teach: Callable[[Tensor], Tensor] = teach
         self.teach: Callable[[Tensor], Tensor] = runtime.compiled(teach)
-        self.numbers = torch.zeros(6, dtype=torch.float64, device=runtime.device) if "loss" in timeline.needs() else None
+        self.numbers = (
+            torch.zeros(6, dtype=torch.float64, device=runtime.device) if "loss" in timeline.needs() else None
+        )
         self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime, state.scaler)
         self.buffers = source.buffers() if self.recorded else None
         if self.buffers:

@@ -66,9 +66,7 @@ class Trainer:
     curvature: Callable[[Any, Callable[[], bool]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        self.steps = Steps(
-            self.config, self.timeline, self.runtime, self.state, self.input, self.world.size, self.link
-        )
+        self.steps = Steps(self.config, self.timeline, self.runtime, self.state, self.input, self.world.size, self.link)
         self.flags = StopFlags(self.world, self.config.log_every, self.config.checkpoint_seconds)
         self.best_weights: dict[str, Tensor] | None = None
         self.profile: Callable[[], None] = lambda: None  # called after every step

@@ -65,19 +65,29 @@ class Literal:
             self.epoch(self.cosine(e, self.E), **how)
 
     def random(self, purpose, name, g, epoch=0, operator=0):
-        key = f"{purpose} {g} {name}" + (f" epoch {epoch}" if epoch else "") + (f" operator {operator}" if operator else "")
+        key = (
+            f"{purpose} {g} {name}"
+            + (f" epoch {epoch}" if epoch else "")
+            + (f" operator {operator}" if operator else "")
+        )
         return generator(self.seed, key)
 
     def uniform(self, name, *when):
         """kaiming_uniform(a=sqrt(5)): uniform in +-1/sqrt(fan_in), for biases too."""
         fan_in = self.p[name.replace("bias", "weight")][0].numel()
         bound = 1 / math.sqrt(fan_in)
-        return torch.empty(self.p[name].shape).uniform_(-bound, bound, generator=self.random("reinitialise", name, *when)).double()
+        return (
+            torch.empty(self.p[name].shape)
+            .uniform_(-bound, bound, generator=self.random("reinitialise", name, *when))
+            .double()
+        )
 
     def normal(self, name, *when):
         """He-normal."""
         std = math.sqrt(2 / self.p[name][0].numel())
-        return torch.empty(self.p[name].shape).normal_(0, std, generator=self.random("reinitialise", name, *when)).double()
+        return (
+            torch.empty(self.p[name].shape).normal_(0, std, generator=self.random("reinitialise", name, *when)).double()
+        )
 
     def new(self, name, *when):
         """A newly built network's value of a parameter."""

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from seal_fast.config import Config
 from seal_fast.data import open_images
 from seal_fast.runs.folder import RunFolder
-from seal_fast.training.assembly import assemble, open_input
 from seal_fast.training import checkpoint, runtime, steps, trainer
+from seal_fast.training.assembly import assemble, open_input
 
 EXACT = Config(
     model="resnet18",

@@ -2,7 +2,18 @@
 
 from hypothesis import strategies as st
 
-from seal_fast.methods.operators import Align, Average, Loss, Mask, Mix, Orthogonalise, Rescale, Scope, Sharpness, Source
+from seal_fast.methods.operators import (
+    Align,
+    Average,
+    Loss,
+    Mask,
+    Mix,
+    Orthogonalise,
+    Rescale,
+    Scope,
+    Sharpness,
+    Source,
+)
 from seal_fast.methods.schedule import Curve, Phase, Rule, Timeline
 
 shares = st.floats(0, 1)
@@ -57,7 +68,12 @@ def timelines(draw, lr=0.01, epochs=3):
             kinds = ["zero", "draw", "initial", *["snapshot"] * snapshot, *["average"] * averaged]
             average = each_step or draw(st.none() | st.builds(Average, every=st.just("epoch"), anew=st.booleans()))
             losses = st.builds(
-                Loss, st.none() | st.floats(0, 0.5), shares, shares, st.floats(0, 0.5), shares if snapshot else st.just(0.0)
+                Loss,
+                st.none() | st.floats(0, 0.5),
+                shares,
+                shares,
+                st.floats(0, 0.5),
+                shares if snapshot else st.just(0.0),
             )
             by_group = [("all", draw(rule()))] + [(group, draw(rule())) for group in groups if draw(st.booleans())]
             phases.append(

@@ -38,7 +38,11 @@ def test_a_users_file():
         ("epochs = 3, ", "", "generations[0].phases[0] has no epochs"),
         ('by = "wels"', 'by = "wels", share = 1.5', "generations[1].phases[0].enter[0].mask: a mask's share is 1.5"),
         ('by = "wels"', 'by = "odd"', "generations[1].phases[0].enter[0].mask.by is 'odd': choose one of"),
-        ('operator = "mix"', 'operator = "stir"', "operator is 'stir': choose one of mix, orthogonalise, align, rescale"),
+        (
+            'operator = "mix"',
+            'operator = "stir"',
+            "operator is 'stir': choose one of mix, orthogonalise, align, rescale",
+        ),
         ('kind = "draw"', 'kind = "snapshot"', "there is no snapshot yet"),
         ("early = {", "erly = {", "no group is called erly; the groups are early, late"),
         ("lr = 0.1\n", 'lr = "0.1"\n', "lr is '0.1': it must be a number"),

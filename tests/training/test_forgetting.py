@@ -101,7 +101,11 @@ def test_the_lowest_of_equal_scores_are_the_first():
 def test_many_iterations_reach_the_polar_factor(shape):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     result, taps = orthogonalise(weight, 40), weight[0, 0].numel()
-    for tap, out in zip(weight.flatten(2).unbind(-1) if taps > 1 else [weight], result.flatten(2).unbind(-1) if taps > 1 else [result], strict=True):
+    for tap, out in zip(
+        weight.flatten(2).unbind(-1) if taps > 1 else [weight],
+        result.flatten(2).unbind(-1) if taps > 1 else [result],
+        strict=True,
+    ):
         u, _, v = torch.linalg.svd(tap, full_matrices=False)
         torch.testing.assert_close(out, u @ v * math.sqrt(shape[0] / shape[1]) / taps, rtol=1e-9, atol=1e-9)
 
