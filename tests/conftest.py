@@ -35,6 +35,18 @@ def small_network(monkeypatch):
     monkeypatch.setattr(assembly, "build", build)
 
 
+@pytest.fixture
+def shallow_network(monkeypatch):
+    """As `small_network` with one block a layer, and without curves.png, which is half of a short run's time."""
+    from small_resnet import build_shallow
+
+    from seal_fast.runs import plots
+    from seal_fast.training import assembly
+
+    monkeypatch.setattr(assembly, "build", build_shallow)
+    monkeypatch.setattr(plots, "draw", lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def quiet_logger():
     """A test that trains makes the package's logger speak on the terminal; the next one finds it as it was."""

@@ -14,7 +14,6 @@ from image_folders import write_images
 from runs import BASE, Killed, assert_identical, die_at, outcome
 
 from seal_fast.config import Config, load
-from seal_fast.methods import METHODS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import main, run
 from seal_fast.training import checkpoint
@@ -45,17 +44,68 @@ def test_a_kill_changes_nothing(method, step, often, image_folder, tmp_path, mon
     assert_identical(whole[method], outcome(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("seal", "seal+llf")])
-def test_every_method_resumes(method, image_folder, tmp_path, monkeypatch, small_network):
-    config = replace(BASE, method=method, data=str(image_folder), keep="ascents", checkpoint_seconds=0)
-    run(replace(config, out=tmp_path / "whole"))
+# Of each kind of state and of operator one that is wrong when done twice: 6 steps a generation, so the entries of
+# later phases come before step 6 or, of one whole run, in its middle.
+KINDS = {
+    "shrink-perturb": dict(),
+    "hare-tortoise": dict(option="decay=0.9,every=2"),  # an average
+    "imp": dict(),  # a snapshot, held weights
+    "born-again": dict(),  # a teacher
+    "swa": dict(option="start=0.5"),  # an average of epochs
+    "ac-dc": dict(option="warm=2,sparse=1,dense=1"),
+    "dash": dict(),  # scores
+    "asam": dict(),
+}
+
+
+@pytest.mark.parametrize("step", [6, 7], ids=["after the entry, before the first step", "after the first step"])
+@pytest.mark.parametrize("method", KINDS)
+def test_what_is_entered_is_not_entered_again(method, step, image_folder, tmp_path, monkeypatch, shallow_network, whole):
+    """Interrupted between two steps, where the state is saved."""
+    config = replace(BASE, data=str(image_folder), generations=2, epochs=2, eval_every=100, stem="small")
+    config = replace(config, method=method, **KINDS[method])
+    if method not in whole:
+        run(replace(config, out=whole["folder"] / method))
+        whole[method] = outcome(whole["folder"] / method)
     config = replace(config, out=tmp_path / "run")
     with monkeypatch.context() as patch:
-        die_at(patch, 13)
-        with pytest.raises(Killed):
+        die_at(patch, step, ZeroDivisionError, between=True)
+        with pytest.raises(ZeroDivisionError):
             run(config)
+    assert checkpoint.load(RunFolder(config.out).checkpoint).position.step == step % 3
     run(config)
-    assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+    assert_identical(whole[method], outcome(config.out))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return {"folder": tmp_path_factory.mktemp("kinds")}
+
+
+def test_a_run_whose_timeline_has_changed_is_refused(image_folder, tmp_path, shallow_network):
+    config = replace(BASE, data=str(image_folder), out=tmp_path / "run", generations=1, epochs=1, ascent_epochs=0)
+    config = replace(config, warmup_epochs=0)
+    run(config)
+    folder = RunFolder(config.out)
+    folder.timeline.write_text(folder.timeline.read_text().replace("lr = 0.1", "lr = 0.2"))
+    with pytest.raises(UsageError, match="--method seal: not the timeline that the run in"):
+        run(config)
+
+
+def test_a_file_is_trained_and_continued_from_the_runs_own_copy(image_folder, tmp_path, shallow_network):
+    """The same bits as the method that wrote it; then the file is lost and the folder moves."""
+    config = replace(BASE, data=str(image_folder), generations=2, epochs=2, stem="small", eval_every=100)
+    run(replace(config, method="shrink-perturb", out=tmp_path / "method"))
+    file = tmp_path / "mine.toml"
+    file.write_text((tmp_path / "method" / "timeline.toml").read_text())
+    run(replace(config, timeline=file, out=tmp_path / "file"))
+    (first, _, rows, _), (second, _, others, _) = outcome(tmp_path / "method"), outcome(tmp_path / "file")
+    assert all(torch.equal(first[f][name], second[f][name]) for f in first for name in first[f])
+    assert rows == others and json.loads((tmp_path / "file" / "summary.json").read_text())["method"] == "shrink-perturb"
+    assert {"weight_norm_early", "weight_norm_late"} <= rows[2].keys() and "weight_norm_early" not in rows[3]
+    file.unlink()
+    moved = (tmp_path / "file").rename(tmp_path / "moved")
+    assert main(["--out", str(moved)]) == 0
 
 
 def test_amp_float16_resumes_with_its_scaler(image_folder, tmp_path, monkeypatch, small_network):
