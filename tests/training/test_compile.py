@@ -2,10 +2,29 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Hypothesis
 from runs import BASE, outcome
+from timelines import timelines
 
+from seal_fast.methods.operators import (
+    EVERYTHING,
+    Align,
+    Average,
+    Loss,
+    Mask,
+    Mix,
+    Orthogonalise,
+    Rescale,
+    Scope,
+    Sharpness,
+    Source,
+)
+from seal_fast.methods.schedule import Phase, Rule, Timeline, rules
+from seal_fast.methods.text import dumps, loads
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
+from seal_fast.training.runtime import Runtime
 
 
 @pytest.fixture
@@ -17,9 +36,10 @@ def fresh_dynamo():
 
 
 @pytest.mark.slow
-def test_two_graphs_for_a_whole_run_and_the_same_training(image_folder, tmp_path, small_network, fresh_dynamo):
+def test_two_graphs_for_a_whole_run_and_the_same_training(image_folder, tmp_path, shallow_network, fresh_dynamo):
     """Generations, phase switches, re-initialisation and a smaller last batch compile nothing more."""
     config = replace(BASE, method="seal+llf", data=str(image_folder), stem="small", lr=0.01, dtype="float64")
+    config = replace(config, generations=2, epochs=2)
     summary = run(replace(config, out=tmp_path / "compiled", compile=True))
     assert summary["graphs"] == 2
     assert torch._dynamo.utils.counters["graph_break"] == {}
@@ -32,3 +52,54 @@ def test_two_graphs_for_a_whole_run_and_the_same_training(image_folder, tmp_path
     rows = RunFolder(tmp_path / "compiled").rows()
     assert rows[0]["compile_seconds"] > 1
     assert all(row["compile_seconds"] == 0 for row in rows[1:])
+
+
+def compiled_quickly(monkeypatch):
+    """Traced and differentiated as always, but not handed to the code generator, which takes half a minute."""
+    options = dict(fullgraph=True, dynamic=False, backend="aot_eager")
+    monkeypatch.setattr(Runtime, "compiled", lambda self, function: torch.compile(function, **options))
+
+
+def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch):
+    """Every kind of operator, state and loss but distillation, and a moving threshold."""
+    compiled_quickly(monkeypatch)
+    up, down = Rule(-1, 0.1, lr_multiplier_end=0.01), Rule(weight_decay=5e-4)
+    everything = (
+        Mix(Scope("layer2"), Source("snapshot"), 0.5, 0.5, Mask("magnitude", 0.5)),
+        Mix(EVERYTHING, Source("average"), 0.5, 0.5),
+        Orthogonalise(Scope("layer4")),
+        Align(Scope(parts=("weight", "bias"))),
+        Rescale(Scope(stop="layer2", parts=("norm",))),
+    )
+    average, loss = Average(0.9), Loss(0.0, 0.5, 1.0, 0.1)
+    generations = (
+        (Phase("descent", 1, rules(all=down), average=average),),
+        (
+            Phase("ascent", 2, rules(all=down, a=up), everything, snapshot=True, average=average, loss=loss),
+            Phase("descent", 1, rules(all=down), hold=Scope(), average=average),
+        ),
+        (Phase("ascent", 1, rules(all=down, a=up, b=up), average=average, sharpness=Sharpness()),),
+    )
+    timeline = Timeline("all", generations, 0.01, cuts=("layer2", "layer4"), groups=("a", "b", "c"))
+    assert timeline.needs() == {"average", "snapshot", "held", "initial", "images", "loss"}
+    (tmp_path / "all.toml").write_text(dumps(timeline))
+    config = replace(BASE, data=str(image_folder), stem="small", timeline=tmp_path / "all.toml", eval_every=9)
+    assert run(replace(config, out=tmp_path / "run", compile=True))["graphs"] == 2
+
+
+def test_distillation_adds_its_two_graphs(image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch):
+    compiled_quickly(monkeypatch)
+    config = replace(BASE, method="born-again", data=str(image_folder), stem="small", generations=2, epochs=1)
+    config = replace(config, warmup_epochs=0, ascent_epochs=0, compile=True)
+    assert run(replace(config, out=tmp_path / "run"))["graphs"] == 4
+
+
+@settings(max_examples=4, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
+@given(timelines(epochs=1))
+def test_any_timeline_trains(image_folder, tmp_path_factory, shallow_network, timeline):
+    out = tmp_path_factory.mktemp("random")
+    (out / "random.toml").write_text(dumps(timeline))
+    config = replace(BASE, data=str(image_folder), stem="small", timeline=out / "random.toml", dtype="float64")
+    assert run(replace(config, out=out / "run", limit_train=16, eval_every=9))["finished"]
+    assert len(RunFolder(out / "run").rows()) == timeline.total_epochs()
+    assert loads(RunFolder(out / "run").timeline.read_text()) == timeline

@@ -8,12 +8,12 @@ import pytest
 import torch
 from members import Literal, each_generation
 from runs import EXACT, trainer_of
-from small_resnet import build
+from small_resnet import build, build_shallow
 
 from seal_fast import methods
+from seal_fast.training import assembly
 
 TINY = replace(EXACT, epochs=2, limit_train=12, eval_every=100, keep="none", method="restart", wandb=False)
-ONE_RUN = dict(epochs=2)
 SEAL = dict(method="seal", epochs=3, ascent_epochs=2, ascent_scale=0.1)
 
 # name: the settings, the oracle
@@ -46,14 +46,16 @@ MEMBERS = {
     "dnr": (dict(), each_generation(members.dnr)),
     "seal annealed": (SEAL | dict(option="scale_end=0.02"), members.seal(lambda g: "layer3", lambda e: [0.1, 0.02][e])),
     "seal moving": (
-        SEAL | dict(option="thresholds=layer2.1/layer4"),
-        members.seal(lambda g: ["", "layer2.1", "layer4"][g]),
+        SEAL | dict(option="thresholds=layer2.0/layer4"),
+        members.seal(lambda g: ["", "layer2.0", "layer4"][g]),
     ),
     "seal errors": (
         SEAL | dict(option="confidence=0.3,smoothing=0"),
         members.seal(lambda g: "layer3", losses=members.errors_only),
     ),
 }
+
+DEEP = {"lw"}  # their blocks are named
 
 
 def test_every_method_has_an_oracle():
@@ -75,13 +77,15 @@ def tiny(image_folder):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_equals_its_literal_oracle(name, image_folder, tmp_path, small_network, tiny):
+def test_equals_its_literal_oracle(name, image_folder, tmp_path, monkeypatch, tiny):
     changes, oracle = MEMBERS[name]
+    network = build if name in DEEP else build_shallow
+    monkeypatch.setattr(assembly, "build", network)
     config = replace(TINY, data=str(image_folder), **{"method": name.split()[0], **changes})
     with trainer_of(config, tmp_path / "run") as trainer:
         trainer.run()
     state = trainer.state
-    t = Literal(build("resnet18", 4, "small", config.seed).double(), *tiny, config.seed, epochs=config.epochs)
+    t = Literal(network("resnet18", 4, "small", config.seed).double(), *tiny, config.seed, epochs=config.epochs)
     oracle(t)
     expected = {**t.p, **t.stats, **{f"momentum {name}": b for name, b in t.buf.items()}}
     momentum = {f"momentum {name}": b for name, b in state.optimizer.momentum_state().items()}
