@@ -30,8 +30,8 @@ _INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
 # Settings that change no number, or change it by rounding alone.
 NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema"}
 # Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
-_IN_TIMELINE = frozenset("method generations epochs warmup_epochs lr weight_decay reinit layer_threshold option".split())
-_IN_TIMELINE |= {"ascent_epochs", "ascent_scale", "ascent_weight_decay"}
+_IN_TIMELINE = frozenset("method option generations epochs warmup_epochs lr weight_decay reinit".split())
+_IN_TIMELINE |= {"ascent_epochs", "ascent_scale", "ascent_weight_decay", "layer_threshold"}
 # Settings whose effect depends on what the provenance says.
 _WITH_PROVENANCE = _INPUTS | {"device", "sync_batchnorm"}
 # Settings that act on every training.
@@ -212,7 +212,7 @@ def labels(trainings: Sequence[Training], varied: Sequence[dict[str, Any]] | Non
     """A name for each of several different trainings: `varied_settings`, or the method where there are none."""
     names: list[str] = []
     for training, settings in zip(trainings, varied or varied_settings(trainings), strict=True):
-        name = ", ".join(shown_setting(n, v) for n, v in settings.items()) or training.config.method
+        name = ", ".join(shown_setting(n, v) for n, v in settings.items() if v != "") or training.config.method
         same = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names

@@ -7,12 +7,13 @@ from small_resnet import build_by_name
 from seal_fast import train
 from seal_fast.analysis.common import network
 from seal_fast.config import Config
+from seal_fast.training import assembly
 
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Networks of 8 channels wherever one is built."""
-    monkeypatch.setattr(train, "build", build_by_name)
+    monkeypatch.setattr(assembly, "build", build_by_name)
     monkeypatch.setattr(network, "build", build_by_name)
 
 
@@ -32,7 +33,7 @@ def runs(image_folder, tmp_path_factory):
     short = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "batch_size": 6, "lr": 0.01, "warmup_epochs": 0}
     short |= {"keep": "ascents", "stem": "small", "limit_train": 12, "data": str(image_folder)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build", build_by_name)
+        patch.setattr(assembly, "build", build_by_name)
         for method, seed in (("seal", 0), ("seal", 1), ("restart", 0)):
             train.run(Config(method=method, seed=seed, out=root / f"{method}-{seed}", threads=1, **short))
     return [root / name for name in ("seal-0", "seal-1", "restart-0")]

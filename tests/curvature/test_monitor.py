@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from small_resnet import build
 
-from seal_fast import arguments, train
+from seal_fast import arguments
 from seal_fast.config import Config
 from seal_fast.curvature import HessianOperator, lanczos
 from seal_fast.curvature import monitor as training
@@ -17,7 +17,7 @@ from seal_fast.data.batches import batches
 from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
-from seal_fast.training import trainer
+from seal_fast.training import assembly, trainer
 from seal_fast.training.signals import Interrupted
 from seal_fast.utils.errors import RunError, UsageError
 
@@ -48,7 +48,7 @@ def finished(config, tmp_path_factory):
     """A measured run, and the state of torch's random generator after it."""
     out = tmp_path_factory.mktemp("runs") / "measured"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "build", build)
+        patch.setattr(assembly, "build", build)
         run(replace(config, out=out, hessian_every=1))
     return out, torch.get_rng_state()
 

@@ -62,13 +62,13 @@ KINDS = {
 
 @pytest.mark.parametrize("step", [6, 7], ids=["after the entry, before the first step", "after the first step"])
 @pytest.mark.parametrize("method", KINDS)
-def test_what_is_entered_is_not_entered_again(method, step, image_folder, tmp_path, monkeypatch, shallow_network, whole):
+def test_what_is_entered_is_not_entered_again(method, step, image_folder, tmp_path, monkeypatch, shallow_network, kept):
     """Interrupted between two steps, where the state is saved."""
     config = replace(BASE, data=str(image_folder), generations=2, epochs=2, eval_every=100, stem="small")
     config = replace(config, method=method, **KINDS[method])
-    if method not in whole:
-        run(replace(config, out=whole["folder"] / method))
-        whole[method] = outcome(whole["folder"] / method)
+    if method not in kept:
+        run(replace(config, out=kept["folder"] / method))
+        kept[method] = outcome(kept["folder"] / method)
     config = replace(config, out=tmp_path / "run")
     with monkeypatch.context() as patch:
         die_at(patch, step, ZeroDivisionError, between=True)
@@ -76,11 +76,11 @@ def test_what_is_entered_is_not_entered_again(method, step, image_folder, tmp_pa
             run(config)
     assert checkpoint.load(RunFolder(config.out).checkpoint).position.step == step % 3
     run(config)
-    assert_identical(whole[method], outcome(config.out))
+    assert_identical(kept[method], outcome(config.out))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def kept(tmp_path_factory):
     return {"folder": tmp_path_factory.mktemp("kinds")}
 
 
