@@ -123,11 +123,9 @@ def training_key(config: Config, provenance: Mapping[str, Any] | None = None, sk
         provenance: of the run; without it data and initial weights count by their paths.
         skipped: names of images that were left out of training.
     """
-    line, known = timeline(config), provenance or {}
-    phases = [phase for generation in line.generations for phase in generation]
-    threshold = any(phase.forget or len(set(phase.rules().values())) > 1 for phase in phases)
+    line, known = timeline(config).effective(), provenance or {}
     rest = tuple(getattr(config, f.name) for f in fields(Config) if f.name in _ALWAYS)
-    acting = threshold and config.layer_threshold, config.amp and config.amp_dtype
+    acting = config.amp and config.amp_dtype
     initial = known.get("init_weights_sha256") or config.init_weights
     # BatchNorm sees the images of one process at a time, unless its statistics are shared.
     parts = (1,) if config.sync_batchnorm else tuple(known.get("processes", (1,)))
