@@ -77,9 +77,6 @@ class Analysis:
         """The figures of a network as JSON, with `protocol` (what decides them) and `skipped_images` (by data set)."""
         raise NotImplementedError
 
-    def finish(self, results: list[dict[str, Any]]) -> None:
-        """Complete the results after the last network."""
-
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """Results of one protocol as text, the protocol above the figures."""
         raise NotImplementedError
@@ -173,9 +170,7 @@ class Analysis:
         return list(zip(self.networks, members(self.networks), strict=True))
 
     def _give(self, results: list[dict[str, Any]]) -> None:
-        """Complete, write and print the results."""
-        if results:
-            self.finish(results)
+        """Write and print the results."""
         if not self.world.is_main:
             return
         flags, parts = self.flags, by_protocol(results)

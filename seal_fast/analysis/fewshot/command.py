@@ -97,19 +97,6 @@ class FewShot(TargetAnalysis):
         own = accuracy(pool, shown.part(start, stop)) if stop > start else pool.new_empty(0, dtype=torch.float64)
         return torch.cat(world.all_gather(own))
 
-    def finish(self, results: list[dict[str, Any]]) -> None:
-        """Add to each result its difference to the reference group's network of the same seed and stage."""
-        reference = _reference(results)
-        for result in results:
-            first = [r for r in results if r["group"] == reference and r["stage"] == result["stage"]]
-            pairs = self._pairs([result], first)
-            if result["excluded"] or not pairs or result in first:
-                continue
-            (_, other) = pairs[0]
-            for (target, shots, head), values in self.percent[result["weights_sha256"]].items():
-                difference = paired(values, self.percent[other["weights_sha256"]][target, shots, head]).json()
-                result["targets"][target][str(shots)][head]["difference"] = difference | {"to": other["subject"]}
-
     @staticmethod
     def _pairs(results: Sequence[dict[str, Any]], first: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
         """Results of two groups, paired by seed; of bare weights files, which have no seed, the first of each."""
