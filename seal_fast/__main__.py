@@ -50,7 +50,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     ),
     "timeline": (timeline, "Print what a configuration does to which layers in which epochs, without training."),
     "presets": (presets, "List the presets and their settings."),
-    "prepare": ("seal_fast.data.prepare", "Download and check a data set (tiny-imagenet)."),
+    "prepare": ("seal_fast.data.prepare", "Make a checked .tar of a data set from its official archives."),
     "depth": ("seal_fast.analysis.depth.command", "Prediction depth of trained networks, compared."),
     "transfer": (
         "seal_fast.analysis.transfer.command",

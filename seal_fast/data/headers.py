@@ -38,7 +38,7 @@ _MAGIC = {
     b"<": "HTML, XML or SVG",
     b"version https://git-lfs": "Git LFS pointer",
 }
-_READ = {"JPEG", "PNG", "BMP", "TIFF", "JPEG 2000", "WebP", "PNM"}
+READ = {"JPEG", "PNG", "BMP", "TIFF", "JPEG 2000", "WebP", "PNM"}
 _PNM = re.compile(rb"P([1-6])(?:\s|#.*\n)+(\d+)(?:\s|#.*\n)+(\d+)(?:\s|#.*\n)+(\d+)")
 _TIFF_SIZES = {1: "B", 3: "H", 4: "I"}
 _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _COUNTS, _SAMPLE_FORMAT = 258, 259, 262, 273, 277, 279, 339
@@ -85,7 +85,7 @@ def unread(data: np.ndarray) -> str:
     """Why the decoder refused a file, as the end of a sentence."""
     if said := misread(data):
         return said
-    if (name := kind(data)) not in _READ and name:
+    if (name := kind(data)) not in READ and name:
         return f"in content {name}{_CONVERT if name != 'Git LFS pointer' else ', not the image: run `git lfs pull`'}"
     tags = _tiff_tags(data) if name == "TIFF" else {}
     if tags and (bits := tags.get(_BITS, (1,))[0]) not in (8, 16):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,3 +109,13 @@ class Split:
 def spread(length: int, count: int) -> np.ndarray:
     """`count` evenly spaced rows of `length`, or all of them if there are fewer."""
     return np.arange(min(count, length)) * length // max(1, min(count, length))
+
+
+def draw_by_class(labels: np.ndarray, seed: int, count: Callable[[int], int]) -> np.ndarray:
+    """Which images are drawn, bool [n]: of each class of n images the first `count(n)` of an order drawn by `seed`."""
+    drawn = np.zeros(len(labels), bool)
+    words = np.random.Philox(key=seed).random_raw(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        drawn[rows[np.argsort(words[rows])][: count(len(rows))]] = True
+    return drawn

@@ -9,7 +9,7 @@ import numpy as np
 
 from seal_fast.data.archive import Archive
 from seal_fast.data.layouts.common import Contents, Faults, class_folders, is_image, labelled_files, other_files
-from seal_fast.data.split import Split
+from seal_fast.data.split import Split, draw_by_class
 from seal_fast.utils.errors import RunError
 
 NAME = "image-folder"
@@ -57,13 +57,11 @@ def read_pool(archive: Archive, faults: Faults, seed: int) -> Contents:
     """
     by_class = class_folders(archive, "", faults)
     whole = _split(archive, by_class, by_class, faults)
-    held_out = np.zeros(len(whole), bool)
-    words = np.random.Philox(key=seed).random_raw(len(whole))
-    for label, name in enumerate(by_class):
-        rows = np.flatnonzero(whole.labels == label)
-        if len(rows) < 2:
-            raise RunError(f"{archive.where(name)} holds one usable image: to be split, each class needs at least two")
-        held_out[rows[np.argsort(words[rows])][: max(1, round(_HELD_OUT * len(rows)))]] = True
+    for label, count in enumerate(np.bincount(whole.labels, minlength=len(by_class))):
+        if count < 2:
+            where = archive.where(list(by_class)[label])
+            raise RunError(f"{where} holds one usable image: to be split, each class needs at least two")
+    held_out = draw_by_class(whole.labels, seed, lambda count: max(1, round(_HELD_OUT * count)))
     train, val = (whole.take(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
     note = f"no train/ and val/: one pool of {len(whole)} images, of which seed {seed} holds out {len(val)} where asked"
     return Contents(tuple(by_class), train, val, notes=(*other_files(archive, ("",)), note))

@@ -10,7 +10,9 @@ import pytest
 from image_files import tiny_imagenet_files
 
 from seal_fast.data import open_images
-from seal_fast.data.prepare import DOWNLOADS, Download, main, prepare
+from seal_fast.data.prepare import main
+from seal_fast.data.prepare import prepare as prepare_any
+from seal_fast.data.prepare.download import DOWNLOADS, Download
 from seal_fast.utils.errors import RunError, UsageError
 
 
@@ -21,6 +23,10 @@ def zipped(files, folder="tiny-imagenet-200"):
         for name, data in files.items():
             archive.writestr(f"{folder}/{name}", data)
     return file.getvalue()
+
+
+def prepare(name, folder, official=None):
+    return prepare_any(name, (), folder, _official=official)
 
 
 class Server(HTTPServer):
@@ -146,10 +152,10 @@ def test_a_full_disk_and_a_locked_folder(tmp_path, archive, monkeypatch):
 
         return pack
 
-    monkeypatch.setattr("seal_fast.data.prepare._pack", fail(28))
+    monkeypatch.setattr("seal_fast.data.prepare.download._pack", fail(28))
     with pytest.raises(RunError, match="disk full; free some space"):
         prepare("tiny-imagenet", tmp_path, archive)
-    monkeypatch.setattr("seal_fast.data.prepare._pack", fail(13))
+    monkeypatch.setattr("seal_fast.data.prepare.download._pack", fail(13))
     with pytest.raises(UsageError, match="cannot write .*failed"):
         prepare("tiny-imagenet", tmp_path, archive)
 
@@ -158,7 +164,9 @@ def test_the_command(tmp_path, archive, monkeypatch, capsys):
     monkeypatch.setitem(DOWNLOADS, "tiny-imagenet", archive)
     assert main(["tiny-imagenet", "--folder", str(tmp_path)]) == 0
     assert "is complete: train on it with --data" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="cannot prepare 'cifar': known data sets are tiny-imagenet"):
+    with pytest.raises(
+        UsageError, match="cannot prepare 'cifar': known data sets are tiny-imagenet, flowers102, cub200"
+    ):
         prepare("cifar", tmp_path)
 
 

@@ -1,26 +1,23 @@
-"""`prepare`: downloads an official archive, verifies it, and packs it as the one .tar that --data takes."""
+"""Tiny-ImageNet: downloaded, resumed where it broke off, verified, and packed as it is."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import errno
 import functools
 import hashlib
 import http.client
-import os
-import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from seal_fast.data.dataset import open_images
-from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.data.prepare.images import packing
+from seal_fast.utils.errors import RunError
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -52,58 +49,21 @@ DOWNLOADS = {
 }
 
 
-def prepare(name: str, folder: str | Path = "data", archive: Download | None = None) -> Path:
-    """Make `folder/<archive>.tar`, ready for --data; if it exists, only verify it.
-
-    A download that breaks off is resumed by the next call. A .zip that is in the folder already is used instead of a
-    download, and kept.
-
-    Args:
-        name: of the data set: "tiny-imagenet".
-        folder: where to put it; made if it is not there.
-        archive: another source for the same name, such as a mirror.
-
-    Returns:
-        The path of the .tar.
+def make(archive: Download, tar: Path) -> None:
+    """Make the .tar from the .zip beside it, which is downloaded if it is not there.
 
     Raises:
-        UsageError: an unknown name, or a folder that cannot be written.
-        RunError: no connection, a wrong checksum, wrong counts, or a full disk; with what to do.
+        RunError: no connection, a wrong checksum, or wrong counts.
     """
-    if archive is None:
-        if name not in DOWNLOADS:
-            raise UsageError(f"cannot prepare {name!r}: known data sets are {', '.join(DOWNLOADS)}")
-        archive = DOWNLOADS[name]
-    folder = Path(folder)
-    tar, packed = folder / f"{archive.folder}.tar", folder / f"{archive.folder}.zip"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not tar.exists():
-            if not packed.exists():
-                _download(archive, packed)
-            _pack(archive, packed, tar)
-        _check_counts(archive, tar)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunError(f"{folder}: disk full; free some space and run this again, it goes on from here") from None
-        raise UsageError(f"cannot write {error.filename or folder}: {error.strerror or error}") from None
-    return tar
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command: `python -m seal_fast prepare NAME [--folder FOLDER]`."""
-    parser = argparse.ArgumentParser(prog="python -m seal_fast prepare", description="Download and check a data set.")
-    parser.add_argument("name", choices=sorted(DOWNLOADS), help="the data set")
-    parser.add_argument("--folder", default="data", help="where to put it (default: data, where --data auto looks)")
-    arguments = parser.parse_args(list(argv))
-    tar = prepare(arguments.name, arguments.folder)
-    print(f"{tar} is complete: train on it with --data {tar}; the .zip beside it is no longer needed")
-    return 0
+    packed = tar.with_suffix(".zip")
+    if not packed.exists():
+        _download(archive, packed)
+    _pack(archive, packed, tar)
 
 
 def _download(archive: Download, target: Path) -> None:
     part = target.with_suffix(".zip.part")
-    with _progress(f"downloading {target.name}") as update:
+    with progress(f"downloading {target.name}") as update:
         for _ in range(_ATTEMPTS):
             have = part.stat().st_size if part.exists() else 0
             try:
@@ -142,7 +102,7 @@ def _fetch(url: str, part: Path, have: int, update: Update) -> bool:
 
 
 def _pack(archive: Download, packed: Path, tar: Path) -> None:
-    """Check the .zip and copy its files into a .tar, which gets its name when it is complete."""
+    """Check the .zip and copy its files into a .tar."""
     with open(packed, "rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != archive.md5:
@@ -152,13 +112,11 @@ def _pack(archive: Download, packed: Path, tar: Path) -> None:
             f"{packed} has md5 {found}, not {archive.md5}, and was moved to {broken.name}: run this again for a new "
             "download"
         )
-    part = tar.with_suffix(".tar.part")
     try:
         with (
             zipfile.ZipFile(packed) as source,
-            open(part, "wb") as file,
-            tarfile.open(fileobj=file, mode="w") as target,
-            _progress(f"packing {tar.name}") as update,
+            packing(tar, lambda part: check(archive, part)) as add,
+            progress(f"packing {tar.name}") as update,
         ):
             members = [member for member in source.infolist() if not member.is_dir()]
             update(total=sum(member.file_size for member in members))
@@ -166,23 +124,18 @@ def _pack(archive: Download, packed: Path, tar: Path) -> None:
                 path = PurePosixPath(member.filename)
                 if path.parts[0] != archive.folder or ".." in path.parts:
                     raise RunError(f"{packed} holds {member.filename}, outside its folder {archive.folder}/")
-                entry = tarfile.TarInfo(str(path))
-                entry.size = member.file_size
-                with source.open(member) as data:
-                    target.addfile(entry, data)
+                add(str(path), source.read(member))
                 update(advance=member.file_size)
-            target.close()
-            file.flush()
-            os.fsync(file.fileno())
-        _check_counts(archive, part)
-        part.rename(tar)
     except zipfile.BadZipFile as error:
         raise RunError(f"{packed} cannot be read ({error}): delete it and run this again") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def _check_counts(archive: Download, tar: Path) -> None:
+def check(archive: Download, tar: Path) -> None:
+    """Count classes and images.
+
+    Raises:
+        RunError: they are not those of the official set.
+    """
     dataset = open_images(tar)
     found = len(dataset.classes), *(sorted(set(np.bincount(s.labels).tolist())) for s in (dataset.train, dataset.val))
     if found != (archive.classes, [archive.train_each], [archive.val_each]):
@@ -193,7 +146,7 @@ def _check_counts(archive: Download, tar: Path) -> None:
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[Update]:
+def progress(what: str) -> Iterator[Update]:
     """A progress bar in bytes; what it yields takes `advance`, `completed` and `total`."""
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
