@@ -7,7 +7,7 @@ import gzip
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -37,7 +37,7 @@ class Sources:
     def __str__(self) -> str:
         return ", ".join(path.name for path in self.paths)
 
-    def members(self) -> Iterator[tuple[str, IO[bytes]]]:
+    def members(self) -> Generator[tuple[str, IO[bytes]]]:
         """Name and open content of every file, to be read before the next one; raises one of `DAMAGE`."""
         for path in self.paths:
             self.path = path
