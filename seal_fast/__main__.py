@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
         "seal_fast.analysis.hessian.command",
         "Curvature of the training loss: eigenvalues, trace and spectral density.",
     ),
+    "evaluate": ("seal_fast.analysis.evaluate.command", "Accuracy and calibration of trained networks, by class too."),
 }
 
 

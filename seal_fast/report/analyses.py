@@ -17,7 +17,7 @@ from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import shown
 
 TITLES = {"depth": "Prediction depth", "transfer": "Transfer", "fewshot": "Few-shot"}
-TITLES["hessian"] = "Hessian of the training loss"
+TITLES |= {"hessian": "Hessian of the training loss", "evaluate": "Accuracy and calibration"}
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
 _EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue", "trace": "trace"}
@@ -185,6 +185,9 @@ def _figures(analysis: str, result: dict[str, Any]) -> Iterator[tuple[str, float
             values = result.get(key)
             for value in values[:1] if isinstance(values, list) else [values] if values is not None else []:
                 yield name, float(value), None, None
+    for section, found in result.get("figures", {}).items():  # of the analyses that name their figures themselves
+        for name, value in found.items():
+            yield f"{name}, {section}", float(value["mean"]), value["low"], value["high"]
 
 
 def _by_seed(figures: Sequence[Figure], group: int, stage: str) -> dict[int, Figure]:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast report",
         description="Put runs on one HTML page that needs no network: means over seeds, paired differences, curves, "
-        "and what depth, transfer, fewshot and hessian found about them; the figures beside it as CSV and JSON.",
+        "and what the analyses found about them; the figures beside it as CSV and JSON.",
         allow_abbrev=False,
     )
     add = parser.add_argument

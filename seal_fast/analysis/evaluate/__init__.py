@@ -1,0 +1,1 @@
+"""How good and how well calibrated the predictions of trained networks are."""

@@ -1,0 +1,119 @@
+"""`python -m seal_fast evaluate`: accuracy and calibration of trained networks, as a table, plots and JSON."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seal_fast.analysis.common.figures import FigureAnalysis
+from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.processes import gathered, rows_of
+from seal_fast.analysis.common.results import identity
+from seal_fast.analysis.evaluate import plots
+from seal_fast.analysis.evaluate.compute import score
+from seal_fast.data import ImageSet, Split
+from seal_fast.data.batches import batches
+from seal_fast.training.checkpoint import save_tensors
+from seal_fast.utils.errors import RunError, UsageError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; see `Analysis.run`."""
+    return Evaluate().run(argv)
+
+
+class Evaluate(FigureAnalysis):
+    """Predictions on the network's own training and validation images."""
+
+    name = "evaluate"
+    description = (
+        "Predictions of trained networks on their own images, not augmented: top-1 as a whole and by class, negative "
+        "log-likelihood, Brier score, expected calibration error with bins of equal width and of equal mass."
+    )
+    least = {"images": 1, "bins": 1}
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own flags."""
+        add = parser.add_argument
+        add("--data", help="data set of the network's own classes; default: the run's")
+        add("--splits", nargs="+", choices=("val", "train"), default=["val"], help="default: val")
+        add("--images", type=int, help="images of each split at most, evenly spaced; default: all")
+        add("--bins", type=int, default=15, help="of confidence, for the calibration errors; default: 15")
+        add("--logits", action="store_true", help="write logits and labels of each network to --out")
+        add("--amp", action="store_true", help="run the network under bfloat16 autocast")
+
+    def check(self) -> None:
+        """--logits writes files."""
+        if self.flags.logits and not self.flags.out:
+            raise UsageError("--logits: name the folder to write them to with --out")
+
+    def measure(self, network: TrainedNetwork) -> dict[str, Any]:
+        """The figures of each split; see `score`."""
+        flags, runtime = self.flags, self.runtime
+        images, train = self.training_images(network, None, "--data")
+        model = self.world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        splits = {name: train if name == "train" else images.val for name in dict.fromkeys(flags.splits)}
+        splits = {name: split.spread(flags.images) for name, split in splits.items()}
+        logits = {name: self._logits(network, model, images, split) for name, split in splits.items()}
+        if flags.logits and self.world.is_main:
+            tensors = {f"{name}.logits": found for name, found in logits.items()}
+            tensors |= {f"{name}.labels": torch.from_numpy(split.labels) for name, split in splits.items()}
+            digest = identity(network)["weights_sha256"]
+            metadata = {"subject": network.name, "of": digest}
+            save_tensors(flags.out / f"evaluate_logits-{digest[:16]}.safetensors", tensors, metadata)
+        found = {
+            name: score(logits[name].numpy(), split.labels, images.classes, flags.bins)
+            for name, split in splits.items()
+        }
+        return {
+            "protocol": {
+                "data": images.name,
+                "data_sha256": images.fingerprint,
+                "image_size": network.image_size,
+                "images": {name: len(split) for name, split in splits.items()},
+                "bins": flags.bins,
+            },
+            "skipped_images": {images.name: list(images.skipped)},
+            "figures": {name: scores.pop("figures") for name, scores in found.items()},
+            "splits": found,
+        }
+
+    @torch.inference_mode()
+    def _logits(self, network: TrainedNetwork, model: torch.nn.Module, images: ImageSet, split: Split) -> Tensor:
+        """Float32 [N, C] on the host."""
+        size, world, runtime = self.flags.batch_size, self.world, self.runtime
+        own = split.take(rows_of(len(split), size, world.rank, world.size))
+        settings = {"image_size": network.image_size, "batch_size": size, "threads": self.flags.threads}
+        settings |= {"device": runtime.device, "dtype": runtime.dtype}
+
+        def forward() -> Tensor:
+            parts = [torch.empty(0, network.num_classes)]
+            for pixels, _ in batches(images, own, **settings) if len(own) else ():
+                with runtime.autocast():
+                    parts.append(model(pixels).float().cpu())
+            return torch.cat(parts)
+
+        logits = gathered(world.run_on_all(forward), len(split), size, world)
+        if not torch.isfinite(logits).all():
+            raise RunError(f"{network.weights} gives NaN or infinite logits for {images.name}: its training diverged")
+        return logits
+
+    def title(self, result: dict[str, Any]) -> str:
+        """The images, the bins and the intervals."""
+        protocol = result["protocol"]
+        counts = ", ".join(f"{count:,} {name} images" for name, count in protocol["images"].items())
+        return (
+            f"predictions for {protocol['data']}: {counts}, not augmented; calibration errors with {protocol['bins']} "
+            "bins of confidence\nintervals: 95 %, of top-1 Wilson's, of scores Student's t over images; over seeds "
+            "Student's t"
+        )
+
+    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+        """The reliability diagram, and curves over stages."""
+        plots.draw(results, path("evaluate"))
+        super().plot(results, path)

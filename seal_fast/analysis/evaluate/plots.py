@@ -1,0 +1,37 @@
+"""Reliability diagrams: accuracy against confidence, and how the images spread over the bins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save
+
+
+def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw a row of two panels for each split into a PNG file (Niculescu-Mizil and Caruana, ICML 2005).
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    splits = list(results[0]["splits"])
+    figure, axes = new_figure(8, 3.4 * len(splits), len(splits), 2)
+    for (accuracies, shares), split in zip(axes, splits, strict=True):
+        accuracies.plot((0, 1), (0, 1), color="0.8", linewidth=0.8, zorder=0)
+        for i, result in enumerate(results):
+            bins = result["splits"][split]["bins"]
+            places = [(b + 0.5) / len(bins) for b in range(len(bins))]
+            style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
+            full = [(b["confidence"], b["accuracy"]) for b in bins if b["images"]]
+            accuracies.plot(*zip(*full, strict=True), label=result["subject"], **style)
+            total = sum(b["images"] for b in bins)
+            shares.plot(places, [100 * b["images"] / total for b in bins], **style)
+        accuracies.set_ylabel(f"top-1 of {split} images")
+        shares.set_ylabel(f"share of {split} images (%)")
+        for axis in (accuracies, shares):
+            axis.set_xlim(0, 1)
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("confidence")
+        accuracies.legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
+    save(figure, path)
