@@ -20,7 +20,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
-	$(VENV)/bin/codespell seal_fast kernels tests bench docs studies README.md CHANGELOG.md
+	$(VENV)/bin/codespell seal_fast kernels tests bench docs studies examples README.md CHANGELOG.md
 	$(VENV)/bin/pyright
 
 bench: $(VENV)/.dev

@@ -53,7 +53,8 @@ def foreach_copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 def foreach_lerp_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Move each target by `weight` towards its end in one launch. Public torch has no multi-tensor operations."""
-    torch._foreach_lerp_(targets, ends, weight)  # pyright: ignore
+    if targets:  # a network may have no buffers
+        torch._foreach_lerp_(targets, ends, weight)  # pyright: ignore
 
 
 def foreach_mul_(targets: Sequence[Tensor], factors: Sequence[Tensor]) -> None:

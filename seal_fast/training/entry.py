@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from seal_fast.methods.operators import EVERYTHING
-from seal_fast.methods.schedule import Phase
+from seal_fast.methods.schedule import Phase, Timeline
 from seal_fast.training import evaluation
+from seal_fast.training.checkpoint import TrainState
 from seal_fast.training.forgetting import Forgetting, Values, leaves, select
 
 if TYPE_CHECKING:
@@ -19,22 +20,50 @@ if TYPE_CHECKING:
 
 def enter(trainer: Trainer, phase: Phase) -> None:
     """Run a phase's one-time actions. A checkpoint says whether they are done (`TrainState.entered`)."""
-    state, at, optimizer = trainer.state, trainer.state.position, trainer.state.optimizer
+    state, world = trainer.state, trainer.world
     trainer.between_steps = False  # a state amid these actions is not to be kept
+
+    def agree() -> None:
+        if trainer.images and world.size > 1:  # scores may differ in rounding
+            for p in state.model.parameters():
+                world.broadcast_(whole := p.data.contiguous())
+                p.data.copy_(whole)
+
+    begin_phase(phase, state, trainer.config.seed, trainer.initial, lambda *which: gradients(trainer, *which), agree)
+    state.entered = evaluation.weight_norms(trainer)
+    trainer.between_steps = True
+
+
+def begin_phase(
+    phase: Phase,
+    state: TrainState,
+    seed: int,
+    initial: Values,
+    gradients: Callable[[int | None, float], Iterator[Values]],
+    agree: Callable[[], None] = lambda: None,
+) -> None:
+    """A phase's one-time actions on a state whose position is the phase's first epoch.
+
+    Args:
+        phase: what is to be done.
+        state: is changed in place.
+        seed: of the draws.
+        initial: the network's initial values by name, where the timeline needs them.
+        gradients: see `Forgetting`.
+        agree: called after the operators; makes the processes' weights equal.
+    """
+    optimizer = state.optimizer
     if phase.snapshot and state.snapshot:
         state.snapshot.load_state_dict(state.model.state_dict())
     if phase.enter:
-        sources = {"initial": lambda: trainer.initial}
+        sources = {"initial": lambda: initial}
         if state.snapshot:
             sources["snapshot"] = state.snapshot.state_dict
         if state.ema:
             sources["average"] = state.ema.state_dict
-        forgetting = Forgetting(state.model, trainer.config.seed, sources, lambda *which: gradients(trainer, *which))
-        forgetting.apply(phase.enter, at.generation, at.epoch)
-        if trainer.images and trainer.world.size > 1:  # scores may differ in rounding
-            for p in state.model.parameters():
-                trainer.world.broadcast_(whole := p.data.contiguous())
-                p.data.copy_(whole)
+        forgetting = Forgetting(state.model, seed, sources, gradients)
+        forgetting.apply(phase.enter, state.position.generation, state.position.epoch)
+        agree()
     everything = leaves(state.model)
     if phase.reset_momentum == EVERYTHING:
         optimizer.reset_momentum()
@@ -44,8 +73,6 @@ def enter(trainer: Trainer, phase: Phase) -> None:
     if optimizer.holds:
         held = select(everything, phase.hold, "hold") if phase.hold else []
         optimizer.hold({leaf.name: leaf.tensor != 0 for leaf in held})
-    state.entered = evaluation.weight_norms(trainer)
-    trainer.between_steps = True
 
 
 def gradients(trainer: Trainer, size: int | None, share: float) -> Iterator[Values]:
@@ -69,10 +96,9 @@ def gradients(trainer: Trainer, size: int | None, share: float) -> Iterator[Valu
         yield dict(zip(parameters, found, strict=True))
 
 
-def average_epoch(trainer: Trainer, phase: Phase, epoch: int) -> None:
+def average_epoch(state: TrainState, timeline: Timeline, phase: Phase, epoch: int) -> None:
     """Take the weights at the end of this epoch of a phase into an average of epochs, once."""
-    state = trainer.state
-    index = trainer.timeline.index(state.position.generation, state.position.epoch) + 1
+    index = timeline.index(state.position.generation, state.position.epoch) + 1
     if state.ema and phase.average and phase.average.every == "epoch" and state.averaged < index:
         state.ema.average_in(1 / (epoch + 1))
         state.averaged = index

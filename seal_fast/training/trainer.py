@@ -115,7 +115,7 @@ class Trainer:
         last_of_phase = at.epoch + 1 == start + phase.epochs
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
         val_loss, val_top1, val_top5 = evaluation.evaluate(self) if due else (None, None, None)
-        entry.average_epoch(self, phase, at.epoch - start)
+        entry.average_epoch(self.state, self.timeline, phase, at.epoch - start)
         average = evaluation.evaluate_average(self, phase, due)
         curvature = evaluation.measure_curvature(self) if last_of_phase else {}
         self.log.epoch(

@@ -1,0 +1,232 @@
+"""`Annealer`: a method's timeline on a user's own network, loop, loss and data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seal_fast import methods
+from seal_fast.config import Config, check
+from seal_fast.methods import text
+from seal_fast.methods.partition import split
+from seal_fast.methods.schedule import Timeline
+from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.optim.ema import ModelEMA
+from seal_fast.training.checkpoint import Position, TrainState, dense
+from seal_fast.training.entry import average_epoch, begin_phase
+from seal_fast.training.forgetting import check_scopes
+from seal_fast.utils.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch of the timeline.
+
+    Attributes:
+        generation: its generation, from 0.
+        epoch: its number in the generation, from 0.
+        phase: name of its phase, such as ascent or descent.
+        rates: by parameter group the numbers of its steps: lr, lr_multiplier, sign, weight_decay.
+        last_of_phase: whether the phase ends with it.
+    """
+
+    generation: int
+    epoch: int
+    phase: str
+    rates: dict[str, dict[str, float]]
+    last_of_phase: bool
+
+
+class Annealer:
+    """Walks through a method's timeline and owns the optimiser; forward pass, loss and data are the caller's.
+
+        annealer = Annealer(model, method="seal", generations=10, epochs=160, threshold="layer3", lr=0.1)
+        for epoch in annealer:
+            for x, y in loader:
+                loss(model(x), y).backward()
+                annealer.step()
+                annealer.zero_grad()
+
+    The loop yields every `Epoch`. Before it does, weights are forgotten, momentum is cleared and learning rates are set
+    as the timeline says. Build it after `model.to(...)` and before DistributedDataParallel; `torch.compile`, gradient
+    clipping and a `GradScaler` (`scaler.scale(loss).backward(); annealer.step(scaler)`) work as with any optimiser.
+    On several processes give all the same seed.
+
+    Args:
+        model: any module; its parameters are dense and of one floating-point type, on one device.
+        method: a method's name, see `python -m seal_fast timeline`.
+        option: the method's options, as `--option` takes them.
+        generations: number of generations.
+        epochs: epochs a generation.
+        threshold: first module of the late group, by its name in `model.named_modules()`.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: on every parameter.
+        seed: of everything that the method draws.
+        timeline: a `Timeline`, or a TOML file with one, in place of the method and the numbers above.
+        settings: further numbers of `seal_fast.config.Config`: ascent_epochs, ascent_scale, warmup_epochs, ema, ...
+
+    Raises:
+        UsageError: a number is out of range, a module does not exist, or the timeline needs what only the program's
+            own loop can give: a loss of its own, a second pass (SAM), or scores of images.
+
+    Attributes:
+        optimizer: the `AnnealedSGD`, for a `GradScaler` or for reading momentum.
+        timeline: what is followed.
+        partition: which parameters are in which group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str = "seal",
+        *,
+        option: str = "",
+        generations: int = 10,
+        epochs: int = 160,
+        threshold: str = "layer3",
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        seed: int = 0,
+        timeline: Timeline | str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        if method not in methods.METHODS:
+            raise UsageError(f"method {method!r} does not exist; choose one of {', '.join(methods.METHODS)}")
+        config = Config(
+            method=method, option=option, generations=generations, epochs=epochs, layer_threshold=threshold,
+            lr=lr, momentum=momentum, weight_decay=weight_decay, seed=seed, **settings,
+        )  # fmt: skip
+        self._config = check(config)
+        if not isinstance(timeline, Timeline):
+            timeline = methods.timeline(config) if timeline is None else text.load(Path(timeline))
+        self.timeline = timeline
+        needs, average = timeline.needs(), timeline.average()
+        theirs = {"loss": "a loss of its own", "images": "scores of training images"}
+        wants = [what for need, what in theirs.items() if need in needs]
+        if wants or any(phase.sharpness for phases in timeline.generations for phase in phases):
+            what = wants[0] if wants else "two passes a step"
+            raise UsageError(f"{timeline.method} needs {what}, which an Annealer leaves to its caller: train it by "
+                             "`python -m seal_fast.train`")  # fmt: skip
+        if config.ema and average:
+            raise UsageError("ema: this timeline keeps an average of its own; drop ema")
+        decay = config.ema or (average and (average.decay if average.every == "step" else 1.0)) or None
+        parameters = dict(model.named_parameters())
+        sizes = {name: p.numel() for name, p in parameters.items()}
+        self.partition = split(sizes, timeline.cuts, timeline.groups, "threshold")
+        check_scopes(timeline, model)
+        self._initial = dense(model.state_dict()) if "initial" in needs else {}
+        snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
+        groups = self.partition.groups.items()
+        self.optimizer = AnnealedSGD(
+            [{"name": group, "params": [(name, parameters[name]) for name in names]} for group, names in groups],
+            lr=torch.tensor(timeline.lr, dtype=torch.float64),
+            momentum=momentum,
+            weight_decay=weight_decay,
+            ema_decay=decay,
+            hold="held" in needs,
+        )
+        ema = None if decay is None else ModelEMA(model, self.optimizer, decay)
+        scaler = torch.amp.GradScaler(enabled=False)
+        self._state = TrainState(model, self.optimizer, scaler, torch.zeros(4), ema, snapshot)
+        self._inside = False  # between the yield of an epoch and its end
+
+    def __iter__(self) -> Iterator[Epoch]:
+        """The epochs from where the state is to the end of the timeline."""
+        state, timeline = self._state, self.timeline
+        if self._inside:
+            self._finish()
+        while (at := state.position).generation < len(timeline.generations):
+            phase, start = timeline.phase(at.generation, at.epoch)
+            if at.epoch == start:
+                begin_phase(phase, state, self._config.seed, self._initial, _no_gradients)
+            rates = timeline.rates(at.generation, at.epoch)
+            for group, numbers in rates.items():
+                self.optimizer.set_hyperparameters(group, **numbers)
+            self._inside = True
+            yield Epoch(at.generation, at.epoch, phase.name, rates, at.epoch + 1 == start + phase.epochs)
+            self._finish()
+
+    def _finish(self) -> None:
+        """The end of an epoch."""
+        at = self._state.position
+        phase, start = self.timeline.phase(at.generation, at.epoch)
+        average_epoch(self._state, self.timeline, phase, at.epoch - start)
+        self._state.position, self._inside = Position(*self.timeline.after(at.generation, at.epoch)), False
+
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Update the parameters from their gradients; with a `scaler`, through it, and update that too."""
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+        if self._state.ema:
+            self._state.ema.update()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the model holds averaged weights and statistics.
+
+        Raises:
+            UsageError: neither `ema` nor the timeline keeps an average.
+        """
+        if not self._state.ema:
+            raise UsageError("there is no average: build the Annealer with ema=0.999, say")
+        return self._state.ema.applied()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's own weights: tensors and plain values, which `torch.load` reads weights-only.
+
+        Called in the loop it is the state at the end of the epoch in hand: save it after the last batch, beside
+        `model.state_dict()`.
+        """
+        state, at = self._state, self._state.position
+        held = self.optimizer.held_state() if self.optimizer.holds else {}
+        return {
+            "generation": at.generation,
+            "epoch": at.epoch,
+            "inside": self._inside,
+            "averaged": state.averaged,
+            "momentum": dense(self.optimizer.momentum_state()),
+            "ema": dense(state.ema.state_dict()) if state.ema else {},
+            "snapshot": dense(state.snapshot.state_dict()) if state.snapshot else {},
+            "held": dense(held),
+            "initial": self._initial,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue after the epoch that `state_dict` was called in; load the model's weights too.
+
+        Raises:
+            UsageError: the state is of another timeline.
+            ValueError: it is of another model.
+        """
+        at, state = Position(saved["generation"], saved["epoch"]), self._state
+        ended = at == Position(len(self.timeline.generations), 0)
+        if not ended and (at.generation, at.epoch) not in self.timeline.walk():
+            raise UsageError(f"the state is at {at}, which this timeline does not have")
+        self.optimizer.load_momentum_state(saved["momentum"])
+        if state.ema:
+            state.ema.load_state_dict(saved["ema"])
+        if state.snapshot:
+            state.snapshot.load_state_dict(saved["snapshot"])
+        if self.optimizer.holds:
+            self.optimizer.hold(saved["held"])
+        self._initial = dict(saved["initial"])
+        state.position, state.averaged, self._inside = at, saved["averaged"], saved["inside"]
+
+
+def _no_gradients(_size: int | None, _share: float) -> Iterator[Mapping[str, Tensor]]:
+    raise AssertionError("timelines that score images were refused")
