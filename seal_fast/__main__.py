@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
         "Curvature of the training loss: eigenvalues, trace and spectral density.",
     ),
     "evaluate": ("seal_fast.analysis.evaluate.command", "Accuracy and calibration of trained networks, by class too."),
+    "drift": ("seal_fast.analysis.drift.command", "How far the weights of runs travel, by layer and generation."),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.command import Analysis
-from seal_fast.analysis.common.stage_plots import by_stage, draw, several_stages
+from seal_fast.analysis.common.stage_plots import Curves, by_stage, draw, several_stages
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.table import table
 
@@ -18,6 +18,16 @@ Figures = dict[str, dict[str, dict[str, float]]]
 def number(value: float) -> dict[str, float]:
     """A figure without an interval."""
     return student([value]).json()
+
+
+def curves(results: Sequence[dict[str, Any]], section: str, name: str) -> Curves:
+    """A figure over the stages of each group."""
+
+    def read(result: Any) -> Interval | None:
+        found = result["figures"].get(section, {}).get(name)
+        return found and Interval(**found)
+
+    return by_stage(results, read)
 
 
 class FigureAnalysis(Analysis):
@@ -49,7 +59,7 @@ class FigureAnalysis(Analysis):
         panels = []
         for section in _sections(results):
             names = dict.fromkeys(name for r in results for name in r["figures"].get(section, ()))
-            panels.append([(f"{name}, {section}", by_stage(results, _reader(section, name))) for name in names])
+            panels.append([(f"{name}, {section}", curves(results, section, name)) for name in names])
         draw(panels, path(f"{self.name}_generations"))
 
 
@@ -59,14 +69,6 @@ def _sections(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _digits(name: str) -> int:
     return 2 if "%" in name else 4
-
-
-def _reader(section: str, name: str) -> Callable[[Any], Interval | None]:
-    def read(result: Any) -> Interval | None:
-        found = result["figures"].get(section, {}).get(name)
-        return found and Interval(**found)
-
-    return read
 
 
 def _over_seeds(results: Sequence[dict[str, Any]], section: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:

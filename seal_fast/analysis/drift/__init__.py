@@ -1,0 +1,1 @@
+"""How far the weights of a run travel."""

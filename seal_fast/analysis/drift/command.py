@@ -1,0 +1,98 @@
+"""`python -m seal_fast drift`: how far the weights of runs travel, as a table, plots and JSON."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from seal_fast.analysis.common.earlier import KINDS, earlier
+from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.drift import plots
+from seal_fast.analysis.drift.compute import Weights, compare, layers, norm, scale_free
+from seal_fast.curvature.groups import group_names
+from seal_fast.utils.errors import RunError, UsageError
+
+GROUPS = ("early", "late", "all")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; see `Analysis.run`."""
+    return Drift().run(argv)
+
+
+class Drift(FigureAnalysis):
+    """The weights of every kept checkpoint, against earlier ones of its run."""
+
+    name = "drift"
+    description = (
+        "How far weights travel between the kept checkpoints of runs: distance, cosine and angle of filters from the "
+        "first kept checkpoint, across a generation and across an ascent, by group and layer. Reads no images."
+    )
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own flags."""
+        help = "first layer of the late group; default: the run's"
+        parser.add_argument("--layer-threshold", help=help)
+
+    def check(self) -> None:
+        """Every kept checkpoint is read."""
+        if self.flags.stage != "last":
+            raise UsageError(f"--stage {self.flags.stage}: {self.name} reads all checkpoints kept; drop the flag")
+        self.flags.per_generation = True
+
+    def measure(self, network: TrainedNetwork) -> dict[str, Any]:
+        """The figures of each group, and those of each layer in `layers`."""
+        assert network.config
+        others = earlier(network, self.networks)
+        model, weights = _load(network)
+        before = {kind: _load(other)[1] for kind, other in others.items()}
+        threshold = self.flags.layer_threshold or network.config.layer_threshold
+        groups = {group: group_names(model, group, threshold) for group in GROUPS}
+        filters = set(scale_free(model))
+        figures = {group: {"norm": number(norm(weights, names))} for group, names in groups.items()}
+        for kind, then in before.items():
+            for group, names in groups.items():
+                found = compare(then, weights, names, filters)
+                figures[f"{KINDS[kind]}, {group}"] = {name: number(value) for name, value in found.items()}
+        return {
+            "protocol": {
+                "layer_threshold": threshold,
+                "parameters": {group: sum(weights[name].numel() for name in names) for group, names in groups.items()},
+                "start": others["start"].stage if "start" in others else network.stage,
+            },
+            "skipped_images": {},
+            "from": {kind: other.stage for kind, other in others.items()},
+            "figures": figures,
+            "layers": {
+                layer: {"norm": norm(weights, names)}
+                | {kind: compare(then, weights, names, filters) for kind, then in before.items()}
+                for layer, names in layers(model).items()
+            },
+        }
+
+    def title(self, result: dict[str, Any]) -> str:
+        """The groups, and what the distances are from."""
+        protocol = result["protocol"]
+        counts = ", ".join(f"{group} {count:,}" for group, count in protocol["parameters"].items())
+        return (
+            f"travel of the weights; the start is {protocol['start']}, the late group begins with "
+            f"{protocol['layer_threshold']}\nparameters: {counts}; intervals: 95 %, over seeds Student's t"
+        )
+
+    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+        """Curves over stages by group, and the last checkpoints' profile over layers."""
+        plots.draw(results, path)
+
+
+def _load(network: TrainedNetwork) -> tuple[nn.Module, Weights]:
+    model = network.load()
+    weights = {name: p.double() for name, p in model.named_parameters()}
+    if not all(bool(torch.isfinite(p).all()) for p in weights.values()):
+        raise RunError(f"{network.weights} holds NaN or infinite weights: its training diverged")
+    return model, weights
