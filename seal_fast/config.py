@@ -95,8 +95,15 @@ class Config:
     """Evaluate every so many epochs; the last epoch of a phase is always evaluated."""
     eval_batch_size: int | None = None
     """Images an evaluation step; default: the larger of the batch size and 256."""
+    holdout: float = 0.0
+    """Choose the best epoch on this share of each class's training images, left out of training; the test set is then
+    evaluated once a generation only. 0: choose it on the test set, as the papers do."""
+    per_class: int | None = None
+    """Train on this many images of each class, drawn once for all seeds."""
     limit_train: int | None = None
     """Train on this many images, evenly spaced over the sorted paths."""
+    label_noise: float = 0.0
+    """Give this share of the training images a wrong label, drawn once for all seeds."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with an image that cannot be decoded: stop and name it, or skip, count and list it."""
     out: Path | None = None
@@ -130,6 +137,15 @@ class Config:
     """CPU threads; default: as many as the process may run on, shared with torchrun's other processes."""
     dist_timeout: float = 300.0
     """Under torchrun, seconds to wait for another process before giving up."""
+
+    def selection(self) -> dict[str, Any]:
+        """Which images and labels the run trains on: the arguments of `seal_fast.data.select`."""
+        return {n: getattr(self, n) for n in ("holdout", "per_class", "limit_train", "label_noise")}
+
+    @property
+    def chosen_on(self) -> str:
+        """The images on which the best epoch is chosen."""
+        return "held-out training images" if self.holdout else "the test set"
 
     def ascent(self) -> int:
         """Length of the ascent phase in epochs."""
@@ -170,6 +186,7 @@ def check(config: Config) -> Config:
         ("log_every", 1),
         ("eval_batch_size", 1),
         ("limit_train", 2),
+        ("per_class", 1),
         ("hessian_every", 0),
         ("hessian_images", 1),
         ("threads", 1),
@@ -186,7 +203,7 @@ def check(config: Config) -> Config:
         raise UsageError(f"--ascent-weight-decay {config.ascent_weight_decay}: must be a finite number")
     if not 0 < config.dist_timeout < float("inf"):
         raise UsageError(f"--dist-timeout {config.dist_timeout}: must be a finite number of seconds above 0")
-    for name in ("momentum", "label_smoothing", "ema"):
+    for name in ("momentum", "label_smoothing", "ema", "holdout", "label_noise"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"{flag(name)} {getattr(config, name)}: must be at least 0 and below 1")
     for name in ("ascent_epochs", "warmup_epochs"):

@@ -63,10 +63,11 @@ def _run(config: Config, world: World) -> dict[str, Any]:
                 conclude(trainer)
             raise
         summary = world.broadcast_object(conclude(trainer))
-        best, last = summary["best"], summary["last"]
+        best, last, test = summary["best"], summary["last"], summary.get("test")
+        tested = f"test top-1 {test['test_top1']:.2f} % after generation {test['generation']}; " if test else ""
         trainer.log.say(
-            f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}), "
-            f"last {last['val_top1']:.2f} %; {folder.path}"
+            f"best val top-1 {best['val_top1']:.2f} % (generation {best['generation']}, epoch {best['epoch']}; "
+            f"chosen on {config.chosen_on}), last {last['val_top1']:.2f} %; {tested}{folder.path}"
         )
         return summary
 
@@ -108,6 +109,7 @@ def conclude(trainer: Trainer) -> dict[str, Any] | None:
     summary = summarise(
         rows,
         method=trainer.timeline.method,
+        best_chosen_on=config.chosen_on,
         finished=trainer.state.position.generation == len(trainer.timeline.generations),
         graphs=graphs(trainer.runtime),
         peak_memory_bytes=trainer.runtime.peak_memory(),

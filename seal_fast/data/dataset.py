@@ -6,7 +6,8 @@ import hashlib
 import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from seal_fast.data import headers
 from seal_fast.data.archive import Archive
 from seal_fast.data.layouts import digits, read_layout
 from seal_fast.data.layouts.common import MAY_HAVE_16_BITS, Contents, Faults
+from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 from seal_fast.utils.terminal import shown
 
@@ -31,12 +33,14 @@ class ImageSet(Contents):
         source: what `open_images` takes to open it again: "digits" or an absolute path.
         layout: "tiny-imagenet", "image-folder", "idx" or "digits".
         skipped: names of images left out because of `bad="skip"`.
+        others: more splits to evaluate on, by name; see `seal_fast.data.select`.
     """
 
     name: str
     source: str
     layout: str
     skipped: tuple[str, ...] = ()
+    others: Mapping[str, Split] = field(default_factory=dict)
 
     @cached_property
     def fingerprint(self) -> str:

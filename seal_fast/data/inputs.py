@@ -59,8 +59,7 @@ class Input:
     """Feeds batches as a pure function of (seed, generation, epoch, step); base of `Resident` and `Stream`.
 
     Attributes:
-        dataset: names, statistics and held-out images.
-        training: the images to learn from; bad ones are left out once they are known.
+        dataset: names, statistics and images; bad ones are left out once they are known.
         image_size: height and width of the batches, in pixels.
         batch_size: images a training step, over all processes and micro-batches; the last of an epoch may be smaller.
         eval_batch_size: images an evaluation step: given over all processes, then those of this process.
@@ -83,7 +82,6 @@ class Input:
     """
 
     dataset: ImageSet
-    training: Split
     image_size: int
     batch_size: int
     eval_batch_size: int
@@ -100,7 +98,7 @@ class Input:
     kind = ""
 
     def __post_init__(self) -> None:
-        self._splits = {"train": self.training, "val": self.dataset.val}
+        self._splits = {"train": self.dataset.train, "val": self.dataset.val, **self.dataset.others}
         self._bad: dict[str, None] = {}
         self._left: dict[Split, np.ndarray] = {}  # usable images a class
         self._rows_on = self.device
@@ -141,7 +139,7 @@ class Input:
         return self._timed(self._train((self.seed, generation, epoch), first_step))
 
     def evaluation(self, split: str = "val") -> Iterator[Batch]:
-        """This process's images of a split in sorted order, neither cropped nor flipped at random.
+        """This process's images of train, val or one of `dataset.others` in order, not cropped or flipped at random.
 
         All batches have one size. Over all processes each image counts once.
         """

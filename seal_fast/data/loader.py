@@ -26,7 +26,6 @@ def make_input(
     image_size: int | None = None,
     augmentation: str = "auto",
     pad: int | None = None,
-    limit_train: int | None = None,
     threads: int | None = None,
     device: torch.device | str = "cpu",
     **settings: Any,
@@ -34,7 +33,7 @@ def make_input(
     """Build the input of a run; the resident one is loaded on return.
 
     Args:
-        dataset: from `open_images`.
+        dataset: from `open_images` or `select`.
         kind: "resident"; "stream"; or "auto": resident if both splits, decoded, fit into half of the free memory, and
             no resized crops are asked for.
         image_size: height and width of the batches, in pixels; None is the images' own, or 64 where they differ.
@@ -42,7 +41,6 @@ def make_input(
             "resized-crop" cuts a random window and resizes it, both with flips where the set allows them; "auto" is
             resized-crop for files at 128 pixels and more, else pad-crop.
         pad: black border before the random crop, in pixels; None is a sixteenth of the size (4 at 64).
-        limit_train: use this many training images only, evenly spaced over the sorted path order.
         threads: of DALI; None is one a core, 16 at most.
         device: where the batches are needed.
         settings: the other attributes of `Input`; `batch_size` and `eval_batch_size` must be given.
@@ -57,7 +55,6 @@ def make_input(
         ("--batch-size", batch_size, 1),
         ("--eval-batch-size", settings["eval_batch_size"], 1),
         ("--image-size", image_size, 1),
-        ("--limit-train", limit_train, 1),
         ("--threads", threads, 1),
         ("pad", pad, 0),
     ):
@@ -65,23 +62,21 @@ def make_input(
             raise UsageError(f"{flag} is {value}: it must be at least {least}")
     if kind not in ("auto", "resident", "stream"):
         raise UsageError(f"--input is {kind!r}: choose auto, resident or stream")
-    resident = kind == "resident" or kind == "auto" and fits(dataset, image_size, limit_train, device, augmentation)
+    resident = kind == "resident" or kind == "auto" and fits(dataset, image_size, device, augmentation)
     size, augmentation = _resolve(dataset, image_size, augmentation)
     if resident and augmentation == "resized-crop":
         raise UsageError(
             f"--input resident keeps images of {size} pixels, and --augmentation resized-crop cuts the files anew in "
             "every epoch: choose --input stream or --augmentation pad-crop"
         )
-    needed, free = _resident_bytes(dataset, size, limit_train), free_bytes(device)
+    needed, free = _resident_bytes(dataset, size), free_bytes(device)
     if resident and needed > free:
         raise UsageError(
             f"--input resident needs {needed / 2**30:.1f} GiB for the decoded images, and {free / 2**30:.1f} GiB are "
             "free: choose --input stream"
         )
-    training = dataset.train.spread(limit_train)
     made = (Resident if resident else Stream)(
         dataset=dataset,
-        training=training,
         image_size=size,
         augmentation=augmentation,
         pad=0 if augmentation == "resized-crop" else size // 16 if pad is None else pad,
@@ -89,15 +84,6 @@ def make_input(
         device=device,
         **settings,
     )
-    if len(training) < len(dataset.train):
-        made.notes.append(
-            f"training on {limit_train} of {len(dataset.train)} images, evenly spaced over the sorted paths"
-        )
-        if absent := sorted(set(range(len(dataset.classes))) - set(training.labels.tolist())):
-            made.notes.append(
-                f"--limit-train {limit_train} leaves {len(absent)} of {len(dataset.classes)} classes without "
-                f"a training image, {dataset.classes[absent[0]]} first"
-            )
     if made.train_size % batch_size == 1 and batch_size > 1:
         made.notes.append("the last training batch would hold a single image, too few for BatchNorm: dropped")
     return made
@@ -106,7 +92,6 @@ def make_input(
 def fits(
     dataset: ImageSet,
     image_size: int | None,
-    limit_train: int | None,
     device: torch.device,
     augmentation: str = "auto",
     sharing: int = 1,
@@ -116,14 +101,14 @@ def fits(
     `sharing` is the number of processes that share that memory; the other arguments are as for `make_input`.
     """
     size, augmentation = _resolve(dataset, image_size, augmentation)
-    needed = _resident_bytes(dataset, size, limit_train) * sharing
+    needed = _resident_bytes(dataset, size) * sharing
     return augmentation != "resized-crop" and needed <= free_bytes(device) // 2
 
 
-def _resident_bytes(dataset: ImageSet, size: int, limit_train: int | None) -> int:
-    """Bytes that both splits take, decoded."""
-    count = min(len(dataset.train), limit_train or len(dataset.train)) + len(dataset.val)
-    return count * size * size * (3 if dataset.train.source.encoded else 1)
+def _resident_bytes(dataset: ImageSet, size: int) -> int:
+    """Bytes that all splits take, decoded; the same images count once."""
+    counts = {id(split.source): len(split) for split in (dataset.train, dataset.val, *dataset.others.values())}
+    return sum(counts.values()) * size * size * (3 if dataset.train.source.encoded else 1)
 
 
 def _resolve(dataset: ImageSet, image_size: int | None, augmentation: str) -> tuple[int, str]:

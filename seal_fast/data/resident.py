@@ -19,7 +19,7 @@ _LOAD_BATCH = 32  # as fast as larger ones, and DALI keeps several times a batch
 
 
 class Resident(Input):
-    """Feeds from memory: one tensor of pixels and one of labels per split."""
+    """Feeds from memory: one tensor of labels per split, and one of pixels that splits of the same images share."""
 
     kind = "resident"
 
@@ -32,8 +32,11 @@ class Resident(Input):
         """
         super().__post_init__()
         self._pixels: dict[str, tuple[Tensor, Tensor]] = {}
+        decoded: dict[int, tuple[Tensor, np.ndarray]] = {}
         for name, split in self._splits.items():
-            pixels, good = self._decoded(split)
+            if id(split.source) not in decoded:
+                decoded[id(split.source)] = self._decoded(split)
+            pixels, good = decoded[id(split.source)]
             self._splits[name] = split = split if good.all() else split.take(np.flatnonzero(good))
             self._pixels[name] = pixels, torch.from_numpy(split.labels).to(self.device)
         self._check_batch_size()

@@ -43,16 +43,17 @@ class Files:
 
 
 class Pixels:
-    """Grey images in memory, uint8 [n, h, w]: `read` gives pixels [h, w, 1]."""
+    """Grey images in memory, `rows` of uint8 [n, h, w]: `read` gives pixels [h, w, 1]."""
 
     encoded = False
 
-    def __init__(self, pixels: np.ndarray):
-        self.pixels = pixels
+    def __init__(self, pixels: np.ndarray, rows: Rows | None = None):
+        self._pixels = pixels
+        self._rows = np.arange(len(pixels)) if rows is None else np.asarray(rows, np.int64)
 
     def read(self, row: int) -> np.ndarray:
         """The pixels of an image, [h, w, 1]."""
-        return self.pixels[row][..., None]
+        return self._pixels[self._rows[row]][..., None]
 
     def where(self, row: int) -> str:
         """How messages name an image."""
@@ -60,11 +61,14 @@ class Pixels:
 
     def take(self, rows: Rows) -> Pixels:
         """These images only."""
-        return Pixels(self.pixels[np.asarray(rows, np.int64)])
+        return Pixels(self._pixels, self._rows[np.asarray(rows, np.int64)])
 
     def digest(self) -> bytes:
         """sha256 of all pixels."""
-        return hashlib.sha256(np.ascontiguousarray(self.pixels).data).digest()
+        total = hashlib.sha256()
+        for row in self._rows:
+            total.update(np.ascontiguousarray(self._pixels[row]).data)
+        return total.digest()
 
 
 @dataclass(frozen=True, eq=False)

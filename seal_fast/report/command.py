@@ -19,6 +19,11 @@ from seal_fast.utils.files import write_json, write_text
 from seal_fast.utils.table import table
 
 _LISTED = 10
+_OUTCOMES = (
+    ("best", "val", "of the best epoch"),
+    ("last", "val", "of the last epoch"),
+    ("test", "test", "on the test set"),
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,12 +64,13 @@ def main(argv: Sequence[str]) -> int:
 def _csv(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
     """Every figure of every network that counts, one a line."""
     accuracies = [
-        Figure("accuracy", 1, place, run.name, run.seed, which, f"{name} of the {which} epoch (%)", summary[which][key])
+        Figure("accuracy", 1, place, run.name, run.seed, which, f"{name} {what} (%)", summary[which][f"{split}_{key}"])
         for place, group in enumerate(groups)
         for run in group.runs.values()
         for summary in [summarise(run.rows)]
-        for which in ("best", "last")
-        for key, name in (("val_top1", "top-1"), ("val_top5", "top-5"))
+        for which, split, what in _OUTCOMES
+        if which in summary
+        for key, name in (("top1", "top-1"), ("top5", "top-5"))
     ]
     memory = io.StringIO()
     writer = csv.DictWriter(memory, [f.name for f in fields(Figure)], lineterminator="\n")
@@ -75,11 +81,13 @@ def _csv(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
 
 def _print(content: dict[str, Any]) -> None:
     labels = [group["label"] for group in content["groups"]]
-    rows: list[Sequence[str]] = [("group", "seeds", "left out", "best epoch", "last epoch")]
+    tested = any(group["test"]["count"] for group in content["groups"])
+    rows: list[Sequence[str]] = [("group", "seeds", "left out", "best epoch", "last epoch", *["test"] * tested)]
     for group in content["groups"]:
         counts = str(len(group["seeds"])), str(group["left_out"])
-        rows.append((group["label"], *counts, _show(group["best"]), _show(group["last"])))
-    print(f"top-1 in percent over finished runs, 95 % interval over seeds\n\n{table(rows)}\n")
+        cells = [_show(group[which]) for which in ("best", "last", *["test"] * tested)]
+        rows.append((group["label"], *counts, *cells))
+    print(f"top-1 in percent over finished runs, 95 % interval over seeds\n\n{table(rows)}\n\n{content['chosen_on']}\n")
     rows = [("first minus second", "pairs", "best epoch", "p (Holm)", "last epoch", "p (Holm)")]
     for row in content["pairs"]:
         cells = [text for one in (row["best"], row["last"]) for text in (_show(one), f"{one['holm']:.3g}")]

@@ -29,12 +29,20 @@ def content(found: Runs, groups: Sequence[Group], analyses: Analyses, title: str
         "title": shown(title),
         "runs": sum(len(group.runs) for group in groups),
         "varied": list(dict.fromkeys(name for group in groups for name in group.settings)),
+        "chosen_on": _chosen_on(groups),
         "groups": [_group(group) for group in groups],
         "pairs": rows[:_PAIRS],
         "more_pairs": max(0, len(rows) - _PAIRS),
         "analyses": analyses.content(len(groups), pairs),
         "left_out": [*left_out, *analyses.left_out],
     }
+
+
+def _chosen_on(groups: Sequence[Group]) -> str:
+    held = [group.label for group in groups if group.first.config.holdout]
+    where = "held-out training images" if len(held) == len(groups) else "the test set, as in the papers"
+    some = f", but on held-out training images in {'; '.join(held)}" if 0 < len(held) < len(groups) else ""
+    return f"Best epochs are chosen on {where}{some}."
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -47,7 +55,7 @@ def _group(group: Group) -> dict[str, Any]:
         "settings": group.settings,
         "seeds": list(group.runs),
         "left_out": len(group.left_out),
-        **{which: mean_top1(group, which).json() for which in FIGURES},
+        **{which: mean_top1(group, which).json() for which in (*FIGURES, "test")},
         "epochs": max((len(run.rows) for run in runs), default=0),
         "images_per_s": sum(row["images"] for row in rows) / seconds if seconds else None,
         "curve": _curve(runs),

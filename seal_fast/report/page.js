@@ -230,6 +230,7 @@ function addAnalysis({ title, protocol, differ, figures, pairs }) {
 
 document.querySelector("h1").textContent = data.title;
 $("counts").textContent = `${counted(data.runs, "finished run")} in ${counted(data.groups.length, "group")}; ${data.left_out.length} left out`;
+$("chosen-on").textContent = data.chosen_on;
 
 const names = data.varied.length ? data.varied : ["method"];
 const setting = (name) => (i) => ({ method: data.groups[i].method, ...data.groups[i].settings })[name];
@@ -239,6 +240,7 @@ const columns = [
   { name: "left out", value: (i) => data.groups[i].left_out },
   mean("best epoch", (i) => data.groups[i].best),
   mean("last epoch", (i) => data.groups[i].last),
+  ...(groups.some((i) => data.groups[i].test.count) ? [mean("test", (i) => data.groups[i].test)] : []),
   { name: "epochs", value: (i) => data.groups[i].epochs },
   { name: "images/s", value: (i) => data.groups[i].images_per_s, show: (cell, i) => cell.append(fixed(data.groups[i].images_per_s, 0)) },
 ];

@@ -35,8 +35,8 @@ def choose_pairs(groups: Sequence[Group]) -> Pairs:
 
 
 def mean_top1(group: Group, which: str) -> Interval:
-    """Top-1 in percent over the group's runs; NaN where it has none."""
-    values = [run.top1[which] for run in group.runs.values()]
+    """Top-1 in percent over the group's runs that have it; NaN where none has."""
+    values = [run.top1[which] for run in group.runs.values() if which in run.top1]
     return student(values) if values else Interval(math.nan, math.nan, math.nan, 0)
 
 

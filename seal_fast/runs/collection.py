@@ -16,10 +16,12 @@ from seal_fast.config import Config, check, load
 from seal_fast.methods import timeline
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.identity import Training, labels, read_object, read_provenance, varied_settings
+from seal_fast.runs.summary import summarise
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import to_json
 from seal_fast.utils.terminal import shown
 
+_OUTCOMES = {"best": "val_top1", "last": "val_top1", "test": "test_top1"}
 _COLUMNS = ("phase", "val_loss", "val_top1", "val_top5")
 _NUMBERS = ("seconds", "images", "compile_seconds", "input_wait_seconds")
 
@@ -53,9 +55,12 @@ class Run(Training):
 
     @cached_property
     def top1(self) -> dict[str, float]:
-        """Validation top-1 in percent of the best and the last evaluated epoch; empty if none was evaluated."""
-        values = [row["val_top1"] for row in self.rows if row["val_top1"] is not None]
-        return {"best": max(values), "last": values[-1]} if values else {}
+        """Validation top-1 in percent of the best and the last evaluated epoch; empty if none was evaluated.
+
+        With held-out training images also `test`, see `summarise`.
+        """
+        found = summarise(self.rows)
+        return {which: found[which][name] for which, name in _OUTCOMES.items() if found.get(which)}
 
     def excluded(self) -> str:
         """Why the run counts in no mean; empty if it does."""

@@ -14,7 +14,7 @@ from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import dropping, say, shown
 
-_CHARTS = ("train", "val", "lr", "direction", "grad", "update", "hessian")
+_CHARTS = ("train", "val", "test", "clean", "lr", "direction", "grad", "update", "hessian")
 
 
 class _Terminal(logging.StreamHandler):
@@ -44,6 +44,7 @@ def line(row: dict[str, Any], left: float) -> str:
     """One epoch as a line of text."""
     lrs = "/".join(f"{row[name]:.5f}" for name in row if name.startswith("lr_"))
     val = "" if row["val_top1"] is None else f"  val {row['val_top1']:5.2f} % (top-5 {row['val_top5']:5.2f} %)"
+    val += f"  test {row['test_top1']:5.2f} %" if "test_top1" in row else ""
     return (
         f"g{row['generation']} e{row['epoch']:03d} {row['phase']:<7}  lr {lrs}  loss {row['train_loss']:.4f}"
         f"  top-1 {row['train_top1']:5.2f} %{val}  {row['images_per_s']:.0f} images/s  {clock(left)} left"

@@ -39,6 +39,8 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
         if averaged := [(i, row) for i, row in seen if row.get(f"val_ema_{name}") is not None]:
             at, values = [i for i, _ in averaged], [row[f"val_ema_{name}"] for _, row in averaged]
             axis.plot(at, values, color=EMA, linestyle="--", label=f"val {text}, averaged weights")
+        if tested := [(i, row[f"test_{name}"]) for i, row in seen if f"test_{name}" in row]:
+            axis.plot(*zip(*tested, strict=True), "o", color=VAL, label=f"test {text}")
     accuracy.set_ylabel("accuracy (%)")
     loss.set_ylabel("loss")
     groups = [name.removeprefix("lr_") for name in rows[0] if name.startswith("lr_")]

@@ -34,17 +34,25 @@ def summarise(rows: Sequence[dict[str, Any]], **machine: Any) -> dict[str, Any]:
     """The summary of a run from its metrics rows; `machine` is added as it is (environment, memory, graphs, ...).
 
     `best` and `last` are None where no evaluation gave a finite accuracy. Both hold `val_ema_*` where the run has them.
+    `test`, of runs with held-out training images, is the test of the generation whose end has the best `val_top1`.
     """
     seen = [row for row in rows if row["val_top1"] is not None and math.isfinite(row["val_top1"])]
+    tested = [row for row in seen if "test_top1" in row]
+
+    def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return outcome(max(rows, key=lambda row: row["val_top1"]))
 
     def outcome(row: dict[str, Any]) -> dict[str, Any]:
         return {
-            name: value for name, value in row.items() if name in ("generation", "epoch") or name.startswith("val_")
+            name: value
+            for name, value in row.items()
+            if name in ("generation", "epoch") or name.startswith(("val_", "test_"))
         }
 
     return {
-        "best": outcome(max(seen, key=lambda row: row["val_top1"])) if seen else None,
+        "best": best(seen) if seen else None,
         "last": outcome(seen[-1]) if seen else None,
+        **({"test": best(tested)} if tested else {}),
         "epochs": len(rows),
         "seconds": sum(row["seconds"] for row in rows),
         "compile_seconds": sum(row["compile_seconds"] for row in rows),

@@ -11,7 +11,7 @@ from seal_fast.utils.errors import RunError, UsageError
 
 
 def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int, int]]:
-    """Check all that can be without training; numbers of training and validation images by the value of --data.
+    """Check all that can be without training; numbers of training and validation images of each trial, by its name.
 
     `here` says that they will run on this machine, so that its devices count.
 
@@ -20,10 +20,11 @@ def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int,
     """
     import torch
 
-    from seal_fast.data import open_images
+    from seal_fast.data import ImageSet, open_images, select
     from seal_fast.models import build
 
     sizes: dict[str, tuple[int, int]] = {}
+    opened: dict[str, ImageSet] = {}
     splits: set[object] = set()
     for trial in trials:
         config = trial.config
@@ -32,10 +33,10 @@ def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int,
                 raise UsageError("--device cuda: this machine has no CUDA device that torch can use")
             if config.init_weights and not config.init_weights.is_file():
                 raise UsageError(f"--init-weights {config.init_weights}: no such file")
-            if config.data not in sizes:
-                images = open_images(config.data, config.on_bad_image)
-                sizes[config.data] = len(images.train), len(images.val)
-            count = min(config.limit_train or sizes[config.data][0], sizes[config.data][0])
+            if config.data not in opened:
+                opened[config.data] = open_images(config.data, config.on_bad_image)
+            images = select(opened[config.data], **config.selection())
+            count, _ = sizes[trial.name] = len(images.train), len(images.val)
             if config.batch_size > count:
                 raise UsageError(f"--batch-size {config.batch_size} is larger than the training set of {count} images")
             line = timeline(config)

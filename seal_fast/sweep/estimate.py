@@ -36,7 +36,7 @@ class Speed(NamedTuple):
 def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, int]], slots: Slots) -> str:
     """A sentence that predicts the hours of a sweep. How much packed trials slow each other down is not known.
 
-    `trials` come with the epochs that each has left; `sizes` are the training and validation images of each --data.
+    `trials` come with the epochs that each has left; `sizes` are each one's training and validation images.
 
     Raises:
         RunError: a short run failed.
@@ -46,13 +46,13 @@ def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, in
     with tempfile.TemporaryDirectory(prefix="seal-estimate-") as scratch:
         for trial, epochs in trials:
             config = trial.config
-            train, val = sizes[config.data]
+            train, val = sizes[trial.name]
             shape = tuple(getattr(config, name) for name in _SHAPE)
             compiling = shape not in speeds  # the others find its graphs
             if compiling:
                 speeds[shape] = measure(trial, train, slots.threads, Path(scratch) / str(len(speeds)))
             speed = speeds[shape]
-            images = min(config.limit_train or train, train) + val / config.eval_every * _EVALUATION
+            images = train + val / config.eval_every * _EVALUATION
             seconds.append(epochs * images / speed.rate + speed.start + compiling * speed.compile)
     if not seconds:
         return "predicted: nothing is left to do"

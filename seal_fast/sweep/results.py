@@ -26,6 +26,7 @@ def collect(folder: SweepFolder, trials: dict[str, Trial], ledger: Ledger) -> li
         images, seconds = sum(row["images"] for row in rows), summary["seconds"]
         row = {"trial": name, "state": entry.state} | trial.settings
         row |= {f"best_{k}": best.get(v) for k, v in _BEST.items()}
+        row |= {"best_chosen_on": trial.config.chosen_on, "test_top1": (summary.get("test") or {}).get("test_top1")}
         row |= {f"last_{k}": last.get(f"val_{k}") for k in ("top1", "top5", "loss")}
         row |= {"epochs": summary["epochs"], "seconds": seconds, "images_per_s": images / seconds if seconds else None}
         row |= {"compile_seconds": summary["compile_seconds"], "failures": entry.failures}

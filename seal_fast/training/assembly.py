@@ -16,7 +16,7 @@ from torch import Tensor
 from seal_fast import methods
 from seal_fast.config import Config, difference, dumps, load, to_dict
 from seal_fast.curvature.monitor import Curvature
-from seal_fast.data import ImageSet, Input, Shard, fits, make_input
+from seal_fast.data import ImageSet, Input, Shard, fits, make_input, select
 from seal_fast.data.batches import batches as batches_of
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.kernels import philox
@@ -41,10 +41,10 @@ from seal_fast.utils.files import write_text
 
 def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World = SINGLE_PROCESS) -> Input:
     """The batches of a configuration, or one process's share of them."""
-    kind = config.input
+    kind, dataset = config.input, select(dataset, **config.selection())
     if kind == "auto" and world.size > 1:  # free memory may differ from process to process, the input may not
         sharing = world.local_size if runtime.device.type == "cpu" else 1
-        fit = fits(dataset, config.image_size, config.limit_train, runtime.device, config.augmentation, sharing)
+        fit = fits(dataset, config.image_size, runtime.device, config.augmentation, sharing)
         kind = "stream" if world.max(not fit)[0] else "resident"
     return make_input(
         dataset,
@@ -57,7 +57,6 @@ def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World
         seed=config.seed,
         augmentation=config.augmentation,
         shuffle=config.shuffle,
-        limit_train=config.limit_train,
         threads=torch.get_num_threads(),
         on_bad_image=config.on_bad_image,
         backend="auto" if config.kernels == "native" else config.kernels,  # the augmentation has no native kernel
@@ -136,10 +135,9 @@ def assemble(
         )
         trainer.initial = initial_values
         if "images" in needs:
-            trainer.images = plain_images(config, dataset, batches.image_size, runtime.device)
+            trainer.images = plain_images(config, batches.dataset, batches.image_size, runtime.device)
         if config.hessian_every:
-            fed = replace(dataset, train=dataset.train.spread(config.limit_train))
-            trainer.curvature = Curvature(config, fed, batches.image_size, runtime.device, world)
+            trainer.curvature = Curvature(config, batches.dataset, batches.image_size, runtime.device, world)
         for line in introduction(trainer, dataset):
             log.say(line)
         if resuming:
@@ -151,7 +149,7 @@ def assemble(
 
 def plain_images(config: Config, dataset: ImageSet, image_size: int, device: torch.device) -> Images:
     """Training images as they are evaluated, in the order of an epoch, whole on every process."""
-    train, dtype, threads = dataset.train.spread(config.limit_train), getattr(torch, config.dtype), config.threads
+    train, dtype, threads = dataset.train, getattr(torch, config.dtype), config.threads
 
     def images(size: int, share: float, generation: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = range(len(train))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def evaluate(trainer: Trainer) -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 (percent) on the validation set; all batches have one size, padding is masked out.
+def evaluate(trainer: Trainer, split: str = "val") -> tuple[float, float, float]:
+    """Loss, top-1 and top-5 (percent) on a split; all batches have one size, padding is masked out.
 
     Raises:
         RunError: the loss is NaN or infinite.
@@ -27,12 +27,24 @@ def evaluate(trainer: Trainer) -> tuple[float, float, float]:
     if not trainer.link:  # each process has running statistics of its own images
         world.broadcast_(*model.buffers())
     sums = torch.zeros(4, dtype=torch.float64, device=trainer.runtime.device)
-    for batch in trainer.input.evaluation():
+    for batch in trainer.input.evaluation(split):
         sums += trainer.steps.forward(batch.images, batch.labels, batch.valid)[1]
     loss, top1, top5, images = world.sum(sums).tolist()
     if not abs(loss) < float("inf"):
         trainer.diverged("the validation loss is NaN or infinite")
     return loss / images, 100 * top1 / images, 100 * top5 / images
+
+
+def evaluate_others(trainer: Trainer) -> dict[str, float]:
+    """The row's columns at a generation's end: test_* under --holdout; clean_* under --label-noise.
+
+    clean_* are of the training images against their true labels.
+    """
+    return {
+        f"{split}_{name}": value
+        for split in trainer.input.dataset.others
+        for name, value in zip(("loss", "top1", "top5"), evaluate(trainer, split), strict=True)
+    }
 
 
 def evaluate_average(trainer: Trainer, phase: Phase, due: bool) -> dict[str, float | None]:

@@ -115,6 +115,8 @@ class Trainer:
         last_of_phase = at.epoch + 1 == start + phase.epochs
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
         val_loss, val_top1, val_top5 = evaluation.evaluate(self) if due else (None, None, None)
+        ends = self.timeline.after(at.generation, at.epoch)[0] > at.generation
+        others = evaluation.evaluate_others(self) if ends else {}
         entry.average_epoch(self.state, self.timeline, phase, at.epoch - start)
         average = evaluation.evaluate_average(self, phase, due)
         curvature = evaluation.measure_curvature(self) if last_of_phase else {}
@@ -130,6 +132,7 @@ class Trainer:
                 "val_loss": val_loss,
                 "val_top1": val_top1,
                 "val_top5": val_top5,
+                **others,
                 **average,
                 **evaluation.norms(self),
                 **{f"weight_norm_{group}": norm for group, norm in (self.state.entered or {}).items()},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from image_files import encoded, image_folder_files, picture, tar_of, tiny_imagenet_files, write
 
-from seal_fast.data import make_input, open_images
+from seal_fast.data import make_input, open_images, select
 from seal_fast.utils.errors import RunError, UsageError
 
 CASES = Path(__file__).parent / "cases"
@@ -191,7 +191,7 @@ def test_a_class_whose_images_are_all_bad_is_refused(kind, tmp_path):
 
 def test_limit_train_says_which_classes_it_leaves_without_an_image(tmp_path):
     images = open_images(write(tmp_path / "set", SMALL))
-    notes = make_input(images, "stream", batch_size=1, eval_batch_size=2, limit_train=1).notes
+    notes = select(images, limit_train=1).notes
     assert "--limit-train 1 leaves 1 of 2 classes without a training image, b first" in notes
 
 

@@ -10,7 +10,7 @@ import torch
 from image_files import encoded, idx_files, image_folder_files, picture, tar_of, write
 from PIL import Image
 
-from seal_fast.data import loader, make_input, open_images
+from seal_fast.data import loader, make_input, open_images, select
 from seal_fast.kernels import philox
 from seal_fast.kernels.augment import augment
 from seal_fast.utils.errors import RunError, UsageError
@@ -27,6 +27,8 @@ def pets(tmp_path_factory):
 
 def build(path, kind, **options):
     images = path if hasattr(path, "train") else open_images(path)
+    if "limit_train" in options:
+        images = select(images, limit_train=options.pop("limit_train"))
     defaults = {"batch_size": 8, "eval_batch_size": 4, "dtype": torch.float64, "seed": 5, "threads": 2}
     return make_input(images, kind, **defaults | options)
 

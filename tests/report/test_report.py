@@ -300,3 +300,19 @@ def test_a_thousand_runs_stay_small(tmp_path, chromium):
     assert path.stat().st_size < 10e6
     chromium.open(path)
     assert chromium.run("document.querySelectorAll('#groups tbody tr').length") == 334
+
+
+def test_tables_say_where_the_best_epoch_was_chosen_and_show_the_test():
+    HELD = replace(BASE, holdout=0.1)
+
+    def held(seed):
+        config = replace(HELD, seed=seed)
+        rows = [row | {"test_top1": 40.0 + seed, "test_top5": 90.0} for row in pretend_rows(config, 50.0)]
+        return run(f"held-{seed}", config, rows)
+
+    plain = runs(("seal",), seeds=[0, 1])
+    assert content(plain)["chosen_on"] == "Best epochs are chosen on the test set, as in the papers."
+    both = content([*plain, held(0), held(1)])
+    assert both["chosen_on"].endswith("as in the papers, but on held-out training images in holdout 0.1.")
+    assert [group["test"]["count"] for group in both["groups"]] == [0, 2] and both["groups"][1]["test"]["mean"] == 40.5
+    assert content([held(0)])["chosen_on"] == "Best epochs are chosen on held-out training images."

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.data import ImageSet, Split, make_input, open_images
+from seal_fast.data import ImageSet, Split, make_input, open_images, select
 from seal_fast.utils.errors import UsageError
 
 _log = logging.getLogger("seal_fast")
@@ -37,7 +37,7 @@ def own_images(network: TrainedNetwork, data: str | None = None, on_bad_image: s
             f"--data {source} has {len(images.classes)} classes and {network.name} tells {network.num_classes} apart: "
             "choose the data that it was trained on"
         )
-    images = replace(images, train=images.train.spread(network.config.limit_train if network.config else None))
+    images = select(images, **network.config.selection()) if network.config else images
     _note(images, network.image_size)
     return readable(images) if on_bad_image == "skip" else images
 
