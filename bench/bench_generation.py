@@ -26,7 +26,7 @@ from seal_fast.methods import METHODS
 from seal_fast.models import build
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
-from seal_fast.training import runtime
+from seal_fast.training import entry, runtime
 from seal_fast.training.checkpoint import Position
 from seal_fast.training.trainer import Trainer
 
@@ -102,8 +102,9 @@ def epoch(trainer: Trainer, generation: int = 0, epoch: int = 0) -> tuple[float,
     state.counters.zero_()
     state.seconds = state.wait_seconds = 0.0
     phase, _ = trainer.timeline.phase(generation, epoch)
-    trainer.enter(phase)
-    trainer.set_rates(phase)
+    entry.enter(trainer, phase)
+    trainer.set_rates()
+    trainer.steps.begin(phase)
     trainer.train()
     images = trainer.read_counters()[3]
     return images / state.seconds, state.wait_seconds / state.seconds
@@ -229,10 +230,9 @@ def test_logging(benchmark, trainers):
     """Progress every `--log-every` steps and a row of metrics with its events, against an epoch of 100,000 images."""
     trainer = trainers(amp=True)
     speed, _ = epoch(trainer)
-    phase, _ = trainer.timeline.phase(0, 0)
     names = "train_loss train_top1 val_loss val_top1 val_top5 images_per_s seconds input_wait_seconds compile_seconds"
-    row = {"generation": 0, "epoch": 0, "phase": phase.name} | dict.fromkeys(names.split(), 1.0) | {"images": 100_000}
-    for group, (rate, sign) in trainer.rates(phase).items():
+    row = {"generation": 0, "epoch": 0, "phase": "descent"} | dict.fromkeys(names.split(), 1.0) | {"images": 100_000}
+    for group, (rate, sign) in trainer.set_rates().items():
         row |= {f"lr_{group}": rate, f"direction_{group}": sign}
 
     def log_one_epoch():

@@ -222,13 +222,13 @@ def test_report_of_a_thousand_runs(benchmark, tmp_path, seeds):
 FIRST_STEP = """
 import os, sys
 from seal_fast import train
-from seal_fast.training.trainer import Trainer
-step = Trainer.step
-def first(self, *batch):
-    step(self, *batch)
-    self.read_counters()
+from seal_fast.training.steps import Steps
+take = Steps.take
+def first(self, batch):
+    take(self, batch)
+    self.state.counters.cpu()
     os._exit(3)
-Trainer.step = first
+Steps.take = first
 train.main(sys.argv[1:])
 """
 

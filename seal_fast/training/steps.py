@@ -68,6 +68,7 @@ class Steps:
             source.out = self.buffers[0]
         self.full: dict[tuple[Sharpness | None, bool], Callable[[Tensor, Tensor], None]] = {}
         self.parts: list[tuple[Forward, Tensor, Tensor, MicroBatch]] = []
+        self.begin(timeline.generations[0][0])
 
     def begin(self, phase: Phase) -> None:
         """Take the steps of this phase from now on."""

@@ -29,7 +29,7 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
         EXACT, **{"dtype": "float32"} | precision, data=str(image_folder), augmentation="pad-crop", shuffle=True
     )
     with trainer_of(config, tmp_path / "run") as trainer:
-        trainer.set_rates(trainer.timeline.phase(0, 0)[0])
+        trainer.set_rates()
         with Scalars() as scalars:
             trainer.train()
         assert trainer.state.position.step == 3 and scalars.count == 0
@@ -44,7 +44,7 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
 def test_no_step_synchronises_on_a_gpu(compiled, image_folder, tmp_path):
     config = replace(EXACT, dtype="float32", amp=True, compile=compiled, device="cuda", data=str(image_folder))
     with trainer_of(config, tmp_path / "run") as trainer:
-        trainer.set_rates(trainer.timeline.phase(0, 0)[0])
+        trainer.set_rates()
         for _ in range(3):  # compiles, fills caches, and records the CUDA graph
             trainer.train()
             trainer.state.position.step = 0
