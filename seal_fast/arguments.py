@@ -72,7 +72,9 @@ def parse(argv: Sequence[str]) -> Config:
         prog="python -m seal_fast.train",
     )
     config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)})
-    if config.timeline is None:
+    if config.timeline is not None:
+        config = replace(config, method="timeline", option="")
+    else:
         given = [*([base.option] if config.method == base.method else []), *options]
         config = replace(config, option=canonical(method(replace(config, option=",".join(given)))))
     if resumed and (changes := difference(resumed, config)):

@@ -16,7 +16,7 @@ from seal_fast.utils.files import read_text
 if TYPE_CHECKING:
     Method = str
 else:
-    Method = Literal[tuple(METHODS)]
+    Method = Literal[(*METHODS, "timeline")]  # the last: what --timeline names
 
 
 @dataclass(frozen=True)

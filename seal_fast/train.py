@@ -14,7 +14,7 @@ from typing import Any
 from seal_fast.utils import openmp  # noqa: F401 (before torch)
 
 # isort: split
-from seal_fast import arguments
+from seal_fast import arguments, methods
 from seal_fast.config import EXECUTION, Config, to_dict
 from seal_fast.data import ImageSet, open_images
 from seal_fast.distributed import world as distributed
@@ -84,7 +84,7 @@ def agree(config: Config, dataset: ImageSet, world: World) -> Path:
             raise distributed.on_all_ranks(
                 UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
             )
-        name = f"{dataset.name}-{config.model}-{config.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"{dataset.name}-{config.model}-{methods.timeline(config).method}-{time.strftime('%Y%m%d-%H%M%S')}"
         out = Path("runs") / world.broadcast_object(name)
     settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     path = RunFolder(out).checkpoint

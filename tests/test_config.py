@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from seal_fast.arguments import parse
 from seal_fast.config import Config, check, difference, dumps, load, override
+from seal_fast.methods import text, timeline
 from seal_fast.presets import PRESETS
 from seal_fast.utils.errors import UsageError
 
@@ -138,3 +139,30 @@ def test_difference_names_what_changes_the_training_only():
     old = Config(image_size=64, input="resident")
     assert difference(old, replace(old, threads=1, profile=True, image_size=None, input="auto")) == []
     assert difference(old, replace(old, lr=0.2, seed=3)) == ["--lr: 0.1 -> 0.2", "--seed: 0 -> 3"]
+
+
+def test_options_of_a_method_add_up_and_are_kept(tmp_path):
+    config = parse("--method ke-wels --option keep=0.6 --option=anew=true --epochs 5".split())
+    assert config.option == "keep=0.6,anew=true"
+    assert parse("--method ke-wels --option keep=0.6,keep=0.5".split()).option == ""  # the default
+    (tmp_path / "config.toml").write_text(dumps(config))
+    assert parse(["--out", str(tmp_path)]).option == config.option
+    assert parse(["--out", str(tmp_path), "--option", "anew=true"]).option == config.option
+    with pytest.raises(UsageError, match="other settings .--option: keep=0.6,anew=true -> keep=0.7,anew=true"):
+        parse(["--out", str(tmp_path), "--option", "keep=0.7"])
+    assert parse(["--config", str(tmp_path / "config.toml"), "--method", "llf"]).option == ""
+    with pytest.raises(UsageError, match="--option kep=1: not an option of --method ke-wels; its options are keep=0.5"):
+        parse("--method ke-wels --option kep=1".split())
+
+
+def test_a_timeline_file_takes_the_place_of_a_method(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(text.dumps(timeline(Config(generations=2))))
+    assert parse(["--timeline", str(file)]).method == "timeline"
+    with pytest.raises(UsageError, match="--method timeline: needs --timeline FILE.toml"):
+        parse(["--method", "timeline"])
+    with pytest.raises(UsageError, match="--timeline nowhere.toml: cannot be read"):
+        parse(["--timeline", "nowhere.toml"])
+    file.write_text('method = "mine"')
+    with pytest.raises(UsageError, match=r"--timeline .*mine.toml: the timeline has no lr"):
+        parse(["--timeline", str(file)])

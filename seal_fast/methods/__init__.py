@@ -8,6 +8,7 @@ from seal_fast.methods import averaged, llf, masked, normal, plasticity, seal, s
 from seal_fast.methods.method import Method, parse_options
 from seal_fast.methods.schedule import Timeline
 from seal_fast.methods.text import load
+from seal_fast.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
@@ -51,6 +52,8 @@ def method(config: Config) -> Method:
     Raises:
         UsageError: an option is wrong.
     """
+    if config.method not in METHODS:
+        raise UsageError(f"--method {config.method}: needs --timeline FILE.toml")
     return parse_options(METHODS[config.method], config.method, config.option)
 
 

@@ -86,6 +86,7 @@ def assemble(
         input=batches.kind,
         augmentation=batches.augmentation,
         init_weights=initial,
+        method="timeline" if config.timeline else config.method,
     )
     timeline = methods.timeline(config)
     model = build(config.model, batches.num_classes, stem=config.stem, seed=config.seed)

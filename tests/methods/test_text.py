@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from timelines import timelines
 
+from seal_fast.methods.operators import Mix, Scope, Source
 from seal_fast.methods.text import describe, dumps, loads
 from seal_fast.utils.errors import UsageError
 
@@ -28,6 +31,12 @@ def test_a_users_file():
     assert t.rates(1, 0)["early"] == dict(lr=0.1, lr_multiplier=0.01, sign=-1, weight_decay=0.0)
     assert "g2 epochs 0-1 ascent: early ascends (lr up to 0.001" in describe(t)
     assert "first: weight from layer4 <- kaiming-uniform (0.5 by wels)" in describe(t)
+
+
+def test_the_manuals_file():
+    t = loads((Path(__file__).parents[2] / "docs" / "methods.md").read_text().split("```toml")[1].split("```")[0])
+    assert t.method == "mine" and [t.epochs(g) for g in range(5)] == [40] * 5
+    assert t.generations[4][0].enter == (Mix(Scope("layer4"), Source("initial"), 0.5, 0.5),)
 
 
 @pytest.mark.parametrize(
