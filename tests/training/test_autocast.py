@@ -73,7 +73,7 @@ def test_no_step_casts_a_weight_or_its_gradient(plain, casts, image_folder, tmp_
         model = trainer.state.model
         names = [name for name, p in model.named_parameters() if p.ndim > 1 or name == "fc.bias"]
         assert len(names) == 22  # 20 convolutions (3 of them downsample), a linear layer's weight and bias
-        trainer.set_rates(trainer.timeline.phase(0, 0)[0])
+        trainer.set_rates()
         seen = Casts({p.shape for name, p in model.named_parameters() if name in names})
         with seen:
             trainer.train()
