@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from seal_fast.arguments import parse
 from seal_fast.config import Config, check, difference, dumps, load, override
-from seal_fast.methods import text, timeline
+from seal_fast.methods import timeline
+from seal_fast.methods.text import dumps as timeline_text
 from seal_fast.presets import PRESETS
 from seal_fast.utils.errors import UsageError
 
@@ -157,7 +158,7 @@ def test_options_of_a_method_add_up_and_are_kept(tmp_path):
 
 def test_a_timeline_file_takes_the_place_of_a_method(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text(text.dumps(timeline(Config(generations=2))))
+    file.write_text(timeline_text(timeline(Config(generations=2))))
     assert parse(["--timeline", str(file)]).method == "timeline"
     with pytest.raises(UsageError, match="--method timeline: needs --timeline FILE.toml"):
         parse(["--method", "timeline"])

@@ -86,7 +86,7 @@ class FlatState(Optimizer):
         self._overwrite(self._origin + flat * size * size * (rho / (norm + 1e-12)))
         self.zero_grad()
 
-    def unperturb(self) -> None:
+    def step_back(self) -> None:
         """Undo `perturb`, to the bit."""
         self._overwrite(self._origin)
 

@@ -140,7 +140,7 @@ class Steps:
         for part in parts:
             self._part(part, last=part is parts[-1], counted=False)
         foreach_copy_(buffers, kept)
-        self.state.optimizer.unperturb()
+        self.state.optimizer.step_back()
 
     def _part(self, part: tuple[Forward, Tensor, Tensor, MicroBatch], **flags: bool) -> None:
         if self.link:
