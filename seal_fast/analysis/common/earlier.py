@@ -11,7 +11,7 @@ KINDS = {"start": "from the start", "generation": "across a generation", "ascent
 
 
 def earlier(network: TrainedNetwork, networks: Sequence[TrainedNetwork]) -> dict[str, TrainedNetwork]:
-    """By kind, the checkpoint of the same run that `network`, a kept stage of it, is compared with.
+    """By kind, the checkpoint of the same run that `network`, the end of a generation or ascent, is compared with.
 
     `start` is the first kept one; `generation` and `ascent` the end of the generation before, from which the end of a
     generation and the end of its ascent came.
@@ -22,8 +22,8 @@ def earlier(network: TrainedNetwork, networks: Sequence[TrainedNetwork]) -> dict
     """
     run = network.weights.parent.resolve()
     kept = {other.stage: other for other in networks if other.weights.parent.resolve() == run}
-    match = re.fullmatch(r"generation-(\d+)(-ascent)?", network.stage)
-    assert match
+    if not (match := re.fullmatch(r"generation-(\d+)(-ascent)?", network.stage)):
+        return {}
     found = {}
     if network is not (first := next(iter(kept.values()))):
         found["start"] = first

@@ -1,0 +1,1 @@
+"""Whether the loss rises between two networks."""

@@ -1,0 +1,165 @@
+"""`python -m seal_fast barrier`: barriers of the loss between networks, as a table, plots and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seal_fast.analysis.barrier import plots
+from seal_fast.analysis.barrier.compute import Batches, height, line
+from seal_fast.analysis.common.earlier import KINDS, earlier
+from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.groups import members
+from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.data import ImageSet, Split
+from seal_fast.data.batches import batches
+from seal_fast.utils.errors import RunError, UsageError
+
+_log = logging.getLogger("seal_fast")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; see `Analysis.run`."""
+    return Barrier().run(argv)
+
+
+class Barrier(FigureAnalysis):
+    """The straight lines to a network from others: earlier checkpoints of its run, and other runs."""
+
+    name = "barrier"
+    description = (
+        "Loss and accuracy on the straight line between two networks (Frankle et al., ICML 2020), BatchNorm statistics "
+        "recomputed at every point: between the networks named and, with --per-generation, between consecutive "
+        "generations and across the ascents of each run, and between the runs' last checkpoints."
+    )
+    least = {"points": 3, "images": 2, "batch_size": 2}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[tuple[Any, ...], tuple[TrainedNetwork, dict[str, dict[str, list[float]]]]] = {}
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own flags."""
+        add = parser.add_argument
+        add("--data", help="data set of the networks' own classes; default: the run's")
+        add("--points", type=int, default=11, help="on each line, its ends among them; default: 11")
+        add("--images", type=int, default=2000, help="of each split at most, evenly spaced; default: 2000")
+        add("--amp", action="store_true", help="run the network under bfloat16 autocast")
+
+    def open(self) -> None:
+        """Find the lines to measure.
+
+        Raises:
+            UsageError: there are none, or there are several processes.
+        """
+        if self.world.size > 1:
+            raise UsageError("barrier runs in one process: start it without torchrun")
+        group = {n.weights: m.group for n, m in zip(self.networks, members(self.networks), strict=True)}
+        last = {(n.weights.parent if n.config else n.weights).resolve(): n for n in self.networks}
+        self.others: dict[Path, list[tuple[str, TrainedNetwork]]] = {}
+        for network in self.networks:
+            found = [(KINDS[k], n) for k, n in earlier(network, self.networks).items() if k != "start"]
+            if network in last.values():
+                for other in last.values():
+                    if other is not network:
+                        same = group[other.weights] == group[network.weights]
+                        found.append(("to other seeds" if same else "to other groups", other))
+            self.others[network.weights] = found
+        if not any(self.others.values()):
+            raise UsageError("barrier: there is no second network; name several runs, or use --per-generation")
+
+    def measure(self, network: TrainedNetwork) -> dict[str, Any]:
+        """The height of the barriers by kind of line and split, and the lines themselves."""
+        flags = self.flags
+        images, train = self.training_images(network, None, "--images")
+        splits = {"train": train.spread(flags.images), "val": images.val.spread(flags.images)}
+        shown: dict[str, Batches] = {}
+        lines = []
+        for kind, other in self.others[network.weights]:
+            if not shown:
+                shown = {name: self._decode(network, images, split) for name, split in splits.items()}
+            data = images.fingerprint, network.image_size, len(train)
+            if found := self._line(network, other, data, shown):
+                lines.append({"kind": kind, "from": other.name, "splits": found})
+        figures: dict[str, dict[str, dict[str, float]]] = {}
+        for kind in dict.fromkeys(one["kind"] for one in lines):
+            for split in splits:
+                found = [one["splits"][split] for one in lines if one["kind"] == kind]
+                loss = [height(one["loss"]) for one in found]
+                top1 = [height([-value for value in one["top1"]]) for one in found]
+                means = {"loss barrier": sum(loss) / len(loss), "top-1 barrier (%)": sum(top1) / len(top1)}
+                figures[f"{kind}, {split}"] = {name: number(value) for name, value in means.items()}
+        return {
+            "protocol": {
+                "data": images.name,
+                "data_sha256": images.fingerprint,
+                "image_size": network.image_size,
+                "images": {name: len(split) for name, split in splits.items()},
+                "batch_size": flags.batch_size,
+                "points": flags.points,
+                "loss": "cross entropy, without label smoothing",
+                "batchnorm": "recomputed at each point on the training images",
+                "between": sorted({n.name for found in self.others.values() for k, n in found if k.startswith("to ")}),
+            },
+            "skipped_images": {images.name: list(images.skipped)},
+            "figures": figures,
+            "lines": lines,
+        }
+
+    def _line(
+        self, network: TrainedNetwork, other: TrainedNetwork, data: tuple[Any, ...], shown: dict[str, Batches]
+    ) -> dict[str, dict[str, list[float]]] | None:
+        """From `other` to `network`; measured once for both directions. None, with a warning, where there is none."""
+        key = frozenset((network.weights.resolve(), other.weights.resolve())), data
+        if key not in self.lines:
+            runtime = self.runtime
+            model = network.load(runtime.device, runtime.dtype)
+            after = {name: p.clone() for name, p in model.named_parameters()}
+            before = dict(other.load(runtime.device, runtime.dtype).named_parameters())
+            if _shapes(before) != _shapes(after):
+                _log.warning("%s and %s have different parameters: no line joins them", other.name, network.name)
+                return None
+
+            def progress(done: int) -> None:
+                end = "\n" * (done == self.flags.points)
+                self.say(f"\r  from {other.name}: {done} of {self.flags.points} points{end}")
+
+            found = line(model, before, after, self.flags.points, shown["train"], shown, runtime.autocast, progress)
+            if not all(math.isfinite(value) for split in found.values() for value in split["loss"]):
+                raise RunError(f"the loss between {other.name} and {network.name} is not finite: one of them diverged")
+            self.lines[key] = other, found
+        first, found = self.lines[key]
+        if first is other:
+            return found
+        return {split: {name: values[::-1] for name, values in one.items()} for split, one in found.items()}
+
+    def _decode(self, network: TrainedNetwork, images: ImageSet, split: Split) -> Batches:
+        settings = {"batch_size": self.flags.batch_size, "threads": self.flags.threads}
+        settings |= {"device": self.runtime.device, "dtype": self.runtime.dtype}
+        shown = batches(images, split, image_size=network.image_size, **settings)
+        return [(pixels.clone(), labels.clone()) for pixels, labels in shown]
+
+    def title(self, result: dict[str, Any]) -> str:
+        """The lines and the images."""
+        protocol = result["protocol"]
+        counts = " and ".join(f"{count:,} {name} images" for name, count in protocol["images"].items())
+        return (
+            f"barriers on straight lines of {protocol['points']} points between networks: the most that the "
+            f"loss exceeds, and top-1 falls below, the line between the ends\n{protocol['data']}: {counts}; loss: "
+            f"{protocol['loss']}; BatchNorm statistics {protocol['batchnorm']}; intervals: 95 %, over seeds Student's t"
+        )
+
+    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+        """The lines, and the barriers over stages."""
+        plots.draw(results, path)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}

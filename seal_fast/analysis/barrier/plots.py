@@ -1,0 +1,46 @@
+"""Plots of barriers: the loss along every line, and the barriers over stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from seal_fast.analysis.common.figures import curves
+from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save
+from seal_fast.analysis.common.stage_plots import draw as draw_stages
+
+
+def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+    """Draw `barrier`, and `barrier_generations` where there are lines between the stages of a run.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    kinds = list(dict.fromkeys(line["kind"] for result in results for line in result["lines"]))
+    if not kinds:
+        return
+    splits = list(results[0]["protocol"]["images"])
+    figure, axes = new_figure(4 * len(kinds), 2.8 * len(splits), len(splits), len(kinds))
+    for row, split in zip(axes, splits, strict=True):
+        for axis, kind in zip(row, kinds, strict=True):
+            for i, result in enumerate(r for r in results if any(line["kind"] == kind for line in r["lines"])):
+                colour, label = COLOURS[i % len(COLOURS)], f"to {result['subject']}"
+                for line in result["lines"]:
+                    if line["kind"] == kind:
+                        losses = line["splits"][split]["loss"]
+                        at = [point / (len(losses) - 1) for point in range(len(losses))]
+                        axis.plot(at, losses, color=colour, marker="o", markersize=2, linewidth=1, label=label)
+                        label = None
+            axis.set_title(f"{kind}, {split}", fontsize=9)
+            axis.set_ylabel("loss")
+            axis.set_xlabel("place on the line", fontsize=8)
+            axis.legend(frameon=False, fontsize=6)
+    save(figure, path("barrier"))
+    inside = [kind for kind in kinds if not kind.startswith("to ")]
+    if inside:
+        rows = [
+            [(f"loss barrier\n{kind}, {split}", curves(results, f"{kind}, {split}", "loss barrier")) for kind in inside]
+            for split in splits
+        ]
+        draw_stages(rows, path("barrier_generations"))
