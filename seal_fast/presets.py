@@ -1,6 +1,7 @@
 """Presets, one per row of the papers' tables and a demonstration: the settings that differ from the defaults.
 
-Source: SEAL, arXiv 2304.04858 (Tiny-ImageNet, ResNet-50, 10 generations of 160 epochs) and its ablations.
+`--data` is the user's, as `python -m seal_fast prepare` makes it. Sources: SEAL, arXiv 2304.04858, and its ablations
+(PAPER); KE, arXiv 2103.05152, and LLF, arXiv 2202.00155, as released (SMALL); DNR, NeurIPS 2024, as released.
 """
 
 from __future__ import annotations
@@ -14,6 +15,22 @@ PAPER: dict[str, Any] = {
     "ascent_epochs": 40,
     "warmup_epochs": 20,
 }
+
+# Flower-102, CUB-200, FGVC-Aircraft, MIT-67 and Stanford Dogs at 224 pixels. The released code resizes to 256 x 256
+# before it cuts a random window; here the window is cut from the image as it is.
+SMALL: dict[str, Any] = {
+    "model": "resnet18",
+    "image_size": 224,
+    "augmentation": "resized-crop",
+    "epochs": 200,
+    "warmup_epochs": 5,
+    "lr": 0.256,
+    "weight_decay": 1e-4,
+    "generations": 11,  # generation 0 and the ten of the tables
+}
+
+# The released augmentation is stronger: colour jitter, grey and blur.
+DNR: dict[str, Any] = {"method": "dnr", "lr": 0.253, "batch_size": 256, "warmup_epochs": 20}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -43,4 +60,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny-imagenet-ascent-80": PAPER | {"method": "seal", "ascent_epochs": 80},
     "tiny-imagenet-scale-0.1": PAPER | {"method": "seal", "ascent_scale": 0.1},
     "tiny-imagenet-scale-0.001": PAPER | {"method": "seal", "ascent_scale": 0.001},
+    # LLF's own schedule for Tiny-ImageNet divides the learning rate at epochs 80 and 120; SEAL's rows of LLF do not.
+    "ke-flowers102": SMALL | {"method": "ke-kels", "generations": 10},
+    "ke-aircraft": SMALL | {"method": "ke-kels", "generations": 5},
+    "llf-224": SMALL | {"method": "llf", "layer_threshold": "layer4"},  # as in the released commands
+    "llf-224-layer3": SMALL | {"method": "llf", "layer_threshold": "layer3"},  # the paper's other choice
+    "llf-224-ke": SMALL | {"method": "ke-kels", "option": "keep=0.8"},
+    "llf-224-lw": SMALL | {"method": "lw"},
+    "llf-224-restart": SMALL | {"method": "restart"},
+    "llf-224-long": SMALL | {"method": "long"},
+    "dnr-224": SMALL | DNR,
+    "dnr-tiny-imagenet": SMALL | DNR | {"model": "resnet50", "image_size": 64, "augmentation": "pad-crop"},
+    "dnr-cifar": SMALL | DNR | {"model": "resnet50", "image_size": 32, "augmentation": "pad-crop", "stem": "small"},
 }

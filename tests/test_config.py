@@ -167,3 +167,24 @@ def test_a_timeline_file_takes_the_place_of_a_method(tmp_path):
     file.write_text('method = "mine"')
     with pytest.raises(UsageError, match=r"--timeline .*mine.toml: the timeline has no lr"):
         parse(["--timeline", str(file)])
+
+
+def test_presets_at_224_pixels_are_the_released_recipe():
+    for name, generations in (("ke-flowers102", 10), ("ke-aircraft", 5), ("llf-224", 11), ("dnr-224", 11)):
+        config = override(Config(), PRESETS[name], name)
+        assert (config.model, config.image_size, config.augmentation) == ("resnet18", 224, "resized-crop")
+        assert (config.momentum, config.weight_decay, config.label_smoothing) == (0.9, 1e-4, 0.1)
+        rate, batch, warmup = (0.253, 256, 20) if name == "dnr-224" else (0.256, 32, 5)
+        assert (config.lr, config.batch_size, config.warmup()) == (rate, batch, warmup)
+        assert timeline(config).total_epochs() == 200 * generations
+    assert timeline(override(Config(), PRESETS["llf-224-long"], "")).total_epochs() == 2200
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"holdout": 1.0}, "--holdout 1.0: must be at least 0 and below 1"),
+    ({"label_noise": -0.1}, "--label-noise -0.1: must be at least 0 and below 1"),
+    ({"per_class": 0}, "--per-class 0: must be at least 1"),
+])  # fmt: skip
+def test_options_of_the_data_are_checked(settings, message):
+    with pytest.raises(UsageError, match=message):
+        check(override(Config(), settings, ""))
