@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     "evaluate": ("seal_fast.analysis.evaluate.command", "Accuracy and calibration of trained networks, by class too."),
     "drift": ("seal_fast.analysis.drift.command", "How far the weights of runs travel, by layer and generation."),
     "barrier": ("seal_fast.analysis.barrier.command", "Loss and accuracy on the straight lines between networks."),
+    "plasticity": ("seal_fast.analysis.plasticity.command", "Dormant units and effective rank of features, by layer."),
 }
 
 

@@ -18,7 +18,7 @@ from seal_fast.utils.terminal import shown
 
 TITLES = {"depth": "Prediction depth", "transfer": "Transfer", "fewshot": "Few-shot"}
 TITLES |= {"hessian": "Hessian of the training loss", "evaluate": "Accuracy and calibration"}
-TITLES |= {"drift": "Travel of the weights", "barrier": "Barriers between networks"}
+TITLES |= {"drift": "Travel of the weights", "barrier": "Barriers between networks", "plasticity": "Plasticity"}
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
 _EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue", "trace": "trace"}
