@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ class Archive:
         self._prefix = ""
         try:
             if self.path.is_dir():
-                files, folders, left_out = _walk(_folder(str(self.path), os.stat(self.path)))
+                files, folders, left_out = _walk(_scan(str(self.path), os.stat(self.path), {}))
             elif self.path.exists():
                 self._tar = os.open(self.path, os.O_RDONLY)
                 weakref.finalize(self, os.close, self._tar)
@@ -92,25 +91,27 @@ class Archive:
         return shown(inside)
 
 
-def _folder(path: str, status: os.stat_result) -> Folder:
-    """A folder on disk; its identity holds the device, for inode numbers repeat on every mounted volume."""
-
-    def children() -> Iterator[tuple[str, Folder | tuple[int, int] | None]]:
+def _scan(path: str, status: os.stat_result, known: dict[tuple[int, int], Folder]) -> Folder:
+    """A folder on disk, the same object by whatever link it is reached; hidden entries are not looked at."""
+    key = status.st_dev, status.st_ino  # inode numbers repeat on every mounted volume
+    if key not in known:
+        folder = known[key] = {}
         with os.scandir(path) as entries:
             for entry in entries:
+                folder[entry.name] = None
+                if entry.name.startswith("."):
+                    continue
                 try:
                     status = entry.stat()
                 except OSError as error:
                     if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):  # a link to nothing or to itself
                         raise
-                    yield entry.name, None
                     continue
                 if stat.S_ISDIR(status.st_mode):
-                    yield entry.name, _folder(entry.path, status)
-                else:
-                    yield entry.name, (0, status.st_size) if stat.S_ISREG(status.st_mode) else None
-
-    return Folder((status.st_dev, status.st_ino), children)
+                    folder[entry.name] = _scan(entry.path, status, known)
+                elif stat.S_ISREG(status.st_mode):
+                    folder[entry.name] = 0, status.st_size
+    return known[key]
 
 
 def _walk(root: Folder) -> tuple[dict[str, tuple[int, int]], set[str], dict[str, list[str]]]:
@@ -118,22 +119,22 @@ def _walk(root: Folder) -> tuple[dict[str, tuple[int, int]], set[str], dict[str,
     files: dict[str, tuple[int, int]] = {}
     folders: set[str] = set()
     left_out: dict[str, list[str]] = {_ODD: [], _CIRCLE: [], _HIDDEN: []}
-    todo: list[tuple[Folder, str, tuple[object, ...]]] = [(root, "", (root.identity,))]
+    todo: list[tuple[Folder, str, tuple[int, ...]]] = [(root, "", (id(root),))]
     while todo:
         folder, prefix, above = todo.pop()
-        for entry, child in folder.children():
+        for entry, child in folder.items():
             name = prefix + entry
             if entry.startswith("."):
                 left_out[_HIDDEN].append(name)
             elif child is None:
                 left_out[_ODD].append(name)
-            elif not isinstance(child, Folder):
+            elif isinstance(child, tuple):
                 files[name] = child
-            elif child.identity in above:
+            elif id(child) in above:
                 left_out[_CIRCLE].append(name)
             else:
                 folders.add(name)
-                todo.append((child, f"{name}/", (*above, child.identity)))
+                todo.append((child, f"{name}/", (*above, id(child))))
     return files, folders, left_out
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from seal_fast.data import headers
 from seal_fast.utils.errors import RunError, UsageError
@@ -17,16 +17,8 @@ _CHUNK = 1 << 20
 _MAX_LINKS = 40  # as Linux follows
 
 
-class Folder(NamedTuple):
-    """A folder on disk or in a tar.
-
-    Attributes:
-        identity: equal for the same folder reached by two ways.
-        children: names with what they are: a folder, (offset, size) in bytes of a file, or None for anything else.
-    """
-
-    identity: Any
-    children: Callable[[], Iterable[tuple[str, Folder | tuple[int, int] | None]]]
+# Names in a folder with what they are: a folder, (offset, size) in bytes of a file, or None for anything else.
+Folder = dict[str, Any]
 
 
 def index_tar(descriptor: int, path: Path) -> Folder:
@@ -43,7 +35,7 @@ def index_tar(descriptor: int, path: Path) -> Folder:
         UsageError: not an uncompressed tar.
         RunError: truncated, damaged or sparse, with the place.
     """
-    root: dict[str, Any] = {}  # a folder is a dict, a file (offset, size), a link the str it leads to
+    root: Folder = {}  # until the end a link is the str that it leads to
 
     def resolve(target: str, hops: int = _MAX_LINKS) -> Any:
         node: Any = root
@@ -52,14 +44,6 @@ def index_tar(descriptor: int, path: Path) -> Folder:
             if isinstance(node, str):
                 node = resolve(node, hops - 1) if hops else None
         return node
-
-    def folder(node: dict[str, Any]) -> Folder:
-        def children() -> Iterator[tuple[str, Any]]:
-            for name, child in node.items():
-                child = resolve(child) if isinstance(child, str) else child
-                yield name, folder(child) if isinstance(child, dict) else child
-
-        return Folder(id(node), children)
 
     with open(descriptor, "rb", closefd=False) as file:
         for member in _members(file, path):
@@ -82,7 +66,13 @@ def index_tar(descriptor: int, path: Path) -> Folder:
                 node[last] = _clean(posixpath.join(posixpath.dirname(name), member.linkname))
             else:
                 node[last] = None
-    return folder(root)
+    folders = [root]
+    for folder in folders:
+        folders += [child for child in folder.values() if isinstance(child, dict)]
+    for folder in folders:
+        for name, child in folder.items():
+            folder[name] = resolve(child) if isinstance(child, str) else child
+    return root
 
 
 class _Member(tarfile.TarInfo):
