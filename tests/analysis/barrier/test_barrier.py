@@ -1,6 +1,7 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from seal_fast.__main__ import main
+from seal_fast.analysis.barrier.command import Barrier
 from seal_fast.analysis.barrier.compute import evaluate, height, line, recompute_statistics
 from seal_fast.data import open_images
 from seal_fast.data.batches import batches
+from seal_fast.utils.errors import UsageError
 
 
 def network(seed):
@@ -73,11 +76,10 @@ def test_heights():
 
 
 def test_runs_are_joined_inside_and_between(runs, folder, image_folder, tmp_path, capsys):
-    out = tmp_path / "results"
-    flags = ["--per-generation", "--points", "3", "--images", "8", "--batch-size", "8", "--out", str(out)]
+    flags = ["--per-generation", "--points", "3", "--images", "8", "--batch-size", "8", "--json"]
     assert main(["barrier", *map(str, runs), *flags]) == 0
-    assert "8 train images and 8 val images" in capsys.readouterr().out
-    results = json.loads((out / "barrier.json").read_text())
+    results = json.loads(capsys.readouterr().out.replace("null", "NaN"))
+    assert "8 train images and 8 val images" in Barrier().table(results)
     by_name = {r["subject"]: r for r in results}
     assert [line["kind"] for line in by_name["seal-0 generation-1-ascent"]["lines"]] == ["across the ascent"]
     last = by_name["seal-0 generation-1"]
@@ -109,7 +111,8 @@ def test_runs_are_joined_inside_and_between(runs, folder, image_folder, tmp_path
         expected = float(F.cross_entropy(model.eval()(pixels), labels))
     found = by_name["seal-0 generation-1-ascent"]["lines"][0]["splits"]["val"]["loss"][1]
     assert found == pytest.approx(expected, rel=1e-5)
-    assert {p.name for p in out.glob("*.png")} == {"barrier.png", "barrier_generations.png"}
+    Barrier().plot([by_name["seal-0 generation-1-ascent"]], lambda name: tmp_path / f"{name}.png")
+    assert {p.name for p in tmp_path.glob("*.png")} == {"barrier.png", "barrier_generations.png"}
 
 
 def test_equal_networks_have_no_barrier_and_different_ones_no_line(folder, image_folder, tmp_path, capsys, caplog):
@@ -131,3 +134,7 @@ def test_refusals(folder, capsys):
     assert main(["barrier", str(folder)]) == 2
     assert "there is no second network; name several runs" in capsys.readouterr().err
     assert main(["barrier", str(folder), "--per-generation", "--points", "2"]) == 2
+    several = Barrier()
+    several.world = SimpleNamespace(size=2)
+    with pytest.raises(UsageError, match="runs in one process: start it without torchrun"):
+        several.open()

@@ -174,3 +174,9 @@ def test_parts_of_a_bank_give_the_nearest_of_the_whole():
         parts.append((torch.tensor([*rows, -1])[found], distances))
     for ours, truth in zip(merged(parts), whole.result(), strict=True):
         assert torch.equal(ours, truth)
+
+
+def test_evaluate_and_plasticity(network, image_folder):
+    data = ["--data", str(image_folder), "--json"]
+    same(["evaluate", *network, *data, "--batch-size", "5"])
+    same(["plasticity", *network, *data, "--images", "5", "--batch-size", "5"])  # the second process has no image
