@@ -9,13 +9,14 @@ from image_files import image_folder_files, write
 from runs import BASE, trainer_of
 
 from seal_fast import train
+from seal_fast.__main__ import main
 from seal_fast.data import open_images, select
 from seal_fast.runs.collection import group_by_training, open_run
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
 
 OPTIONS = {"holdout": 0.2, "per_class": 4, "label_noise": 0.25}
-CONFIG = replace(BASE, stem="small", generations=2, epochs=2, method="restart", threads=1, **OPTIONS)
+CONFIG = replace(BASE, generations=2, epochs=2, method="restart", threads=1, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,19 @@ def test_the_options_are_part_of_the_run(run, config):
     assert [group.settings for group in groups] == [{"label_noise": 0.25}, {"label_noise": 0.5}]
 
 
+def test_evaluate_takes_the_test_set_and_the_true_labels(run, tmp_path, capsys):
+    out, _ = run
+    assert main(["evaluate", str(out), "--splits", "val", "test", "clean", "--out", str(tmp_path)]) == 0
+    (found,) = json.loads((tmp_path / "evaluate.json").read_text())
+    row = RunFolder(out).rows()[-1]
+    for split in ("val", "test", "clean"):
+        assert found["figures"][split]["top-1 (%)"]["mean"] == pytest.approx(row[f"{split}_top1"])
+
+
 def test_without_held_out_images_best_is_said_to_be_chosen_on_the_test_set(config, tmp_path, capsys):
     none = {"holdout": 0.0, "per_class": None, "label_noise": 0.0, "generations": 1}
     summary = train.run(replace(config, **none, out=tmp_path))
     assert summary["best_chosen_on"] == "the test set" and "test" not in summary
     assert "; chosen on the test set)" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path), "--splits", "test"]) == 2
+    assert "was trained without --holdout, so that val is its test set" in capsys.readouterr().err

@@ -77,18 +77,20 @@ def readable(images: ImageSet) -> ImageSet:
     Raises:
         RunError: 256 images in a row are damaged, or a class is left without images.
     """
-    kept = {}
+    splits = {"train": images.train, "val": images.val, **images.others}
     skipped = list(images.skipped)
-    for part in ("train", "val"):
-        split = getattr(images, part)
+    for part, split in splits.items():
         input = make_input(replace(images, val=split), "stream", batch_size=1, eval_batch_size=256, on_bad_image="skip")
         with contextlib.closing(input):
             good = torch.cat([batch.valid for batch in input.evaluation() if batch.valid is not None])
         rows = good[: len(split)].nonzero().squeeze(1).tolist()
         if len(rows) < len(split):
-            kept[part] = split.take(rows)
+            splits[part] = split.take(rows)
             skipped += [name for name in input.skipped if name not in skipped]
-    return replace(images, **kept, skipped=tuple(skipped)) if kept else images
+    if len(skipped) == len(images.skipped):
+        return images
+    train, val = splits.pop("train"), splits.pop("val")
+    return replace(images, train=train, val=val, others=splits, skipped=tuple(skipped))
 
 
 def _note(images: ImageSet, image_size: int) -> None:

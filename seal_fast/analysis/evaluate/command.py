@@ -41,7 +41,9 @@ class Evaluate(FigureAnalysis):
         """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the network's own classes; default: the run's")
-        add("--splits", nargs="+", choices=("val", "train"), default=["val"], help="default: val")
+        what = "test: of a run with --holdout; clean: training images of a run with --label-noise by their true labels"
+        splits = ("val", "train", "test", "clean")
+        add("--splits", nargs="+", choices=splits, default=["val"], help=f"{what}; default: val")
         add("--images", type=int, help="images of each split at most, evenly spaced; default: all")
         add("--bins", type=int, default=15, help="of confidence, for the calibration errors; default: 15")
         add("--logits", action="store_true", help="write logits and labels of each network to --out")
@@ -57,8 +59,12 @@ class Evaluate(FigureAnalysis):
         flags, runtime = self.flags, self.runtime
         images, train = self.training_images(network, None, "--data")
         model = self.world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
-        splits = {name: train if name == "train" else images.val for name in dict.fromkeys(flags.splits)}
-        splits = {name: split.spread(flags.images) for name, split in splits.items()}
+        known = {"train": train, "val": images.val, **images.others}
+        for name in flags.splits:
+            if name not in known:
+                option = {"test": "--holdout, so that val is its test set", "clean": "--label-noise"}[name]
+                raise UsageError(f"--splits {name}: {network.name} was trained without {option}")
+        splits = {name: known[name].spread(flags.images) for name in dict.fromkeys(flags.splits)}
         logits = {name: self._logits(network, model, images, split) for name, split in splits.items()}
         if flags.logits and self.world.is_main:
             tensors = {f"{name}.logits": found for name, found in logits.items()}
