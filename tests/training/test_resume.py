@@ -125,7 +125,7 @@ def test_amp_float16_resumes_with_its_scaler(image_folder, tmp_path, monkeypatch
 
 def start(out, image_folder, *flags):
     command = [sys.executable, "-m", "seal_fast.train", "--data", str(image_folder), "--out", str(out)]
-    command += "--generations 2 --epochs 40 --batch-size 8 --stem small --checkpoint-seconds 0".split()
+    command += "--generations 2 --epochs 40 --batch-size 8 --image-size 8 --checkpoint-seconds 0".split()
     return subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
