@@ -37,11 +37,11 @@ def test_it_resumes(image_folder, tmp_path, monkeypatch, small_network):
     assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
 
 
-def test_two_graphs_and_no_break(image_folder, tmp_path, monkeypatch, small_network):
+def test_two_graphs_and_no_break(image_folder, tmp_path, monkeypatch, shallow_network):
     """Traced and differentiated as under --compile, then run by torch's own kernels: the same numbers again."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    config = replace(AMP, data=str(image_folder), out=tmp_path / "eager")
+    config = replace(AMP, data=str(image_folder), out=tmp_path / "eager", epochs=2, ascent_epochs=1)
     run(config)
     monkeypatch.setattr(
         Runtime, "compiled", lambda self, f: torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")
