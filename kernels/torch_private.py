@@ -48,7 +48,8 @@ def foreach_add_(tensors: Sequence[Tensor], value: float) -> None:
 
 def foreach_copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target in one launch. The public torch API has no multi-tensor operations."""
-    torch._foreach_copy_(targets, sources)  # pyright: ignore
+    if targets:  # a network without BatchNorm has no buffers
+        torch._foreach_copy_(targets, sources)  # pyright: ignore
 
 
 def foreach_lerp_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
@@ -59,7 +60,8 @@ def foreach_lerp_(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: flo
 
 def foreach_mul_(targets: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
     """Multiply each target by its factor in one launch. The public torch API has no multi-tensor operations."""
-    torch._foreach_mul_(targets, factors)  # pyright: ignore
+    if targets:
+        torch._foreach_mul_(targets, factors)  # pyright: ignore
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
@@ -67,6 +69,16 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     from torch.distributed._functional_collectives import all_reduce
 
     return all_reduce(tensor, "sum", torch.distributed.group.WORLD)  # pyright: ignore[reportArgumentType]
+
+
+def graph_break(error: Exception) -> str:
+    """Why torch.compile cannot take a function as one graph, in a line; "" for other errors. No public type."""
+    import sys
+
+    exc = sys.modules.get("torch._dynamo.exc")  # nothing was compiled without it
+    if exc is None or not isinstance(error, (exc.Unsupported, exc.UserError)):
+        return ""
+    return str(error).strip().splitlines()[0]
 
 
 def compiled_graphs() -> int:

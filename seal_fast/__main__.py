@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
         "Runs, their seeds and differences, and what the analyses found about them, on one HTML page.",
     ),
     "timeline": (timeline, "Print what a configuration does to which layers in which epochs, without training."),
+    "layers": ("seal_fast.models.command", "List the modules of a network that --layer-threshold may name."),
     "presets": (presets, "List the presets and their settings."),
     "prepare": ("seal_fast.data.prepare", "Make a checked .tar of a data set from its official archives."),
     "depth": ("seal_fast.analysis.depth.command", "Prediction depth of trained networks, compared."),

@@ -20,7 +20,7 @@ _OLD_FLAGS = {"--augment": "--augmentation=auto", "--no-augment": "--augmentatio
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """Train a ResNet with SEAL or one of its rivals.
+    """Train a network with SEAL or one of its rivals.
 
     Settings are taken from the command line, then --config, then --preset, then the defaults shown here. With --out
     naming a run that was interrupted, the run's own settings stand in for the defaults and training goes on.

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from seal_fast.methods import METHODS, timeline
+from seal_fast.networks import parse
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import read_text
 
@@ -29,10 +30,14 @@ class Config:
     """Options of the method, such as keep=0.5,anew=true; may be given several times."""
     timeline: Path | None = None
     """TOML file with a timeline to train in place of a method; a run's timeline.toml is one."""
-    model: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    """Network."""
+    model: str = "resnet18"
+    """Network: resnet18, resnet34, resnet50, wrn-D-K (wrn-28-10), densenet-bc-D-K (densenet-bc-100-12), densenet121,
+    densenet169, vgg16-bn, convnext-tiny, vit-tiny, or package.module:factory(option=value) of your own."""
+    width: float = 1.0
+    """Factor on the channels of a registered network."""
     stem: Literal["imagenet", "small"] = "imagenet"
-    """First layers: imagenet (7x7 stride 2, max-pool) or small (3x3, no pool) for small images."""
+    """First layers of ResNets, densenet121 and -169, ConvNeXt and ViT: imagenet (of stride 4; ViT: 16) or small (of
+    stride 1; ConvNeXt: 2; ViT: 4) for small images. The others have their papers' layers."""
     data: str = "auto"
     """auto (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else digits), digits, or a folder or .tar of a data set."""
     image_size: int | None = None
@@ -50,7 +55,8 @@ class Config:
     ascent_weight_decay: float = 0.0
     """Weight decay of the ascending group; may be negative."""
     layer_threshold: str = "layer3"
-    """First layer of the late group; every parameter before it in forward order is early."""
+    """First module of the late group; every parameter before it in forward order is early. `python -m seal_fast layers`
+    lists the modules."""
     reinit: Literal["kaiming-uniform", "he-normal"] = "kaiming-uniform"
     """What new weights are drawn from by LLF, KE, DNR, RIFLE, fc-reset and perturb: kaiming-uniform (their released
     code's) or he-normal (the initial weights')."""
@@ -201,6 +207,8 @@ def check(config: Config) -> Config:
             raise UsageError(f"{flag(name)} {value}: must be a finite number that is not negative")
     if not abs(config.ascent_weight_decay) < float("inf"):
         raise UsageError(f"--ascent-weight-decay {config.ascent_weight_decay}: must be a finite number")
+    if not 0 < config.width < float("inf"):
+        raise UsageError(f"--width {config.width:g}: must be a finite number above 0")
     if not 0 < config.dist_timeout < float("inf"):
         raise UsageError(f"--dist-timeout {config.dist_timeout}: must be a finite number of seconds above 0")
     for name in ("momentum", "label_smoothing", "ema", "holdout", "label_noise"):
@@ -221,6 +229,7 @@ def check(config: Config) -> Config:
         raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
     if config.dtype == "float64" and config.amp:
         raise UsageError("--dtype float64 computes in double throughout and excludes --amp; drop one of them")
+    parse(config.model)
     timeline(config)
     return config
 

@@ -20,6 +20,7 @@ from seal_fast.data import ImageSet, open_images
 from seal_fast.distributed import world as distributed
 from seal_fast.distributed.errors import ignore_sigterm, report_error
 from seal_fast.distributed.world import World
+from seal_fast.networks import short
 from seal_fast.runs import plots
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.logger import to_terminal
@@ -84,7 +85,8 @@ def agree(config: Config, dataset: ImageSet, world: World) -> Path:
             raise distributed.on_all_ranks(
                 UsageError("torchrun --max-restarts needs --out: without it a restart could not find its run")
             )
-        name = f"{dataset.name}-{config.model}-{methods.timeline(config).method}-{time.strftime('%Y%m%d-%H%M%S')}"
+        method = methods.timeline(config).method
+        name = f"{dataset.name}-{short(config.model)}-{method}-{time.strftime('%Y%m%d-%H%M%S')}"
         out = Path("runs") / world.broadcast_object(name)
     settings = {name: value for name, value in to_dict(config).items() if name not in EXECUTION}
     path = RunFolder(out).checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from seal_fast.config import Config
 from seal_fast.curvature.lanczos import lanczos
@@ -18,7 +18,6 @@ from seal_fast.curvature.ritz import NotConverged
 from seal_fast.data import ImageSet
 from seal_fast.data.batches import batches, choose
 from seal_fast.distributed.world import SINGLE_PROCESS, World
-from seal_fast.models import ResNet
 
 TOLERANCE = 1e-2  # relative
 
@@ -57,7 +56,7 @@ class Curvature:
             "threads": torch.get_num_threads(),
         }
 
-    def __call__(self, model: ResNet, stop: Callable[[], bool]) -> dict[str, Any]:
+    def __call__(self, model: nn.Module, stop: Callable[[], bool]) -> dict[str, Any]:
         """A row's entries: hessian_top, _bottom, _loss, _hvps, _converged and _seconds.
 
         Args:

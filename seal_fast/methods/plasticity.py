@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 from seal_fast.methods.method import Method, cycles, plain, repeated, single, stretches
 from seal_fast.methods.operators import EVERYTHING, Align, Average, Mix, Orthogonalise, Rescale, Scope, Source
 from seal_fast.methods.schedule import Curve, Timeline
+from seal_fast.networks import Factory, parse
+from seal_fast.utils.errors import UsageError
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
 
 PARAMETERS = Scope(parts=("weight", "bias", "norm"))
-# Residual blocks of each of the four layers.
-_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,10 @@ class Lw(Method):
     """
 
     def timeline(self, config: Config) -> Timeline:
-        depths = _DEPTHS[config.model]
-        blocks = [f"layer{layer}.{i}" for layer, depth in enumerate(depths, 1) for i in range(depth)] + ["fc"]
+        network = parse(config.model)
+        if isinstance(network, Factory):
+            raise UsageError("--method lw: knows the blocks of registered networks only, not of --model with a factory")
+        blocks = [*network.blocks(), "fc"]
         parts, later = PARAMETERS.parts, []
         for g in range(1, config.generations):
             block = blocks[g * len(blocks) // config.generations]

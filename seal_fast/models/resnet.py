@@ -2,45 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal, get_args
-
 from torch import Tensor, nn
 
-from seal_fast.kernels import conv2d, max_pool, norm_act
-from seal_fast.kernels.torch_private import foreach_add_
-from seal_fast.models.sync_batchnorm import SyncBatchNorm2d, sync_norm_act
-from seal_fast.utils.errors import UsageError
-
-Stem = Literal["imagenet", "small"]
-
-
-def normalise(norm: nn.BatchNorm2d, x: Tensor, residual: Tensor | None = None, act: bool = True) -> Tensor:
-    """BatchNorm, then the residual added, then ReLU; in train mode the running statistics move."""
-    if isinstance(norm, SyncBatchNorm2d) and norm.training and norm.link.connected:
-        return sync_norm_act(norm, x, residual, act)
-    mean, var, momentum = norm.running_mean, norm.running_var, norm.momentum
-    assert mean is not None and var is not None and momentum is not None
-    return norm_act(x, norm.weight, norm.bias, mean, var, norm.training, momentum, norm.eps, residual, act)
-
-
-class Convolution(nn.Conv2d):
-    """A square convolution without bias, padded so that stride 1 keeps the size."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
-        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        return conv2d(x, self.weight, self.stride[0], self.kernel_size[0] // 2)
-
-
-class Pool(nn.Module):
-    """The 3x3 max-pooling of stride 2 that ends the ImageNet stem."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
-        return max_pool(x, 3, 2, padding=1)
+from seal_fast.models.layers import Convolution, Network, Pool, Stem, check_stem, normalise
 
 
 class _Block(nn.Module):
@@ -105,7 +69,7 @@ class Bottleneck(_Block):
         return normalise(self.bn3, self.conv3(y), residual=self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A residual network (He et al., CVPR 2016).
 
     Args:
@@ -128,8 +92,7 @@ class ResNet(nn.Module):
         width: int = 64,
     ):
         super().__init__()
-        if stem not in get_args(Stem):
-            raise UsageError(f"unknown stem {stem!r}: choose one of {', '.join(get_args(Stem))}")
+        check_stem(stem)
         self.conv1 = Convolution(3, width, 7, 2) if stem == "imagenet" else Convolution(3, width, 3)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = Pool() if stem == "imagenet" else None
@@ -143,24 +106,10 @@ class ResNet(nn.Module):
             self.add_module(f"layer{layer + 1}", nn.Sequential(*built))
         self.fc = nn.Linear(inputs, num_classes)
 
-    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
-        """The residual blocks in forward order, each with its name such as `layer3.1`."""
-        for layer in ("layer1", "layer2", "layer3", "layer4"):
-            for i, block in enumerate(self.get_submodule(layer).children()):
-                yield f"{layer}.{i}", block
-
     def stem(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to what the first residual block reads."""
         x = normalise(self.bn1, self.conv1(x))
         return x if self.maxpool is None else self.maxpool(x)
-
-    def points(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """The activations after the stem and after each residual block, with their names, in forward order."""
-        x = self.stem(x)
-        yield "stem", x
-        for name, block in self.blocks():
-            x = block(x)
-            yield name, x
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the pooled features (N, 512 * expansion) that the last linear layer reads."""
@@ -169,33 +118,17 @@ class ResNet(nn.Module):
             x = block(x)
         return x.mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to logits (N, num_classes)."""
-        if self.training:
-            self._count_batch()
-        return self.fc(self.embed(x))
 
-    def _count_batch(self) -> None:
-        # One call for all of them: 20 to 53 separate counters would be as many launches on a GPU.
-        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-        counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
-        if counters:
-            foreach_add_(counters, 1)
-
-
-def resnet18(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:
+def resnet18(num_classes: int = 1000, stem: Stem = "imagenet", width: int = 64) -> ResNet:
     """ResNet-18: 11,689,512 parameters at 1000 classes."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, stem, width)
 
 
-def resnet34(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:
+def resnet34(num_classes: int = 1000, stem: Stem = "imagenet", width: int = 64) -> ResNet:
     """ResNet-34: 21,797,672 parameters at 1000 classes."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, stem)
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, stem, width)
 
 
-def resnet50(num_classes: int = 1000, stem: Stem = "imagenet") -> ResNet:
+def resnet50(num_classes: int = 1000, stem: Stem = "imagenet", width: int = 64) -> ResNet:
     """ResNet-50: 25,557,032 parameters at 1000 classes."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, stem)
-
-
-MODELS: dict[str, Callable[[int, Stem], ResNet]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, stem, width)

@@ -32,6 +32,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     link: Link
 
+    def forward(self, input: Tensor) -> Tensor:
+        """As BatchNorm2d's, for networks that call it; the registered ones call `sync_norm_act` themselves."""
+        if not (self.training and self.link.connected):
+            return super().forward(input)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return sync_norm_act(self, input, None, False)
+
 
 def synchronise_(model: nn.Module) -> Link:
     """Turn every BatchNorm2d of a network into one over all processes of the default group, in place.

@@ -12,28 +12,29 @@ from seal_fast.utils.files import read_tensors
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, path: str | Path, fc: bool = True) -> None:
+def load_weights(model: nn.Module, path: str | Path, fc: bool = True, classifier: str = "fc") -> None:
     """Copy a safetensors file into `model`; every parameter and buffer must be there, and nothing else.
 
-    There are two exceptions. A file without any `fc.` tensor (a backbone) leaves the model's fc as it is, and the
-    BatchNorm counters `num_batches_tracked`, which old files lack, may be absent. The model keeps its dtype, device and
-    memory format.
+    There are two exceptions. A file without any tensor of the classifier (a backbone) leaves the model's own as it is,
+    and the BatchNorm counters `num_batches_tracked`, which old files lack, may be absent. The model keeps its dtype,
+    device and memory format.
 
     Args:
-        model: a network with torchvision's names, such as `models.build` makes.
+        model: a network such as `models.build` makes; ResNets have torchvision's names.
         path: the safetensors file.
         fc: False leaves the model's fc as it is even where the file has one (for another set of classes).
+        classifier: the name of the last linear layer.
 
     Raises:
         UsageError: the file is missing or not safetensors, holds another architecture, or another number of classes.
     """
-    tensors = _read(Path(path))
+    tensors, head = _read(Path(path)), f"{classifier}."
     if not fc:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(head)}
     wanted = model.state_dict()
-    if not any(name.startswith("fc.") for name in tensors):
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("fc.")}
-    _check(wanted, tensors, path)
+    if not any(name.startswith(head) for name in tensors):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith(head)}
+    _check(wanted, tensors, path, head)
     for name, tensor in tensors.items():
         wanted[name].copy_(tensor)
 
@@ -52,15 +53,15 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _check(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path) -> None:
+def _check(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: str | Path, head: str) -> None:
     missing = [n for n in wanted if n not in tensors and not n.endswith(".num_batches_tracked")]
     extra = [n for n in tensors if n not in wanted]
     differing = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
     if not (missing or extra or differing):
         return
-    if not missing and not extra and all(n.startswith("fc.") for n in differing):
+    if not missing and not extra and all(n.startswith(head) for n in differing):
         raise UsageError(
-            f"{path} was trained on {len(tensors['fc.bias'])} classes and the model has {len(wanted['fc.bias'])}: "
+            f"{path} was trained on {len(tensors[differing[0]])} classes, the model has {len(wanted[differing[0]])}: "
             "choose data with as many classes, or --no-init-fc to start with a fresh last layer"
         )
     if not missing and not extra and differing == ["conv1.weight"]:

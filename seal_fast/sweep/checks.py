@@ -21,7 +21,7 @@ def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int,
     import torch
 
     from seal_fast.data import ImageSet, open_images, select
-    from seal_fast.models import build
+    from seal_fast.models import build, forward_order
 
     sizes: dict[str, tuple[int, int]] = {}
     opened: dict[str, ImageSet] = {}
@@ -40,9 +40,10 @@ def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int,
             if config.batch_size > count:
                 raise UsageError(f"--batch-size {config.batch_size} is larger than the training set of {count} images")
             line = timeline(config)
-            if (key := (config.model, config.stem, line.cuts, line.groups)) not in splits:
-                model = build(config.model, 2, stem=config.stem)
-                split({name: p.numel() for name, p in model.named_parameters()}, line.cuts, line.groups)
+            if (key := (config.model, config.stem, config.width, line.cuts, line.groups)) not in splits:
+                model = build(config.model, 2, stem=config.stem, width=config.width)
+                order = forward_order(model, config.image_size or 64, 2, f"--model {config.model}")
+                split(order, line.cuts, line.groups)
                 splits.add(key)
         except (UsageError, RunError) as error:
             raise UsageError(f"{trial.name}: {error}") from None

@@ -17,6 +17,7 @@ from seal_fast.config import Config, check
 from seal_fast.methods import text
 from seal_fast.methods.partition import split
 from seal_fast.methods.schedule import Timeline
+from seal_fast.models.order import registration_order
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
 from seal_fast.training.checkpoint import Position, TrainState, dense
@@ -120,9 +121,8 @@ class Annealer:
             raise UsageError("ema: this timeline keeps an average of its own; drop ema")
         decay = config.ema or (average and (average.decay if average.every == "step" else 1.0)) or None
         parameters = dict(model.named_parameters())
-        sizes = {name: p.numel() for name, p in parameters.items()}
-        self.partition = split(sizes, timeline.cuts, timeline.groups, "threshold")
-        check_scopes(timeline, model)
+        self.partition = split(registration_order(model), timeline.cuts, timeline.groups, "threshold")
+        check_scopes(timeline, model, self.partition.order)
         self._initial = dense(model.state_dict()) if "initial" in needs else {}
         snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
         groups = self.partition.groups.items()
@@ -147,7 +147,7 @@ class Annealer:
         while (at := state.position).generation < len(timeline.generations):
             phase, start = timeline.phase(at.generation, at.epoch)
             if at.epoch == start:
-                begin_phase(phase, state, self._config.seed, self._initial, _no_gradients)
+                begin_phase(phase, state, self.partition.order, self._config.seed, self._initial, _no_gradients)
             rates = timeline.rates(at.generation, at.epoch)
             for group, numbers in rates.items():
                 self.optimizer.set_hyperparameters(group, **numbers)

@@ -23,7 +23,7 @@ from seal_fast.kernels import philox
 from seal_fast.methods import text
 from seal_fast.methods.partition import Partition, split
 from seal_fast.methods.schedule import Timeline
-from seal_fast.models import build, load_weights, synchronise_
+from seal_fast.models import build, forward_order, load_weights, synchronise_
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
 from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
@@ -89,14 +89,16 @@ def assemble(
         method="timeline" if config.timeline else config.method,
     )
     timeline = methods.timeline(config)
-    model = build(config.model, batches.num_classes, stem=config.stem, seed=config.seed)
+    model = build(config.model, batches.num_classes, stem=config.stem, seed=config.seed, width=config.width)
+    order = forward_order(model, batches.image_size, batches.num_classes, f"--model {config.model}")
     if config.init_weights:
-        load_weights(model, config.init_weights, fc=config.init_fc)
+        load_weights(model, config.init_weights, config.init_fc, order.classifier)
     link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
     model.to(runtime.device, runtime.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    partition = split(sizes, timeline.cuts, timeline.groups, "--timeline: cut" if config.timeline else "")
-    check_scopes(timeline, model)
+    if config.layer_threshold not in order and not timeline.effective().cuts:
+        timeline = timeline.effective()  # the threshold makes no difference
+    partition = split(order, timeline.cuts, timeline.groups, "--timeline: cut" if config.timeline else "")
+    check_scopes(timeline, model, order)
     needs = timeline.needs()
     initial_values = checkpoint.dense(model.state_dict()) if "initial" in needs else {}
     state = make_state(config, timeline, runtime, model, partition, world)
@@ -124,6 +126,8 @@ def assemble(
     metadata = {
         "model": config.model,
         "stem": config.stem,
+        "width": f"{config.width:g}",
+        "classifier": order.classifier,
         "num_classes": str(batches.num_classes),
         "image_size": str(batches.image_size),
     }
@@ -245,7 +249,8 @@ def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
         f"images, {batches.num_classes} classes, {batches.image_size} px, {batches.kind}",
         *([shared] if world.size > 1 else []),
         *batches.notes,
-        f"model: {config.model}, {config.stem} stem; {trainer.partition}",
+        f"model: {config.model}, {config.stem} stem"
+        f"{f', width {config.width:g}' if config.width != 1 else ''}; {trainer.partition}",
         f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
         f"run folder: {trainer.folder.path}",
     ]

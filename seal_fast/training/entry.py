@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from seal_fast.methods.operators import EVERYTHING
+from seal_fast.methods.partition import ForwardOrder
 from seal_fast.methods.schedule import Phase, Timeline
 from seal_fast.training import evaluation
 from seal_fast.training.checkpoint import TrainState
@@ -29,7 +31,8 @@ def enter(trainer: Trainer, phase: Phase) -> None:
                 world.broadcast_(whole := p.data.contiguous())
                 p.data.copy_(whole)
 
-    begin_phase(phase, state, trainer.config.seed, trainer.initial, lambda *which: gradients(trainer, *which), agree)
+    scores = partial(gradients, trainer)
+    begin_phase(phase, state, trainer.partition.order, trainer.config.seed, trainer.initial, scores, agree)
     state.entered = evaluation.weight_norms(trainer)
     trainer.between_steps = True
 
@@ -37,6 +40,7 @@ def enter(trainer: Trainer, phase: Phase) -> None:
 def begin_phase(
     phase: Phase,
     state: TrainState,
+    order: ForwardOrder,
     seed: int,
     initial: Values,
     gradients: Callable[[int | None, float], Iterator[Values]],
@@ -47,6 +51,7 @@ def begin_phase(
     Args:
         phase: what is to be done.
         state: is changed in place.
+        order: of the network.
         seed: of the draws.
         initial: the network's initial values by name, where the timeline needs them.
         gradients: see `Forgetting`.
@@ -61,17 +66,17 @@ def begin_phase(
             sources["snapshot"] = state.snapshot.state_dict
         if state.ema:
             sources["average"] = state.ema.state_dict
-        forgetting = Forgetting(state.model, seed, sources, gradients)
+        forgetting = Forgetting(state.model, order, seed, sources, gradients)
         forgetting.apply(phase.enter, state.position.generation, state.position.epoch)
         agree()
-    everything = leaves(state.model)
+    everything = leaves(state.model, order)
     if phase.reset_momentum == EVERYTHING:
         optimizer.reset_momentum()
     elif phase.reset_momentum:
-        chosen = select(everything, phase.reset_momentum, "reset_momentum")
+        chosen = select(everything, order, phase.reset_momentum, "reset_momentum")
         optimizer.reset_momentum(leaf.name for leaf in chosen)
     if optimizer.holds:
-        held = select(everything, phase.hold, "hold") if phase.hold else []
+        held = select(everything, order, phase.hold, "hold") if phase.hold else []
         optimizer.hold({leaf.name: leaf.tensor != 0 for leaf in held})
 
 

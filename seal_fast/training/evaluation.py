@@ -69,7 +69,8 @@ def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
     Each batch's are read from running statistics that start at zero; those are lost.
     """
     model, at, images = trainer.state.model, trainer.state.position, 0
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and m.track_running_stats}
     running = {
         f"{name}.{kind}": (getattr(m, kind), m.momentum or 0.1)
         for name, m in norms.items()

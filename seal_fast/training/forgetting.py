@@ -23,7 +23,7 @@ from seal_fast.methods.operators import (
     Rescale,
     Scope,
 )
-from seal_fast.methods.partition import position
+from seal_fast.methods.partition import ForwardOrder
 from seal_fast.methods.schedule import Timeline
 from seal_fast.models import generator
 from seal_fast.utils.errors import UsageError
@@ -33,18 +33,28 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A parameter, or a floating-point buffer; fan_in is its layer's."""
+    """A parameter, or a floating-point buffer.
+
+    Attributes:
+        fan_in: inputs of its layer.
+        at: its place in the forward order.
+        drawn: whether its initial distribution is known; others, such as a class token, keep their value.
+    """
 
     name: str
     tensor: Tensor
     part: Part
-    fan_in: int
+    fan_in: int = 1
+    at: int = 0
+    drawn: bool = True
 
     def draw(self, distribution: Distribution, random: torch.Generator) -> Tensor:
         """New values in float32; see `seal_fast.methods.operators.Source`."""
         values, bound = torch.empty(self.tensor.shape, dtype=torch.float32), 1 / math.sqrt(self.fan_in)
         if distribution == "unit-normal":
             return values.normal_(generator=random)
+        if not self.drawn:
+            return values.copy_(self.tensor)
         if self.part in ("norm", "statistics"):
             return values.fill_(self.name.endswith((".weight", "_var")))
         if self.part == "weight" and distribution == "he-normal":
@@ -52,44 +62,51 @@ class Leaf:
         return values.uniform_(-bound, bound, generator=random)
 
 
-def leaves(model: nn.Module) -> list[Leaf]:
-    """All floating-point tensors of a network, in forward order if its modules are."""
-    found = []
+def leaves(model: nn.Module, order: ForwardOrder) -> list[Leaf]:
+    """All floating-point tensors of a network in forward order; a module's statistics come after its parameters."""
+    found, places = [], {name: i for i, name in enumerate(order.sizes)}
     for prefix, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        norm = isinstance(weight, Tensor) and weight.ndim == 1
-        fan_in = weight[0].numel() if isinstance(weight, Tensor) else 1
-        for name, tensor in module.named_parameters(prefix, recurse=False):
-            found.append(Leaf(name, tensor, "norm" if norm else "weight" if tensor.ndim > 1 else "bias", fan_in))
+        own = dict(module.named_parameters(prefix, recurse=False))
+        for name, tensor in own.items():
+            kind = name.rpartition(".")[2]
+            weight = own.get(name.removesuffix(kind) + kind.replace("bias", "weight"))  # of attention: in_proj_weight
+            if weight is not None and weight.ndim > 1 and ("weight" in kind or "bias" in kind):
+                part = "weight" if weight is tensor else "bias"
+                found.append(Leaf(name, tensor, part, weight[0].numel(), places[name]))
+            else:
+                found.append(Leaf(name, tensor, "norm", at=places[name], drawn=kind in ("weight", "bias")))
+        last = max((places[name] for name in own), default=order.starts.get(prefix, 0))
         for name, tensor in module.named_buffers(prefix, recurse=False):
             if tensor.is_floating_point():
-                found.append(Leaf(name, tensor, "statistics", fan_in))
-    return found
+                statistics = name.endswith(("running_mean", "running_var"))
+                found.append(Leaf(name, tensor, "statistics", at=last, drawn=statistics))
+    return sorted(found, key=lambda leaf: leaf.at)
 
 
-def select(everything: Iterable[Leaf], scope: Scope, what: str) -> list[Leaf]:
+def select(everything: Iterable[Leaf], order: ForwardOrder, scope: Scope, what: str) -> list[Leaf]:
     """The leaves in a scope; `what` begins the sentence of an error.
 
     Raises:
         UsageError: a module of the scope does not exist, or the scope holds nothing.
     """
-    everything = list(everything)
-    names = [leaf.name for leaf in everything]
-    start = position(names, scope.start, f"{what}:") if scope.start else 0
-    stop = position(names, scope.stop, f"{what}:") if scope.stop else len(names)
-    inside = [leaf for leaf in everything[start:stop] if not (scope.without and scope.without in leaf.name)]
-    if not (chosen := [leaf for leaf in inside if leaf.part in scope.parts]):
+    start = order.position(scope.start, f"{what}:") if scope.start else 0
+    stop = order.position(scope.stop, f"{what}:") if scope.stop else len(order.sizes)
+    inside = [leaf for leaf in everything if start <= leaf.at < stop]
+    inside = [leaf for leaf in inside if not (scope.without and scope.without in leaf.name)]
+    chosen = [leaf for leaf in inside if leaf.part in scope.parts]
+    # A network without BatchNorm has no statistics to change; any other empty scope is a mistake.
+    if not chosen and (scope.parts != ("statistics",) or any(leaf.part == "statistics" for leaf in everything)):
         raise UsageError(f"{what}: the network has no {' or '.join(scope.parts)} there")
     return chosen
 
 
-def check_scopes(timeline: Timeline, model: nn.Module) -> None:
+def check_scopes(timeline: Timeline, model: nn.Module, order: ForwardOrder) -> None:
     """Make sure that every scope of a timeline holds something; UsageError as of `select`."""
-    everything = leaves(model)
+    everything = leaves(model, order)
     for g, phases in enumerate(timeline.generations):
         for phase in phases:
             for what, scope in phase.scopes():
-                select(everything, scope, f"generation {g}, phase {phase.name}: {what}")
+                select(everything, order, scope, f"generation {g}, phase {phase.name}: {what}")
 
 
 class Forgetting:
@@ -97,6 +114,7 @@ class Forgetting:
 
     Args:
         model: the network; it is changed in place.
+        order: its forward order.
         seed: of the draws.
         sources: by kind (initial, snapshot, average), what returns values by name.
         gradients: callable(batch size, share of the training images) yielding the parameters' gradients by name, batch
@@ -106,19 +124,20 @@ class Forgetting:
     def __init__(
         self,
         model: nn.Module,
+        order: ForwardOrder,
         seed: int,
         sources: Mapping[str, Callable[[], Values]],
         gradients: Callable[[int | None, float], Iterator[Values]],
     ) -> None:
-        self.model, self.seed, self.sources, self.gradients = model, seed, sources, gradients
+        self.model, self.order, self.seed, self.sources, self.gradients = model, order, seed, sources, gradients
 
     @torch.no_grad()
     def apply(self, operators: Iterable[Operator], generation: int, epoch: int) -> None:
         """Apply operators one after the other at the start of an epoch."""
-        self.leaves = leaves(self.model)
+        self.leaves = leaves(self.model, self.order)
         for i, operator in enumerate(operators):
             self.moment = f"{generation} {{}}" + (f" epoch {epoch}" if epoch else "") + (f" operator {i}" if i else "")
-            chosen = select(self.leaves, operator.scope, str(operator))
+            chosen = select(self.leaves, self.order, operator.scope, str(operator))
             if isinstance(operator, Mix):
                 self._mix(operator, chosen)
             elif isinstance(operator, Align):

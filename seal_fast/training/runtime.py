@@ -24,6 +24,28 @@ from seal_fast.utils.errors import UsageError, reason
 log = logging.getLogger(__name__)
 
 
+class Compiled:
+    """A function and its compiled form, which is given up at the first graph break.
+
+    Attributes:
+        whole: whether it has not met a graph break.
+    """
+
+    def __init__(self, function: Callable, compiled: Callable | None = None) -> None:
+        self.function, self.call, self.whole = function, compiled or function, True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's result."""
+        try:
+            return self.call(*args, **kwargs)
+        except Exception as error:
+            if not (why := torch_private.graph_break(error)):
+                raise
+            log.warning("--compile: this network is no whole graph (%s), so it is trained uncompiled", why)
+            self.call, self.whole = self.function, False
+            return self.function(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Device and precision of a run. dtype: of parameters. compute: of activations (the autocast type under --amp)."""
@@ -47,13 +69,13 @@ class Runtime:
         """The gradient scaler, enabled under float16 only."""
         return kind(self.device.type, enabled=self.compute == torch.float16)
 
-    def compiled(self, function: Callable) -> Callable:
+    def compiled(self, function: Callable) -> Compiled:
         """`function` compiled as one whole graph per mode (train, eval), or itself without --compile."""
         if not self.compile:
-            return function
+            return Compiled(function)
         keep_traced_graphs()
         check_compile_cache()
-        return torch.compile(function, fullgraph=True, dynamic=False)
+        return Compiled(function, torch.compile(function, fullgraph=True, dynamic=False))
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read afterwards is true."""

@@ -56,7 +56,7 @@ class Steps:
                 return snapshot(images).to(runtime.dtype)  # pyright: ignore[reportOptionalCall]
 
         self.eager: Forward = forward
-        self.forward: Forward = runtime.compiled(forward)
+        self.forward = runtime.compiled(forward)
         self.eager_teach: Callable[[Tensor], Tensor] = teach
         self.teach: Callable[[Tensor], Tensor] = runtime.compiled(teach)
         self.numbers = (
@@ -88,7 +88,7 @@ class Steps:
         if self.link:
             self.link.connected = cut.shared
         full = len(batch.labels) == self.input.micro_batch_size and cut.shared == (self.processes > 1)
-        if full and cut.weight == 1:
+        if full and cut.weight == 1 and self.forward.whole:
             self.full_step(batch.images, batch.labels)
         else:  # a smaller last batch is not compiled: it would be a third graph
             self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)

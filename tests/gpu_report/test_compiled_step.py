@@ -36,11 +36,11 @@ def flops_of_eager_step(request):
     """Counted by torch over the uncompiled network."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from seal_fast.models import MODELS
+    from seal_fast.models import architecture
 
     size = request["image_size"]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = MODELS[request["model"]](request["classes"], request["stem"])
+        model = architecture(request["model"], request["classes"], request["stem"])
         model(torch.empty(request["batch"], 3, size, size)).sum().backward()
     return counter.get_total_flops()
 

@@ -104,15 +104,17 @@ def test_forward_in_float64(name, stem, training):
             torch.testing.assert_close(value, after[key], rtol=1e-9, atol=1e-9)
 
 
-def test_stems_and_named_points():
+def test_stems_and_blocks():
     x = torch.randn(2, 3, 32, 32)
     for stem, size in (("imagenet", 8), ("small", 32)):
         model = models.build("resnet18", 5, stem).eval()
-        points = list(model.points(x))
-        assert [name for name, _ in points] == ["stem"] + [f"layer{k}.{i}" for k in (1, 2, 3, 4) for i in (0, 1)]
-        assert points[0][1].shape == (2, 64, size, size)
-        assert points[-1][1].shape == (2, 512, size // 8, size // 8)
-        torch.testing.assert_close(model.fc(points[-1][1].mean((2, 3))), model(x))
+        maps = model.stem(x)
+        assert [name for name, _ in model.blocks()] == [f"layer{k}.{i}" for k in (1, 2, 3, 4) for i in (0, 1)]
+        assert maps.shape == (2, 64, size, size)
+        for _, block in model.blocks():
+            maps = block(maps)
+        assert maps.shape == (2, 512, size // 8, size // 8)
+        torch.testing.assert_close(model.fc(maps.mean((2, 3))), model(x))
     assert model.conv1.weight.shape == (64, 3, 3, 3)
 
 
@@ -189,7 +191,7 @@ def test_wrong_weights_are_refused_in_a_sentence(tmp_path):
     path = tmp_path / "w.safetensors"
     model = models.build("resnet18", 200)
     save_file(models.build("resnet18", 1000).state_dict(), path)
-    with pytest.raises(UsageError, match=r"1000 classes and the model has 200: .*--no-init-fc"):
+    with pytest.raises(UsageError, match=r"1000 classes, the model has 200: .*--no-init-fc"):
         models.load_weights(model, path)
     save_file(models.build("resnet50", 200).state_dict(), path)
     with pytest.raises(UsageError, match=r"another architecture .*--model"):
@@ -205,7 +207,7 @@ def test_wrong_weights_are_refused_in_a_sentence(tmp_path):
 
 
 def test_unknown_names():
-    with pytest.raises(UsageError, match="unknown model 'vgg'"):
+    with pytest.raises(UsageError, match="--model vgg: no network has that name; choose one of"):
         models.build("vgg", 10)
     with pytest.raises(UsageError, match="unknown stem 'tiny'"):
         models.build("resnet18", 10, "tiny")  # pyright: ignore

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from seal_fast.methods.operators import EVERYTHING, Mask, Mix, Orthogonalise, Scope, Source
+from seal_fast.methods.partition import ForwardOrder
 from seal_fast.methods.schedule import Phase, Rule, Timeline, rules
 from seal_fast.models import generator
 from seal_fast.training.forgetting import Forgetting, check_scopes, leaves, lowest, orthogonalise, select
@@ -21,8 +22,12 @@ def network(dtype=torch.float32):
     return model.to(dtype).to(memory_format=torch.channels_last)
 
 
+def order_of(model):
+    return ForwardOrder({name: p.numel() for name, p in model.named_parameters()})
+
+
 def apply(model, *operators, seed=1, generation=1, epoch=0):
-    Forgetting(model, seed, {}, lambda *_: iter(())).apply(operators, generation, epoch)
+    Forgetting(model, order_of(model), seed, {}, lambda *_: iter(())).apply(operators, generation, epoch)
     return model
 
 
@@ -114,8 +119,8 @@ def test_a_scope_that_holds_nothing_ends_in_one_sentence():
     bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     phase = Phase("p", 1, rules(all=Rule()), enter=(Mix(Scope(parts=("norm",)), Source("zero")),))
     with pytest.raises(UsageError, match="generation 0, phase p: norm <- zero: the network has no norm there"):
-        check_scopes(Timeline("t", ((phase,),), 0.1), bare)
+        check_scopes(Timeline("t", ((phase,),), 0.1), bare, order_of(bare))
     with pytest.raises(UsageError, match="what: layer9: the model has no such layer; use one of 0, 2"):
-        select(leaves(bare), Scope("layer9"), "what")
+        select(leaves(bare, order_of(bare)), order_of(bare), Scope("layer9"), "what")
     phase = Phase("p", 1, rules(all=Rule()), enter=(Orthogonalise(Scope("2")),), hold=Scope("0", "2"))
-    check_scopes(Timeline("t", ((phase,),), 0.1), bare)
+    check_scopes(Timeline("t", ((phase,),), 0.1), bare, order_of(bare))

@@ -155,7 +155,7 @@ class Analysis:
 
     def _open_networks(self) -> list[tuple[TrainedNetwork, Member]]:
         """The networks to measure, each with its group."""
-        given = {name: getattr(self.flags, name) for name in ("model", "stem", "image_size")}
+        given = {name: getattr(self.flags, name) for name in ("model", "stem", "width", "image_size")}
         opened: dict[Path, TrainedNetwork] = {}
         for run in self.flags.runs:
             if self.flags.per_generation:
@@ -214,7 +214,8 @@ class Analysis:
         add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
         add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
         add("--per-generation", action="store_true", help="all weights kept of each RUN's generations and ascents")
-        add("--model", choices=("resnet18", "resnet34", "resnet50"), help="of a bare weights file; default: resnet18")
+        add("--model", help="of a bare weights file, as in training; default: resnet18")
+        add("--width", type=float, help="of a bare weights file; default: 1")
         add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
         add("--image-size", type=int, help="pixels a side of the input; default: what the network was trained on")
         add = parser.add_argument_group("machine and output").add_argument

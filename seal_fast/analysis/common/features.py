@@ -24,6 +24,7 @@ from seal_fast.analysis.common.results import identity
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import batches
 from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.models import features
 from seal_fast.training.checkpoint import save_tensors
 from seal_fast.training.runtime import Runtime
 from seal_fast.utils.errors import RunError, UsageError
@@ -98,6 +99,10 @@ class Extractor:
             UsageError: the weights file is damaged or of another architecture.
             RunError: an image cannot be decoded, or the network gives NaN or infinite features.
         """
+        if not network.classifier:
+            raise UsageError(
+                f"{network.weights}: the network uses no linear layer, before which features could be read"
+            )
         split = getattr(images, part)
         device = self.runtime.device
         labels = torch.from_numpy(split.labels).to(device)
@@ -125,7 +130,7 @@ class Extractor:
         return {
             "version": VERSION,
             "weights": identity(network)["weights_sha256"],
-            "network": [network.model, network.stem],
+            "network": [network.model, network.stem, *([network.width] if network.width != 1 else [])],
             "images": [images.fingerprint, part, self._contents[known], *images.mean, *images.std],
             "image_size": self.image_size or network.image_size,
             "compute": str(self.runtime.compute),
@@ -136,7 +141,7 @@ class Extractor:
         runtime = self.runtime
         if self._loaded is None or self._loaded[0] != network:
             self._loaded = network, self.world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
-        model: Any = self._loaded[1]
+        model = self._loaded[1]
         own = split.take(rows_of(len(split), self.batch_size, self.world.rank, self.world.size))
 
         def embed() -> Tensor:
@@ -149,10 +154,11 @@ class Extractor:
                 dtype=runtime.compute,
                 threads=torch.get_num_threads(),
             )
-            parts = [torch.empty(0, model.fc.in_features, device=runtime.device)]
+            width = model.get_submodule(network.classifier).in_features
+            parts = [torch.empty(0, width, device=runtime.device)]  # type: ignore[arg-type]
             for pixels, _ in shown if len(own) else ():
                 with runtime.autocast():
-                    parts.append(model.embed(pixels).float())
+                    parts.append(features(model, pixels, network.classifier).float())
             return torch.cat(parts)
 
         part = self.world.run_on_all(embed)

@@ -11,13 +11,21 @@ from typing import Any
 import torch
 
 from seal_fast.config import Config, load
-from seal_fast.models import ResNet, build, load_weights
+from seal_fast.models import build, load_weights
+from seal_fast.networks import Registered, parse
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.files import read_tensors
 
 # Entries of a weights file's header, which `train.assemble` writes, and their types.
-_HEADER: dict[str, Callable[[str], Any]] = {"model": str, "stem": str, "num_classes": int, "image_size": int}
+_HEADER: dict[str, Callable[[str], Any]] = {
+    "model": str,
+    "stem": str,
+    "width": float,
+    "classifier": str,
+    "num_classes": int,
+    "image_size": int,
+}
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,14 @@ class TrainedNetwork:
     Attributes:
         name: in tables: the name of the run folder or file, with the stage unless that is "last".
         weights: the .safetensors file.
-        model: resnet18, resnet34 or resnet50.
+        model: as `--model` names it.
         stem: imagenet or small.
         num_classes: outputs of the classifier; 0 where the file has none (a backbone).
         image_size: pixels a side of the training images.
         config: of the run; None for a bare weights file.
         stage: "last", "best", "generation-<g>" or "generation-<g>-ascent"; "" for a bare weights file.
+        width: factor on the channels.
+        classifier: the name of the last linear layer; "" where there is none.
     """
 
     name: str
@@ -43,15 +53,17 @@ class TrainedNetwork:
     image_size: int
     config: Config | None = None
     stage: str = ""
+    width: float = 1.0
+    classifier: str = "fc"
 
-    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ResNet:
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
         """The network in eval mode, channels-last, on the device.
 
         Raises:
             UsageError: the file is missing, damaged or of another architecture.
         """
-        network = build(self.model, self.num_classes or 1, self.stem)  # type: ignore[arg-type]
-        load_weights(network, self.weights)
+        network = build(self.model, self.num_classes or 1, self.stem, width=self.width)  # type: ignore[arg-type]
+        load_weights(network, self.weights, classifier=self.classifier)
         network.to(device, dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return network.eval().requires_grad_(False)
 
@@ -62,19 +74,21 @@ def open_network(
     stage: str = "last",
     model: str | None = None,
     stem: str | None = None,
+    width: float | None = None,
     image_size: int | None = None,
 ) -> TrainedNetwork:
     """The network in a run folder or in a weights file (.safetensors, torchvision's names).
 
-    Run folders and the weights in them record their architecture. For other files `model`, `stem` and `image_size`
-    give it; None stands for resnet18, imagenet and 64.
+    Run folders and the weights in them record their architecture. For other files `model`, `stem`, `width` and
+    `image_size` give it; None stands for resnet18, imagenet, 1 and 64. A file alone never names code to import: where
+    its network is a factory's, `model` must name it.
 
     Raises:
         UsageError: there is no such run, stage or file, or an argument contradicts the file.
     """
     path = Path(path)
     if not path.is_dir():
-        return _of_file(path, model, stem, image_size)
+        return _of_file(path, model=model, stem=stem, width=width, image_size=image_size)
     folder = RunFolder(path)
     if not folder.config.exists():
         raise UsageError(f"{path} is no run folder (it holds no config.toml); name a run folder or a .safetensors file")
@@ -83,8 +97,9 @@ def open_network(
         held = ", ".join(checkpoints(path)) or "none; the run has not finished its first generation"
         raise UsageError(f"{path} keeps no weights called {stage}; it keeps {held}")
     name = path.resolve().name + ("" if stage == "last" else f" {stage}")
-    network = _of_file(file, model, stem, image_size)
-    return replace(network, name=name, config=load(folder.config, Config()), stage=stage)
+    config = load(folder.config, Config())
+    network = _of_file(file, model=model or config.model, stem=stem, width=width, image_size=image_size)
+    return replace(network, name=name, config=config, stage=stage)
 
 
 def checkpoints(path: str | Path) -> list[str]:
@@ -108,7 +123,7 @@ def load_checkpoints(path: str | Path, **architecture: Any) -> list[TrainedNetwo
     return kept
 
 
-def _of_file(file: Path, model: str | None, stem: str | None, image_size: int | None) -> TrainedNetwork:
+def _of_file(file: Path, **given: Any) -> TrainedNetwork:
     from safetensors import SafetensorError
 
     if not file.is_file():
@@ -121,11 +136,23 @@ def _of_file(file: Path, model: str | None, stem: str | None, image_size: int | 
         recorded = {name: kind(header[name]) for name, kind in _HEADER.items() if name in header}
     except ValueError as error:
         raise RunError(f"{file}: its header is damaged ({error})") from None
-    given = {"model": model, "stem": stem, "image_size": image_size}
     for name, value in given.items():
         if value is not None and name != "image_size" and value != recorded.get(name, value):
             raise UsageError(f"--{name} {value}: {file} says that it is of {recorded[name]}; drop the flag")
-    settings = {"model": "resnet18", "stem": "imagenet", "image_size": 64, **recorded}
+    if ":" in recorded.get("model", "") and not given["model"]:
+        raise UsageError(
+            f"{file} is of {recorded['model']}, which is code to import: name it with --model, if you trust it"
+        )
+    settings: dict[str, Any] = {
+        "model": "resnet18",
+        "stem": "imagenet",
+        "image_size": 64,
+        "classifier": "fc",
+        **recorded,
+    }
     settings |= {name: value for name, value in given.items() if value is not None}
-    settings["num_classes"] = len(tensors.get("fc.bias", ()))
+    if isinstance(parse(settings["model"]), Registered):
+        settings["num_classes"] = len(tensors.get("fc.bias", ()))
+    elif "num_classes" not in recorded:
+        raise UsageError(f"{file}: only weights that seal_fast wrote can be used with --model {settings['model']}")
     return TrainedNetwork(file.stem, file, **settings)

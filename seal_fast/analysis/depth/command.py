@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.depth import plots
 from seal_fast.analysis.depth.compute import Prober, probe_votes, summarise
-from seal_fast.analysis.depth.probes import parse_pooling
+from seal_fast.analysis.depth.probes import parse_pooling, probe_modules
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.table import table
 
@@ -32,7 +33,7 @@ class Depth(Analysis):
     description = (
         "Prediction depth (Baldock et al., NeurIPS 2021): the first probe from which a k-NN vote on the training set's "
         "activations, and every later one, agrees with the network's prediction. Probes sit at the input, after the "
-        "stem, after each residual block and on the softmax."
+        "stem, after each block and on the softmax."
     )
     batch_size = 512
     least = {"k": 1, "bank": 1, "queries": 1}
@@ -43,6 +44,7 @@ class Depth(Analysis):
         add("--data", help="data set of the network's own classes; default: the run's")
         add("--k", type=int, default=30, help="neighbours that vote; default: 30")
         add("--pool", default="none", help="feature maps: none (whole), avg, or a side to average to; default: none")
+        add("--probes", metavar="A,B,C", help="modules after which there is a probe; default: the network's blocks")
         add("--reference", choices=tuple(REFERENCE), default="prediction", help="the label to agree with")
         add("--bank", type=int, help="training images that vote, evenly spaced; default: all the run was trained on")
         add("--queries", type=int, default=2000, help="images to probe, of train and of val each; default: 2000")
@@ -60,14 +62,16 @@ class Depth(Analysis):
         # The training images to probe are a part of the bank, so that each of them is one that votes.
         rows = np.arange(min(flags.queries, len(bank))) * len(bank) // min(flags.queries, len(bank))
         queries = {"val": images.val.spread(flags.queries), "train": bank.take(rows)}
+        model, modules = world.run_on_all(lambda: self._load(network))
         prober = Prober(
-            world.run_on_all(lambda: network.load(runtime.device, runtime.dtype)),
+            model,
             images,
             network.image_size,
             self.pooling,
             flags.batch_size,
             runtime.dtype,
             runtime.autocast,
+            modules,
         )
 
         def progress(done: int, total: int) -> None:
@@ -84,6 +88,7 @@ class Depth(Analysis):
                 "queries": {name: len(split) for name, split in queries.items()},
                 "k": flags.k,
                 "pooling": flags.pool,
+                **({"probes": flags.probes} if flags.probes else {}),
                 "reference": flags.reference,
                 "leave_one_out": flags.leave_one_out,
             },
@@ -91,6 +96,10 @@ class Depth(Analysis):
             "probes": list(prober.sizes()),
             "splits": {name: summarise(found, flags.reference) for name, found in votes.items()},
         }
+
+    def _load(self, network: TrainedNetwork) -> tuple[nn.Module, dict[str, nn.Module]]:
+        model = network.load(self.runtime.device, self.runtime.dtype)
+        return model, probe_modules(model, self.flags.probes)
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """A row per network and split, and one for each group of several seeds."""

@@ -12,16 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seal_fast.analysis.common.knn import Search, merged, vote
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.common.results import percent
-from seal_fast.analysis.depth.probes import probe_points, probe_sizes
+from seal_fast.analysis.depth.probes import run_probes
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import batches
 from seal_fast.distributed.world import SINGLE_PROCESS, World, on_all_ranks
-from seal_fast.models import ResNet
 from seal_fast.runs.stats import Interval, bootstrap
 from seal_fast.utils.errors import RunError, UsageError
 
@@ -72,40 +71,51 @@ class Prober:
         batch_size: images a forward pass.
         dtype: of the images.
         autocast: makes the context of the forward pass.
+        modules: after which there is a probe, by name; see `probe_modules`.
     """
 
-    network: ResNet
+    network: nn.Module
     images: ImageSet
     image_size: int
     pooling: int | None = None
     batch_size: int = 512
     dtype: torch.dtype = torch.float32
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    modules: Mapping[str, nn.Module] | None = None
 
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
-        return self.network.conv1.weight.device
+        return next(self.network.parameters()).device
 
-    def batches(self, split: Split) -> Iterator[tuple[Tensor, Iterator[tuple[str, Tensor]]]]:
-        """Labels int64 [B] of each batch, and its vectors at every probe in turn."""
+    def batches(self, split: Split, take: Callable[[str, Tensor], None]) -> Iterator[Tensor]:
+        """Labels int64 [B] of each batch, after `take` was called with its vectors at every probe."""
         settings = {"image_size": self.image_size, "batch_size": self.batch_size, "device": self.device}
         for images, labels in batches(self.images, split, dtype=self.dtype, **settings):
-            yield labels, probe_points(self.network, images, self.pooling, self.autocast)
+            run_probes(self.network, images, take, self.pooling, self.autocast, self.modules)
+            yield labels
 
     def sizes(self) -> dict[str, int]:
-        """Entries of a vector at each probe."""
-        return probe_sizes(self.network, self.image_size, self.pooling, self.device)
+        """Entries of a vector at each probe, in forward order, found with one image of zeros."""
+        found: dict[str, int] = {}
+        dtype = next(self.network.parameters()).dtype
+        image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device, dtype=dtype)
+        run_probes(
+            self.network, image, lambda name, x: found.update({name: x.shape[1]}), self.pooling, modules=self.modules
+        )
+        return found
 
     def vectors(self, splits: Sequence[Split]) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels int64 [N] and the vectors [N, D] at every probe of all images of these splits."""
         total = sum(map(len, splits))
         found = {name: torch.empty(total, size, device=self.device) for name, size in self.sizes().items()}
         labels, at = [], 0
+
+        def take(name: str, x: Tensor) -> None:
+            found[name][at : at + len(x)] = x
+
         for split in splits:
-            for part, points in self.batches(split):
-                for name, x in points:
-                    found[name][at : at + len(x)] = x
+            for part in self.batches(split, take):
                 at += len(part)
                 labels.append(part)
         return torch.cat(labels), found
@@ -196,9 +206,9 @@ class _Part:
     ) -> list[tuple[Tensor, Tensor]]:
         """The nearest of this part, places in it int64 [Q, k] and distances, at every probe."""
         shown = 0
-        for labels, points in prober.batches(self.bank.take(self.rows)) if self.rows else ():
-            for name, x in points:
-                searches[name].add(x)
+        for labels in (
+            prober.batches(self.bank.take(self.rows), lambda name, x: searches[name].add(x)) if self.rows else ()
+        ):
             shown += len(labels)
             progress(shown)
         return [search.result(complete=False) for search in searches.values()]

@@ -1,17 +1,16 @@
-"""The probe points of a network: its input, the outputs of stem and residual blocks, and its softmax."""
+"""The probe points of a network: its input, what the first block reads, the outputs of blocks, and its softmax."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from math import prod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from seal_fast.models import ResNet
+from seal_fast.models import Network
 from seal_fast.utils.errors import UsageError
 
 
@@ -29,46 +28,92 @@ def parse_pooling(text: str) -> int | None:
     return int(text)
 
 
-def flatten(maps: Tensor, pooling: int | None) -> Tensor:
-    """Feature maps [N, C, H, W] as float32 vectors [N, D], averaged to at most `pooling` x `pooling` places.
+def flatten(x: Tensor, pooling: int | None) -> Tensor:
+    """Activations as float32 vectors [N, D]; maps [N, C, H, W] averaged to at most `pooling` x `pooling` places.
 
-    Maps that are no larger than that stay as they are. The entries' order is that of channels-last memory.
+    Of tokens [N, T, C] at most pooling^2 averages are left. What is no larger stays as it is. The entries' order is
+    that of channels-last memory.
     """
-    maps = maps.float()
-    if pooling is not None:
-        height, width = min(pooling, maps.shape[2]), min(pooling, maps.shape[3])
-        maps = F.adaptive_avg_pool2d(maps, (height, width))
-    return maps.permute(0, 2, 3, 1).flatten(1)
+    x = x.float()
+    if x.ndim == 4:
+        if pooling is not None:
+            x = F.adaptive_avg_pool2d(x, (min(pooling, x.shape[2]), min(pooling, x.shape[3])))
+        x = x.permute(0, 2, 3, 1)
+    elif x.ndim == 3 and pooling is not None:
+        x = F.adaptive_avg_pool1d(x.mT, min(pooling**2, x.shape[1])).mT
+    return x.flatten(1)
 
 
-def probe_points(
-    network: ResNet,
+def probe_modules(network: nn.Module, names: str | None = None) -> dict[str, nn.Module]:
+    """The modules after which there is a probe, by name.
+
+    Args:
+        network: the network.
+        names: of modules, with commas between them. None stands for the blocks: of a registered network its own; of
+            another one the modules that lie in an nn.Sequential or nn.ModuleList and hold modules themselves, or else
+            all the network's direct parts.
+
+    Raises:
+        UsageError: one of the names is no module.
+    """
+    modules = dict(network.named_modules())
+    if names:
+        if unknown := [name for name in names.split(",") if name not in modules]:
+            raise UsageError(f"--probes {names}: the network has no module called {unknown[0]!r}")
+        return {name: modules[name] for name in names.split(",")}
+    if isinstance(network, Network):
+        return dict(network.blocks())
+    lists = nn.Sequential, nn.ModuleList
+    inside = {
+        name: module
+        for name, module in modules.items()
+        if "." in name and isinstance(modules[name.rpartition(".")[0]], lists) and not isinstance(module, lists)
+    }
+    blocks = {name: m for name, m in inside.items() if any(m.children())}
+    outer = {name: m for name, m in blocks.items() if not any(name.startswith(other + ".") for other in blocks)}
+    return outer or dict(network.named_children())
+
+
+def run_probes(
+    network: nn.Module,
     images: Tensor,
-    pooling: int | None,
+    take: Callable[[str, Tensor], None],
+    pooling: int | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Iterator[tuple[str, Tensor]]:
-    """One forward pass over images [N, 3, S, S]: name and float32 [N, D] of every probe, in forward order.
+    modules: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """One forward pass over images [N, 3, S, S]; `take` is called with name and float32 [N, D] of every probe.
 
-    The points are `input`, `stem`, each residual block by its name, and `softmax` (never pooled). Memory holds one of
-    them at a time if the consumer keeps none. `autocast` makes the context in which the network computes; the
-    consumer's work is outside it.
+    In forward order: `input`, of a registered network `stem` (what the first block reads), each module (its first
+    call), and `softmax` (never pooled). Memory holds one of them at a time if `take` keeps none. `autocast` makes the
+    context in which the network computes; `take` runs outside it.
+
+    Raises:
+        UsageError: a module is not called, or returns no tensor.
     """
-    yield "input", flatten(images, pooling)
-    points, maps = network.points(images), images
-    while True:
-        with torch.no_grad(), autocast():
-            point = next(points, None)
-        if point is None:
-            break
-        name, maps = point
-        yield name, flatten(maps, pooling)
-    with torch.no_grad(), autocast():
-        logits = network.fc(maps.mean((2, 3)))
-    yield "softmax", logits.float().softmax(1)
+    modules = probe_modules(network) if modules is None else modules
+    seen: set[str] = set()
 
+    def at(name: str, x: Any) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        x = x[0] if isinstance(x, tuple) and x else x
+        if not isinstance(x, Tensor):
+            raise UsageError(f"--probes {name}: returns a {type(x).__name__} and no tensor")
+        with torch.autocast(x.device.type, enabled=False):
+            take(name, flatten(x, pooling))
 
-def probe_sizes(network: ResNet, image_size: int, pooling: int | None, device: torch.device | str) -> dict[str, int]:
-    """Entries of each probe's vectors, by name, found with one image of zeros."""
-    dtype = network.conv1.weight.dtype
-    image = torch.zeros(1, 3, image_size, image_size, device=device, dtype=dtype)
-    return {name: prod(x.shape[1:]) for name, x in probe_points(network, image, pooling)}
+    with ExitStack() as stack, torch.no_grad():
+        at("input", images)
+        if isinstance(network, Network):
+            first = next(module for _, module in network.blocks())
+            stack.callback(first.register_forward_pre_hook(lambda _, args: at("stem", args[0])).remove)
+        for name, module in modules.items():
+            hook = module.register_forward_hook(lambda _, args, output, name=name: at(name, output))
+            stack.callback(hook.remove)
+        with autocast():
+            logits = network(images)
+    if missing := [name for name in modules if name not in seen]:
+        raise UsageError(f"--probes {missing[0]}: the network does not call this module")
+    take("softmax", logits.float().softmax(1))

@@ -111,7 +111,7 @@ class Hessian(Analysis):
 
         model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
         threshold = flags.layer_threshold or (config.layer_threshold if config else "layer3")
-        names = world.run_on_all(lambda: group_names(model, flags.group, threshold))
+        names = world.run_on_all(lambda: group_names(model, flags.group, threshold, network.image_size))
         operator = HessianOperator(
             model,
             loss,

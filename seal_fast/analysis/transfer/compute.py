@@ -146,7 +146,9 @@ def fine_tune(
             generations=1,
             warmup_epochs=0,
             model=network.model,  # type: ignore[arg-type]
+            width=network.width,
             stem=network.stem,  # type: ignore[arg-type]
+            layer_threshold="fc",  # every network has a classifier; all layers are trained alike
             image_size=settings.image_size or network.image_size,
             data=images.source,
             init_weights=network.weights,

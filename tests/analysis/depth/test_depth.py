@@ -5,7 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from seal_fast.analysis.depth import compute as depth
 from seal_fast.analysis.depth.compute import Prober, Votes, prediction_depths, probe_votes, summarise
-from seal_fast.analysis.depth.probes import flatten, parse_pooling, probe_points
+from seal_fast.analysis.depth.probes import flatten, parse_pooling, run_probes
 from seal_fast.data import Split, open_images
 from seal_fast.data.batches import batches, choose
 from seal_fast.models import initialise_
@@ -109,9 +109,16 @@ def test_an_image_may_be_kept_from_voting_on_itself(prober):
 
 def test_the_last_point_is_the_networks_softmax_and_autocast_ends_with_the_network(prober):
     x = torch.randn(3, 3, 16, 16)
-    for _name, point in probe_points(prober.network, x, 1, lambda: torch.autocast("cpu", torch.bfloat16)):
+    found = {}
+
+    def take(name, point):
         assert not torch.is_autocast_enabled("cpu") and point.dtype == torch.float32
-    *_, (name, softmax) = probe_points(prober.network, x, None)
+        found[name] = point
+
+    run_probes(prober.network, x, take, 1, lambda: torch.autocast("cpu", torch.bfloat16))
+    assert found["layer1.0"].shape == (3, 8)
+    run_probes(prober.network, x, take)
+    name, softmax = list(found.items())[-1]
     assert name == "softmax"
     torch.testing.assert_close(softmax, prober.network(x).softmax(1), rtol=1e-5, atol=1e-7)
 

@@ -1,0 +1,104 @@
+"""The forward order of a network's parameters and modules, found by running it once; what hangs on the classifier."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from seal_fast.methods.partition import ForwardOrder
+from seal_fast.utils.errors import UsageError
+
+
+def forward_order(model: nn.Module, image_size: int, num_classes: int | None = None, flag: str = "") -> ForwardOrder:
+    """Run a network in eval mode on two black images and note when each parameter is first used.
+
+    The global random state, the network's mode and its buffers are left as they are. Parameters that the pass does not
+    use come last.
+
+    Args:
+        model: reads images [N, 3, S, S] and returns logits [N, num_classes].
+        image_size: S.
+        num_classes: None does not check the output.
+        flag: that names the network, for errors.
+
+    Raises:
+        UsageError: the pass fails, or its result is not [2, num_classes].
+    """
+    parameters = dict(model.named_parameters())
+    names = {id(p): name for name, p in parameters.items()}
+    seen: dict[str, int] = {}
+    starts: dict[str, int] = {}
+
+    class Uses(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            for p in _tensors((args, kwargs or {})):
+                if (name := names.get(id(p))) is not None:
+                    seen.setdefault(name, p.numel())
+            return func(*args, **(kwargs or {}))
+
+    def note(name: str, *_: Any) -> None:
+        starts.setdefault(name, len(seen))
+
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    like = next(iter(parameters.values()))
+    images = torch.zeros(2, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(partial(note, name)).remove)
+        stack.enter_context(torch.random.fork_rng(devices=[like.device] if like.is_cuda else []))
+        stack.enter_context(torch.no_grad())
+        model.eval()
+        try:
+            with Uses():
+                logits = model(images)
+        except Exception as error:
+            sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(f"{flag or 'the network'}: fails on images of {image_size} px ({sentence})") from error
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            for name, b in model.named_buffers():
+                b.copy_(buffers[name])
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
+    if num_classes is not None and shape != (2, num_classes):
+        given = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
+        raise UsageError(
+            f"{flag or 'the network'}: returns {given} for 2 images and {num_classes} classes, not logits of shape "
+            f"(2, {num_classes})"
+        )
+    sizes = seen | {name: p.numel() for name, p in parameters.items() if name not in seen}
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    used = [name.removesuffix(".weight") for name in seen if name.removesuffix(".weight") in linear]
+    return ForwardOrder(sizes, {name: start for name, start in starts.items() if name}, used[-1] if used else "")
+
+
+def registration_order(model: nn.Module) -> ForwardOrder:
+    """The order in which the parameters are registered: for a model that cannot be run here."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return ForwardOrder({name: p.numel() for name, p in model.named_parameters()}, classifier=[*linear, ""][-1])
+
+
+def features(model: nn.Module, images: Tensor, classifier: str) -> Tensor:
+    """What the classifier, a linear layer, reads for images [N, 3, S, S]: [N, D]."""
+    found: list[Tensor] = []
+    return_early = model.get_submodule(classifier).register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    with ExitStack() as stack:
+        stack.callback(return_early.remove)
+        model(images)
+    return found[-1].flatten(1)
+
+
+def _tensors(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
