@@ -38,3 +38,10 @@ def test_it_is_trained_and_read_by_every_command(name, image_folder, tmp_path, m
     ):
         assert main([*command.format(tmp_path / "llf").split(), "--threads", "1"]) == 0
     assert "products: double backward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["shrink-perturb", "sam", "lw"])
+def test_a_network_without_batchnorm_takes_methods_that_touch_statistics(method, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda *_: None)
+    config = Config(model="vit-tiny", width=0.05, stem="small", data=str(image_folder), method=method, **SHORT)
+    assert train.run(replace(config, keep="none", out=tmp_path / "run"))["finished"]

@@ -82,7 +82,7 @@ def test_without_compile_nothing_of_dynamo_is_asked():
     machine = runtime.start(Config())
     assert runtime.graphs(machine) == 0 and runtime.compile_seconds(machine) == 0.0
     function = len
-    assert machine.compiled(function) is function
+    assert machine.compiled(function).call is function
 
 
 def test_what_is_traced_under_autocast_is_kept_for_other_processes():
