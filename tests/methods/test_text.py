@@ -53,7 +53,7 @@ def test_the_manuals_file():
             "operator is 'stir': choose one of mix, orthogonalise, align, rescale",
         ),
         ('kind = "draw"', 'kind = "snapshot"', "there is no snapshot yet"),
-        ("early = {", "eraly = {", "no group is called erly; the groups are early, late"),
+        ("early = {", "soon = {", "no group is called soon; the groups are early, late"),
         ("lr = 0.1\n", 'lr = "0.1"\n', "lr is '0.1': it must be a number"),
         ("lr = 0.1\n", "lr = 0.1\nmomentum = 1\n", "the timeline has no setting momentum"),
         ("repeat = 2", "repeat = 0", "generations[1].repeat is 0"),
