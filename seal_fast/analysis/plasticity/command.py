@@ -13,6 +13,7 @@ from torch import Tensor
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import gathered, rows_of
+from seal_fast.analysis.depth.probes import probe_modules
 from seal_fast.analysis.plasticity import plots
 from seal_fast.analysis.plasticity.compute import dormant, effective_rank, outputs
 from seal_fast.data.batches import batches
@@ -57,7 +58,7 @@ class Plasticity(FigureAnalysis):
 
         def forward() -> dict[str, tuple[Tensor, Tensor]]:
             shown = batches(images, own if len(own) else split.take([0]), **settings)  # one, for the layers' widths
-            found = outputs(model, dict(model.blocks()), (pixels for pixels, _ in shown), runtime.autocast)
+            found = outputs(model, probe_modules(model), (pixels for pixels, _ in shown), runtime.autocast)
             return {
                 layer: (activity[: len(own)], features[: len(own)]) for layer, (activity, features) in found.items()
             }
