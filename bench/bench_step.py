@@ -22,7 +22,7 @@ import torch
 from seal_fast import kernels
 from seal_fast.config import Config
 from seal_fast.data import open_images
-from seal_fast.models import resnet
+from seal_fast.models import layers
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import assemble, open_input
 from seal_fast.training import cuda_graph, runtime
@@ -110,7 +110,7 @@ def test_kernels_against_reference(benchmark, trainer_of, monkeypatch):
         def run() -> float:
             with monkeypatch.context() as patch:
                 for name in plain:
-                    patch.setattr(resnet, name, functools.partial(getattr(kernels, name), backend="reference"))
+                    patch.setattr(layers, name, functools.partial(getattr(kernels, name), backend="reference"))
                 return steps(trainer)
 
         return run

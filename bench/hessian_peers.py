@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seal_fast.models import resnet
+from seal_fast.models import layers
 
 # What a contender needs; curvlinops asks for a torchvision, so it is installed by hand: pip install --no-deps
 # curvlinops-for-pytorch einops einconv opt-einsum linear_operator backpack-for-pytorch
@@ -64,7 +64,7 @@ def curvlinops_eigsh(problem, top=0, bottom=0):
     start = np.random.default_rng(0).standard_normal(operator.shape[0]).astype(np.float32)
     which = {"k": top, "which": "LA"} if top else {"k": bottom, "which": "SA"}
     with pytest.MonkeyPatch.context() as patch:  # it differentiates by torch.func, which takes torch's operations alone
-        patch.setattr(resnet, "conv2d", lambda x, weight, *rest: F.conv2d(x, weight, None, *rest))
+        patch.setattr(layers, "conv2d", lambda x, weight, *rest: F.conv2d(x, weight, None, *rest))
         found = eigsh(counting, tol=1e-3, v0=start, return_eigenvectors=False, **which)
     return sorted(map(float, found), reverse=bool(top)), made[0]
 

@@ -80,7 +80,7 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     import torch._inductor.config as inductor
     from torch._inductor.compile_fx import compile_fx
 
-    from seal_fast.models import build, resnet
+    from seal_fast.models import build, layers
     from seal_fast.optim.annealed_sgd import AnnealedSGD
     from seal_fast.training.runtime import Runtime
     from seal_fast.training.step import bf16_weight_overrides, forward_and_loss
@@ -97,9 +97,10 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     labels = torch.zeros(request["batch"], dtype=torch.int64)
     facts = Facts(amp, layout, sum(p.numel() for p in model.parameters()))
     # Where the CPU has kernels of its own, a GPU takes cuDNN and what Inductor writes.
-    network: Any = resnet
+    network: Any = layers
     for op in ("conv2d", "norm_act"):
         setattr(network, op, functools.partial(getattr(network, op), backend="reference"))
+    network.max_pool = torch.nn.functional.max_pool2d
 
     def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return forward_and_loss(model, runtime, 0.1, weights, images, labels, None)

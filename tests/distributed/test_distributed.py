@@ -53,7 +53,7 @@ def run_twice(config, step):
     run(config)
 
 
-@pytest.mark.parametrize(("size", "machines"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("size", "machines"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.long)])
 def test_a_whole_seal_run_equals_that_of_one_process(size, machines, image_folder, tmp_path):
     """Weights, statistics, momentum, and the metrics of training and of the shared evaluation."""
     config = replace(SAME, data=str(image_folder), keep="ascents")
@@ -65,27 +65,26 @@ def test_a_whole_seal_run_equals_that_of_one_process(size, machines, image_folde
 
 # One of each kind of state and of operator.
 KINDS = {
-    "reverse-keep-fc": "",
     "seal+llf": "confidence=0.2",
     "imp": "",
     "hare-tortoise": "decay=0.9,every=2",
-    "swa": "start=0.5",
-    "born-again": "",
     "dash": "",
-    "dnr": "",
     "asam": "rho=0.5",
 }
+OTHERS = {"reverse-keep-fc": "", "swa": "start=0.5", "born-again": "", "dnr": ""}
 
 
-def test_every_kind_of_method_equals_one_process(image_folder, tmp_path):
+@pytest.mark.parametrize("kinds", [KINDS, pytest.param(OTHERS, marks=pytest.mark.long)], ids=["some", "others"])
+def test_every_kind_of_method_equals_one_process(kinds, image_folder, tmp_path):
     short = replace(SHORT, data=str(image_folder), eval_every=9)
-    many = [replace(short, method=m, option=o, out=tmp_path / f"many-{m}") for m, o in KINDS.items()]
+    many = [replace(short, method=m, option=o, out=tmp_path / f"many-{m}") for m, o in kinds.items()]
     together(2, run_all, many)
     for config in many:
         run(replace(config, out=tmp_path / f"one-{config.method}"))
         assert_close(config.out, tmp_path / f"one-{config.method}", parts=("model.", "momentum.", "ema.", "snapshot."))
 
 
+@pytest.mark.long
 def test_curvature_is_measured_on_everyones_images(image_folder, tmp_path):
     config = replace(SAME, data=str(image_folder), generations=1, epochs=1, ascent_epochs=0, hessian_every=1)
     config = replace(config, hessian_images=9)
@@ -105,6 +104,7 @@ def test_without_shared_statistics_two_processes_are_two_parts_of_one(image_fold
     assert_close(tmp_path / "many", tmp_path / "one", parts=(*weights, "momentum."), rows=False)
 
 
+@pytest.mark.long
 def test_other_precisions_and_parts(image_folder, tmp_path):
     base = replace(SHORT, data=str(image_folder), dtype="float32")
     variants = {
@@ -127,6 +127,7 @@ def test_other_precisions_and_parts(image_folder, tmp_path):
     assert many == one  # the scaler's state too
 
 
+@pytest.mark.long
 def test_float32_differs_by_the_order_of_sums(image_folder, tmp_path):
     """Element by element, after six steps: a few units in the last place of each tensor's largest number.
 
@@ -180,7 +181,7 @@ def test_a_checkpoint_of_four_goes_on_in_one_and_in_two(image_folder, tmp_path):
     assert_close(tmp_path / "two", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("sync", [pytest.param(True, marks=pytest.mark.long), False])
 def test_a_resumed_run_of_as_many_processes_is_bit_identical(sync, image_folder, tmp_path):
     config = replace(SHORT, data=str(image_folder), dtype="float32", sync_batchnorm=sync, checkpoint_seconds=0.0)
     together(2, run, replace(config, out=tmp_path / "whole"))

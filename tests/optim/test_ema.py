@@ -82,7 +82,7 @@ def test_averages_and_norms_equal_literal_loops(image_folder, tmp_path, small_ne
     assert shown == pytest.approx([row["update_norm2_early"] for row in metrics])
 
 
-@pytest.mark.parametrize("base", [BASE, AMP], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("base", [BASE, pytest.param(AMP, marks=pytest.mark.long)], ids=["float32", "bfloat16"])
 def test_it_resumes_to_the_bit(base, image_folder, tmp_path, monkeypatch, small_network):
     config = replace(
         base, data=str(image_folder), keep="ascents", checkpoint_seconds=0, generations=2, epochs=2, **BOTH
@@ -108,6 +108,7 @@ def test_training_is_the_same_with_and_without(image_folder, tmp_path, small_net
     assert [row | both[2][i] for i, row in enumerate(without[2])] == both[2]
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("seal_fast.training.assembly.build", build_shallow)
     monkeypatch.setattr(train.plots, "draw", lambda *_: None)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.process import diverged, last_message, wait_until_free
 from seal_fast.training import checkpoint
@@ -17,6 +19,7 @@ WATCH = (
 )
 
 
+@pytest.mark.long
 def test_when_its_watcher_is_killed_it_writes_its_checkpoint_and_goes(image_folder, tmp_path):
     out = tmp_path / "run"
     watcher = subprocess.Popen([sys.executable, "-c", WATCH, str(image_folder), str(out)])

@@ -7,7 +7,7 @@ import torch
 from runs import AMP, Killed, assert_identical, die_at, outcome, trainer_of
 
 from seal_fast.train import run
-from seal_fast.training.runtime import Runtime
+from seal_fast.training.runtime import Compiled, Runtime
 
 
 def plain_autocast(monkeypatch):
@@ -44,7 +44,9 @@ def test_two_graphs_and_no_break(image_folder, tmp_path, monkeypatch, shallow_ne
     config = replace(AMP, data=str(image_folder), out=tmp_path / "eager", epochs=2, ascent_epochs=1)
     run(config)
     monkeypatch.setattr(
-        Runtime, "compiled", lambda self, f: torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")
+        Runtime,
+        "compiled",
+        lambda self, f: Compiled(f, torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")),
     )
     assert run(replace(config, out=tmp_path / "traced", compile=True))["graphs"] == 2
     torch._dynamo.reset()

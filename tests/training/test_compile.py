@@ -24,7 +24,7 @@ from seal_fast.methods.schedule import Phase, Rule, Timeline, rules
 from seal_fast.methods.text import dumps, loads
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
-from seal_fast.training.runtime import Runtime
+from seal_fast.training.runtime import Compiled, Runtime
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_two_graphs_for_a_whole_run_and_the_same_training(image_folder, tmp_path
 def compiled_quickly(monkeypatch):
     """Traced and differentiated as always, but not handed to the code generator, which takes half a minute."""
     options = dict(fullgraph=True, dynamic=False, backend="aot_eager")
-    monkeypatch.setattr(Runtime, "compiled", lambda self, function: torch.compile(function, **options))
+    monkeypatch.setattr(Runtime, "compiled", lambda self, f: Compiled(f, torch.compile(f, **options)))
 
 
 def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch):

@@ -85,6 +85,7 @@ def test_without_compile_nothing_of_dynamo_is_asked():
     assert machine.compiled(function).call is function
 
 
+@pytest.mark.long
 def test_what_is_traced_under_autocast_is_kept_for_other_processes():
     """And found again under the same type only."""
     from torch._dynamo.utils import counters

@@ -63,6 +63,7 @@ def drop_seconds(result):
     return result
 
 
+@pytest.mark.long
 def test_depth(network, image_folder, tmp_path):
     """Batches of 3: the bank of 20 does not divide into them, nor they among the processes, which hold fewer than k."""
     argv = ["depth", *network, "--data", str(image_folder), "--k", "11", "--pool", "avg", "--batch-size", "3", "--json"]

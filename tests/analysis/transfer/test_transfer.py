@@ -94,8 +94,8 @@ def test_knn_is_the_protocol_written_with_scikit_learn():
 def test_fine_tuning_starts_at_the_weights_with_a_fresh_classifier(image_folder, tmp_path, small_network, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    from seal_fast import train
     from seal_fast.models import initialise_
+    from seal_fast.training import assembly
 
     pretrained = ResNet(BasicBlock, (2, 2, 2, 2), 7, "small", width=8)
     initialise_(pretrained, 3)
@@ -104,11 +104,11 @@ def test_fine_tuning_starts_at_the_weights_with_a_fresh_classifier(image_folder,
     images = open_images(image_folder)
     started = {}
 
-    def spy(model, path, fc=True):
-        load_weights(model, path, fc)
+    def spy(model, path, fc=True, classifier="fc"):
+        load_weights(model, path, fc, classifier)
         started.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
-    monkeypatch.setattr(train, "load_weights", spy)
+    monkeypatch.setattr(assembly, "load_weights", spy)
     settings = Config(epochs=2, lr=0.02, batch_size=8, device="cpu", seed=1)
     found = fine_tune(network, images, settings, tmp_path / "out")
     for name, tensor in pretrained.state_dict().items():
