@@ -9,9 +9,10 @@ BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp 
 train: $(VENV)/.train
 	$(VENV)/bin/python -m seal_fast.train --preset demo
 
-# two processes, each test file whole in one of them; threads that wait must not spin beside the other process's work
+# two processes, each test file whole in one of them, in order (the few slow ones of many processes not last);
+# threads that wait must not spin beside the other process's work
 test: $(VENV)/.dev
-	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest tests --numprocesses 2 --dist loadfile
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest tests -m long

@@ -41,7 +41,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 6,
         "batch_size": 64,
         "eval_every": 1,
-        "amp": True,
         "compile": True,
     },
     "tiny-imagenet-seal": PAPER | {"method": "seal"},
