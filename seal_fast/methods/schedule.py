@@ -208,9 +208,15 @@ class Timeline:
             needs |= {need for need, wanted in found.items() if wanted}
         return frozenset(needs)
 
-    def average(self) -> Average | None:
-        """The timeline's average."""
-        return next((phase.average for phase in self._phases() if phase.average), None)
+    def ema_decay(self, ema: float) -> float | None:
+        """The decay of the run's average: `ema` of the settings, or the timeline's; 1 for one of epochs, None without.
+
+        Raises:
+            UsageError: there are both.
+        """
+        average = next((phase.average for phase in self._phases() if phase.average), None)
+        require(not (ema and average), "--ema: this timeline keeps an average of its own; drop --ema")
+        return ema or (average and (average.decay if average.every == "step" else 1.0)) or None
 
     def effective(self) -> Timeline:
         """The same training without cuts that make no difference: equal for timelines that train alike."""

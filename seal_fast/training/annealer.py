@@ -110,16 +110,14 @@ class Annealer:
         if not isinstance(timeline, Timeline):
             timeline = methods.timeline(config) if timeline is None else text.load(Path(timeline))
         self.timeline = timeline
-        needs, average = timeline.needs(), timeline.average()
+        needs = timeline.needs()
         theirs = {"loss": "a loss of its own", "images": "scores of training images"}
         wants = [what for need, what in theirs.items() if need in needs]
         if wants or any(phase.sharpness for phases in timeline.generations for phase in phases):
             what = wants[0] if wants else "two passes a step"
             raise UsageError(f"{timeline.method} needs {what}, which an Annealer leaves to its caller: train it by "
                              "`python -m seal_fast.train`")  # fmt: skip
-        if config.ema and average:
-            raise UsageError("ema: this timeline keeps an average of its own; drop ema")
-        decay = config.ema or (average and (average.decay if average.every == "step" else 1.0)) or None
+        decay = timeline.ema_decay(config.ema)
         parameters = dict(model.named_parameters())
         self.partition = split(registration_order(model), timeline.cuts, timeline.groups, "threshold")
         check_scopes(timeline, model, self.partition.order)

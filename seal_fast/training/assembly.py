@@ -181,10 +181,7 @@ def make_state(
     Raises:
         UsageError: two averages are asked for.
     """
-    needs, average = timeline.needs(), timeline.average()
-    if config.ema and average:
-        raise UsageError("--ema: this timeline keeps an average of its own; drop --ema")
-    decay = config.ema or (average and (average.decay if average.every == "step" else 1.0)) or None
+    needs, decay = timeline.needs(), timeline.ema_decay(config.ema)
     snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
     torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())

@@ -52,7 +52,7 @@ def evaluate_average(trainer: Trainer, phase: Phase, due: bool) -> dict[str, flo
     names, ema = ("val_ema_loss", "val_ema_top1", "val_ema_top5"), trainer.state.ema
     if not ema:
         return {}
-    if not due or (trainer.timeline.average() and not phase.average):
+    if not due or ("average" in trainer.timeline.needs() and not phase.average):
         return dict.fromkeys(names)
     if phase.average and phase.average.anew:
         with ema.applied():
