@@ -5,10 +5,11 @@ from seal_fast.models.layers import Network, Stem
 from seal_fast.models.order import features, forward_order
 from seal_fast.models.registry import architecture, build
 from seal_fast.models.resnet import ResNet, resnet18, resnet34, resnet50
-from seal_fast.models.sync_batchnorm import Link, synchronise_
+from seal_fast.models.sync_batchnorm import BATCHNORMS, Link, synchronise_
 from seal_fast.models.weights import load_weights
 
 __all__ = [
+    "BATCHNORMS",
     "Link",
     "Network",
     "ResNet",

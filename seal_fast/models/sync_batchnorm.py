@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from seal_fast.kernels.torch_private import all_reduce_sum
 
+BATCHNORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+
 
 @dataclass
 class Link:

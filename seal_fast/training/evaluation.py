@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seal_fast.methods.schedule import Phase
+from seal_fast.models import BATCHNORMS
 from seal_fast.utils.errors import RunError
 
 if TYPE_CHECKING:
@@ -69,10 +70,9 @@ def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
     Each batch's are read from running statistics that start at zero; those are lost.
     """
     model, at, images = trainer.state.model, trainer.state.position, 0
-    kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
-    norms = {name: m for name, m in model.named_modules() if isinstance(m, kinds) and m.track_running_stats}
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, BATCHNORMS) and m.track_running_stats}
     running = {
-        f"{name}.{kind}": (getattr(m, kind), m.momentum or 0.1)
+        f"{name}.{kind}": (getattr(m, kind), 1.0 if m.momentum is None else m.momentum)
         for name, m in norms.items()
         for kind in ("running_mean", "running_var")
     }
@@ -81,6 +81,9 @@ def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
     for batch in trainer.input.train(at.generation, at.epoch):
         for t, _ in running.values():
             t.zero_()
+        for norm in norms.values():
+            if norm.momentum is None:  # a cumulative mean: this batch is the first
+                norm.num_batches_tracked.zero_()
         if trainer.link:
             trainer.link.connected = batch.micro_batch.shared
         with trainer.runtime.autocast():

@@ -50,10 +50,9 @@ def test_equals_the_program_to_the_bit_also_when_interrupted(method, image_folde
     expected = load_file(tmp_path / "program" / "weights" / "last.safetensors")
 
     def compare(model):
-        own = (
-            model.named_parameters() if method == "swa" else model.state_dict().items()
-        )  # swa measures statistics anew
-        assert [name for name, t in own if not torch.equal(expected[name], t)] == []
+        own = model.state_dict().items()  # swa measures statistics anew, which counts batches
+        wrong = [name for name, t in own if not torch.equal(expected[name], t)]
+        assert [name for name in wrong if method != "swa" or not name.endswith("num_batches_tracked")] == []
 
     with trainer_of(config, tmp_path / "other") as trainer:
         batches, smoothing = trainer.input.train, config.label_smoothing

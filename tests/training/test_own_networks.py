@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from runs import EXACT
+from safetensors.torch import load_file
 from torch import nn
 
 from seal_fast import models, train
@@ -49,6 +50,10 @@ def tiny(num_classes, width=8):
 
 def breaking(num_classes):
     return Breaking(num_classes, 8)
+
+def normalised(num_classes, momentum):
+    norm = nn.BatchNorm2d(8, momentum=momentum)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, 4), norm, nn.ReLU(), nn.Flatten(), nn.Linear(128, num_classes))
 
 def number(num_classes):
     return 3
@@ -189,3 +194,16 @@ def test_a_graph_break_is_said_and_the_network_is_trained_uncompiled(run, caplog
     short = {"generations": 1, "epochs": 1, "warmup_epochs": 0, "ascent_epochs": 0}
     summary = train.run(replace(run, model="mine:breaking", method="restart", compile=True, **short))
     assert summary["finished"] and caplog.text.count("--compile: this network is no whole graph") == 1
+
+
+def test_swa_measures_the_same_statistics_whatever_batchnorms_momentum(image_folder, tmp_path):
+    """Weights do not depend on running statistics, so the averages are the same; None is a cumulative mean."""
+    found = []
+    for momentum in (0.1, None):
+        out = tmp_path / str(momentum)
+        config = replace(EXACT, data=str(image_folder), method="swa", layer_threshold="1", out=out, threads=1)
+        train.run(replace(config, model=f"mine:normalised(momentum={momentum})"))
+        found.append(load_file(out / "weights" / "last-ema.safetensors"))
+    for name in ("0.weight", "1.running_mean", "1.running_var"):
+        torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-10, atol=1e-12)
+    assert not torch.equal(found[0]["1.running_mean"], torch.zeros(8, dtype=torch.float64))

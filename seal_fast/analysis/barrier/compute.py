@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seal_fast.models import BATCHNORMS
+
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Images [B, 3, S, S] and labels int64 [B]."""
 Path = dict[str, dict[str, list[float]]]
@@ -30,7 +32,7 @@ def recompute_statistics(model: nn.Module, batches: Batches, autocast: Autocast 
     As `torch.optim.swa_utils.update_bn`, which weights batches of different sizes equally. Everything else stays in
     eval mode. A batch of a single image has no variance and is left out.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, BATCHNORMS) and m.track_running_stats]
     momenta, seen = [norm.momentum for norm in norms], 0
     for norm in norms:
         norm.reset_running_stats()

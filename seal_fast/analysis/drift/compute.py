@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from seal_fast.models import BATCHNORMS
+
 Weights = Mapping[str, Tensor]
 """Parameters by name, float64."""
 
@@ -21,7 +23,7 @@ def layers(model: nn.Module) -> dict[str, list[str]]:
 
 def scale_free(model: nn.Module) -> list[str]:
     """The weights whose scale a BatchNorm undoes: of convolutions without bias, where the network has BatchNorm."""
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    if not any(isinstance(module, BATCHNORMS) for module in model.modules()):
         return []
     convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is None}
     return [f"{name}.weight" for name in convolutions]
