@@ -82,7 +82,9 @@ def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
         for t, _ in running.values():
             t.zero_()
         for norm in norms.values():
-            if norm.momentum is None:  # a cumulative mean: this batch is the first
+            if (
+                norm.momentum is None and norm.num_batches_tracked is not None
+            ):  # a cumulative mean: this batch is the first
                 norm.num_batches_tracked.zero_()
         if trainer.link:
             trainer.link.connected = batch.micro_batch.shared
