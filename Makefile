@@ -3,28 +3,32 @@
 PYTHON ?= python3
 VENV := .venv
 BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
+# an editable install knows the modules that there were: a new or moved one installs again
+MODULES := $(shell find seal_fast kernels -name '*.py' | sort | cksum | cut -d' ' -f1)
+TRAIN := $(VENV)/.train-$(MODULES)
+DEV := $(VENV)/.dev-$(MODULES)
 
 .PHONY: train test test-long lint bench clean
 
-train: $(VENV)/.train
+train: $(TRAIN)
 	$(VENV)/bin/python -m seal_fast.train --preset demo
 
 # two processes, each test file whole in one of them, in order (the few slow ones of many processes not last);
 # threads that wait must not spin beside the other process's work
-test: $(VENV)/.dev
+test: $(DEV)
 	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-long: $(VENV)/.dev
+test-long: $(DEV)
 	$(VENV)/bin/python -m pytest tests -m long
 
-lint: $(VENV)/.dev
+lint: $(DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
 	$(VENV)/bin/codespell seal_fast kernels tests bench docs studies examples README.md CHANGELOG.md
 	$(VENV)/bin/pyright
 
-bench: $(VENV)/.dev
+bench: $(DEV)
 	$(VENV)/bin/python -m pytest bench --benchmark-only
 
 $(VENV)/bin/python:
@@ -32,11 +36,11 @@ $(VENV)/bin/python:
 	  { echo "seal_fast needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.train: $(VENV)/bin/python $(BUILD)
+$(TRAIN): $(VENV)/bin/python $(BUILD)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
-	touch $@
+	rm -f $(VENV)/.train* $(VENV)/.dev* && touch $@
 
-$(VENV)/.dev: $(VENV)/.train
+$(DEV): $(TRAIN)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
