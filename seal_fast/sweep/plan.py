@@ -80,11 +80,13 @@ def make(space: Space, *, search: str, samples: int, seeds: int | None, search_s
     for settings in combinations:
         config = resolve(space, settings)
         different.setdefault(training(config), (settings, config))
-    configs = [config for _, config in different.values()]
+    # all combinations with one seed before the next: a sweep that is stopped half way has whole seeds to compare
+    chosen = sorted(different.values(), key=lambda combination: combination[1].seed)
+    configs = [config for _, config in chosen]
     seeded = len({config.seed for config in configs}) > 1
     acting = varied_settings([Training(config) for config in configs])
     trials = []
-    for (settings, config), effective in zip(different.values(), acting, strict=True):
+    for (settings, config), effective in zip(chosen, acting, strict=True):
         order = dict.fromkeys(name for name in (*space.axes, *effective) if name in effective)
         varied = {name: effective[name] for name in order} | ({"seed": config.seed} if seeded else {})
         # the name holds what this part of the space sets; the number alone makes it unique
