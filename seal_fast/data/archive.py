@@ -7,6 +7,7 @@ import os
 import stat
 import weakref
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,26 @@ from seal_fast.utils.terminal import shown
 
 _NEVER_STRIPPED = ("train", "val", "test", "images")
 _HIDDEN, _CIRCLE, _ODD = "hidden", "links to a folder that they lie in", "neither a file nor a folder"
+
+
+class Store(Protocol):
+    """Files by name: an `Archive`, or several of them.
+
+    Attributes:
+        files: by name, where a file lies and its size in bytes.
+        notes: what was left out, one sentence each.
+    """
+
+    files: dict[str, tuple[int, int]]
+    notes: tuple[str, ...]
+
+    def read(self, name: str) -> np.ndarray:
+        """The bytes of a file, uint8 [size]."""
+        ...
+
+    def where(self, name: str) -> str:
+        """How messages name a file."""
+        ...
 
 
 class Archive:
@@ -75,7 +96,7 @@ class Archive:
                 # mapped would end in SIGBUS instead of a sentence.
                 data = os.pread(self._tar, size, offset)
             else:
-                with open(self.path / self._prefix / name, "rb", buffering=0) as file:
+                with open(self.path_of(name), "rb", buffering=0) as file:
                     data = file.read(size)
         except OSError as error:
             raise RunError(f"cannot read {self.where(name)}: {error.strerror}") from None
@@ -87,8 +108,11 @@ class Archive:
 
     def where(self, name: str) -> str:
         """How messages name a file."""
-        inside = f"{self._prefix}{name} in {self.path}" if self._tar is not None else self.path / self._prefix / name
-        return shown(inside)
+        return shown(f"{self._prefix}{name} in {self.path}" if self._tar is not None else self.path_of(name))
+
+    def path_of(self, name: str) -> Path:
+        """Where a file of a folder lies."""
+        return self.path / self._prefix / name
 
 
 def _scan(path: str, status: os.stat_result, known: dict[tuple[int, int], Folder]) -> Folder:

@@ -15,7 +15,7 @@ import numpy as np
 
 from seal_fast.data import headers
 from seal_fast.data.archive import Archive
-from seal_fast.data.layouts import digits, read_layout
+from seal_fast.data.layouts import digits, read_layout, shards
 from seal_fast.data.layouts.common import MAY_HAVE_16_BITS, Contents, Faults
 from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
@@ -30,8 +30,8 @@ class ImageSet(Contents):
 
     Attributes:
         name: short, for the names of runs.
-        source: what `open_images` takes to open it again: "digits" or an absolute path.
-        layout: "tiny-imagenet", "image-folder", "idx" or "digits".
+        source: what `open_images` takes to open it again: "digits", or an absolute path or pattern.
+        layout: "tiny-imagenet", "image-folder", "idx", "digits", "webdataset" or "parquet".
         skipped: names of images left out because of `bad="skip"`.
         others: more splits to evaluate on, by name; see `seal_fast.data.select`.
     """
@@ -66,8 +66,8 @@ def open_images(data: str | Path = "auto", bad: str = "error", split_seed: int |
     """Open a data set by name or path.
 
     Args:
-        data: "auto" (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else the digits, saying which), "digits", or the path
-            of a folder or an uncompressed .tar in one of the known layouts.
+        data: "auto" (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else the digits, saying which), "digits", the path of
+            a folder or an uncompressed .tar in one of the known layouts, or a pattern of shards or parquet files.
         bad: "error" or "skip": what to do with images that are empty or have no label.
         split_seed: splits class folders without train/ and val/; None refuses them.
 
@@ -80,11 +80,15 @@ def open_images(data: str | Path = "auto", bad: str = "error", split_seed: int |
         data = _find_tiny_imagenet()
     if str(data) == "digits":
         return _checked("digits", "digits", digits.NAME, digits.read(), faults, ())
-    archive = Archive(data)
-    layout, contents = read_layout(archive, faults, split_seed)
-    source = str(archive.path.resolve())
-    name = re.sub(r"[^\w.+-]+", "-", shown(archive.path.resolve().name.removesuffix(".tar"))) or "data"
-    return _checked(name, source, layout, contents, faults, archive.notes)
+    notes, source = (), Path(data).absolute()
+    if paths := shards.named(str(data)):
+        layout, contents = shards.read(paths, faults, split_seed)
+    else:
+        archive = Archive(data)
+        layout, contents = read_layout(archive, faults, split_seed)
+        notes, source = archive.notes, archive.path.resolve()
+    name = re.sub(r"[^\w.+-]+", "-", shown(re.sub(r"\.(tar|parquet)$", "", source.name))) or "data"
+    return _checked(name, str(source), layout, contents, faults, notes)
 
 
 def _checked(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seal_fast.data.archive import Archive
+from seal_fast.data.archive import Store
 
 Rows = Sequence[int] | np.ndarray
 _SAMPLED = 32
@@ -19,7 +19,7 @@ class Files:
 
     encoded = True
 
-    def __init__(self, archive: Archive, names: Sequence[str]):
+    def __init__(self, archive: Store, names: Sequence[str]):
         self._archive, self._names = archive, names
 
     def read(self, row: int) -> np.ndarray:

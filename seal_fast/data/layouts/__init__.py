@@ -8,7 +8,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from seal_fast.data.archive import Archive
-from seal_fast.data.layouts import idx, image_folder, tiny_imagenet
+from seal_fast.data.layouts import idx, image_folder, shards, tiny_imagenet
 from seal_fast.data.layouts.common import Contents, Faults
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import shown
@@ -26,6 +26,8 @@ def read_layout(archive: Archive, faults: Faults, split_seed: int | None = None)
     for layout in KNOWN:
         if layout.matches(archive):
             return layout.NAME, layout.read(archive, faults)
+    if paths := shards.inside(archive):
+        return shards.read(paths, faults, split_seed)
     found = shown(", ".join(sorted({name.partition("/")[0] for name in archive.files})[:5])) or "nothing"
     if image_folder.has_no_split(archive):
         if split_seed is not None:
@@ -34,5 +36,5 @@ def read_layout(archive: Archive, faults: Faults, split_seed: int | None = None)
             f"{archive.path} holds class folders ({found}) and no split: training needs train/CLASS/* and val/CLASS/*, "
             "so sort the images into these; only fewshot and transfer take class folders as they are"
         )
-    known = "; ".join(layout.DESCRIPTION for layout in KNOWN)
+    known = "; ".join(layout.DESCRIPTION for layout in (*KNOWN, shards))
     raise UsageError(f"{archive.path} holds no known layout (found: {found}); known layouts: {known}")

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
-from seal_fast.data.archive import Archive
-from seal_fast.data.split import Files, Split
+from seal_fast.data.archive import Archive, Store
+from seal_fast.data.split import Files, Split, draw_by_class
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.terminal import shown
 
@@ -18,6 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .ppm .pgm .pnm .jp2".split())
 MAY_HAVE_16_BITS = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
+_HELD_OUT = 0.2
 CURE = "mend it, or leave such images out with --on-bad-image skip"
 
 
@@ -42,6 +44,17 @@ class Contents:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     notes: tuple[str, ...] = ()
+
+
+class Samples(NamedTuple):
+    """What a reader finds in the files of one split: by image, in order, its label; None where there is none.
+
+    classes: names of the labels 0, 1, ..., where the files give them.
+    """
+
+    store: Store
+    labels: dict[str, int | str | None]
+    classes: tuple[str, ...] = ()
 
 
 class Faults:
@@ -113,7 +126,7 @@ def other_files(archive: Archive, roots: tuple[str, ...], known: str = "\0") -> 
     )
 
 
-def labelled_files(archive: Archive, pairs: Iterable[tuple[str, str]], classes: Iterable[str], faults: Faults) -> Split:
+def labelled_files(archive: Store, pairs: Iterable[tuple[str, str]], classes: Iterable[str], faults: Faults) -> Split:
     """A split of (image file, class), in the order given; empty files are faults."""
     label_of = {name: label for label, name in enumerate(classes)}
     usable: dict[str, int] = {}
@@ -123,6 +136,25 @@ def labelled_files(archive: Archive, pairs: Iterable[tuple[str, str]], classes: 
         else:
             usable[name] = label_of[label]
     return Split(tuple(map(shown, usable)), np.array(list(usable.values()), np.int64), Files(archive, list(usable)))
+
+
+def hold_out(whole: Split, classes: tuple[str, ...], seed: int, where: str, notes: tuple[str, ...]) -> Contents:
+    """A set without a split: a fifth of each class, at least one image, is drawn by `seed` and held out.
+
+    Raises:
+        RunError: a class has fewer than two images.
+    """
+    for label, count in enumerate(np.bincount(whole.labels, minlength=len(classes))):
+        if count < 2:
+            raise RunError(
+                f"{shown(classes[label])} in {where} has {count} usable images: to be split, each class needs two"
+            )
+    held_out = draw_by_class(whole.labels, seed, lambda count: max(1, round(_HELD_OUT * count)))
+    train, val = (whole.take(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
+    note = (
+        f"no train and no val: one pool of {len(whole)} images, of which seed {seed} holds out {len(val)} where asked"
+    )
+    return Contents(classes, train, val, notes=(*notes, note))
 
 
 def grey_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

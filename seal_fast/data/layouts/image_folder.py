@@ -5,17 +5,22 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-import numpy as np
-
 from seal_fast.data.archive import Archive
-from seal_fast.data.layouts.common import Contents, Faults, class_folders, is_image, labelled_files, other_files
-from seal_fast.data.split import Split, draw_by_class
+from seal_fast.data.layouts.common import (
+    Contents,
+    Faults,
+    class_folders,
+    hold_out,
+    is_image,
+    labelled_files,
+    other_files,
+)
+from seal_fast.data.split import Split
 from seal_fast.utils.errors import RunError
 
 NAME = "image-folder"
 DESCRIPTION = "an image folder (train/CLASS/*, with val/CLASS/* or test/CLASS/*)"
 _PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-_HELD_OUT = 0.2
 
 
 def matches(archive: Archive) -> bool:
@@ -50,21 +55,10 @@ def read(archive: Archive, faults: Faults) -> Contents:
 
 
 def read_pool(archive: Archive, faults: Faults, seed: int) -> Contents:
-    """Class folders without a split: a fifth of each class, at least one image, is drawn by `seed` and held out.
-
-    Raises:
-        RunError: a class has fewer than two images.
-    """
+    """Class folders without a split, see `hold_out`."""
     by_class = class_folders(archive, "", faults)
     whole = _split(archive, by_class, by_class, faults)
-    for label, count in enumerate(np.bincount(whole.labels, minlength=len(by_class))):
-        if count < 2:
-            where = archive.where(list(by_class)[label])
-            raise RunError(f"{where} holds one usable image: to be split, each class needs at least two")
-    held_out = draw_by_class(whole.labels, seed, lambda count: max(1, round(_HELD_OUT * count)))
-    train, val = (whole.take(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
-    note = f"no train/ and val/: one pool of {len(whole)} images, of which seed {seed} holds out {len(val)} where asked"
-    return Contents(tuple(by_class), train, val, notes=(*other_files(archive, ("",)), note))
+    return hold_out(whole, tuple(by_class), seed, str(archive.path), other_files(archive, ("",)))
 
 
 def _split(archive: Archive, by_class: dict[str, list[str]], classes: Iterable[str], faults: Faults) -> Split:
