@@ -17,8 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-AUGMENT, ORDER, CROP = 0, 1, 2
-"""Purposes: crop offset and flip of an image, order of an epoch, random resized crop (2 to 11, one a try)."""
+AUGMENT, ORDER, CROP, FORWARD, MIXUP, PAIRS = 0, 1, 2, 12, 13, 14
+"""Purposes: crop offset and flip of an image, order of an epoch, random resized crop (2 to 11, one a try), the
+network's own draws in a step, mixup's share and pairs."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -93,6 +94,13 @@ def words(seed: int, generation: int, epoch: int, positions: Tensor, purpose: in
     purposes = torch.arange(purpose, purpose + blocks, device=positions.device)
     counter = positions & _MASK, epoch, generation, (positions >> 32) | (purposes << 16)
     return torch.stack(philox4x32(counter, (seed & _MASK, seed >> 32)), dim=2).flatten(1)  # type: ignore[arg-type]
+
+
+def number(seed: int, generation: int, epoch: int, position: int, purpose: int) -> int:
+    """A seed for another generator: 63 random bits on the host; arguments as for `words`."""
+    counter = position & _MASK, epoch, generation, purpose << 16 | position >> 32
+    first, second, _, _ = philox4x32(counter, (seed & _MASK, seed >> 32))
+    return int(first) << 31 | int(second) >> 1
 
 
 def permutation(n: int, seed: int, generation: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:

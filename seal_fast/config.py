@@ -10,7 +10,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from seal_fast.methods import METHODS, timeline
-from seal_fast.networks import parse
+from seal_fast.networks import Factory, parse
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import read_text
 
@@ -39,7 +39,8 @@ class Config:
     """First layers of ResNets, densenet121 and -169, ConvNeXt and ViT: imagenet (of stride 4; ViT: 16) or small (of
     stride 1; ConvNeXt: 2; ViT: 4) for small images. The others have their papers' layers."""
     data: str = "auto"
-    """auto (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else digits), digits, or a folder or .tar of a data set."""
+    """auto (Tiny-ImageNet in $SEAL_FAST_DATA or ./data, else digits), digits, a folder or .tar of a data set, or
+    a pattern such as '{train,val}-{000..012}.tar' of WebDataset shards or parquet files."""
     image_size: int | None = None
     """Side of the square input in pixels; default: the images' own if all agree, else 64."""
     input: Literal["auto", "resident", "stream"] = "auto"
@@ -62,6 +63,9 @@ class Config:
     code's) or he-normal (the initial weights')."""
     lr: float = 0.1
     """Peak learning rate."""
+    lr_curve: str = "cosine"
+    """Learning rate after the warm-up: cosine (to zero at a cycle's end), constant, or steps such as 0.1@80,120 (times
+    0.1 from epoch 80 of the cycle on, and again from 120 on)."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 5e-4
@@ -79,6 +83,11 @@ class Config:
     the initial values on; they are evaluated (val_ema_*) and saved (*-ema.safetensors) beside the others. 0: none."""
     label_smoothing: float = 0.1
     """Label smoothing of the cross entropy, in training and evaluation."""
+    dropout: float = 0.0
+    """Set this share of the features before the classifier to zero in training (registered networks only)."""
+    mixup: float = 0.0
+    """Train on mixtures of two images and their labels, whose share is drawn from Beta(A, A) each step; 0: none.
+    train_loss and train_top1 are then of the mixtures."""
     seed: int = 0
     """Decides initial weights, data order, augmentation and re-initialisation."""
     amp: bool = False
@@ -201,7 +210,7 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise UsageError(f"{flag(name)} {value}: must be at least {lowest}")
-    for name in ("lr", "weight_decay", "ascent_scale", "checkpoint_seconds"):
+    for name in ("lr", "weight_decay", "ascent_scale", "mixup", "checkpoint_seconds"):
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             raise UsageError(f"{flag(name)} {value}: must be a finite number that is not negative")
@@ -211,7 +220,7 @@ def check(config: Config) -> Config:
         raise UsageError(f"--width {config.width:g}: must be a finite number above 0")
     if not 0 < config.dist_timeout < float("inf"):
         raise UsageError(f"--dist-timeout {config.dist_timeout}: must be a finite number of seconds above 0")
-    for name in ("momentum", "label_smoothing", "ema", "holdout", "label_noise"):
+    for name in ("momentum", "label_smoothing", "dropout", "ema", "holdout", "label_noise"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"{flag(name)} {getattr(config, name)}: must be at least 0 and below 1")
     for name in ("ascent_epochs", "warmup_epochs"):
@@ -229,7 +238,10 @@ def check(config: Config) -> Config:
         raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
     if config.dtype == "float64" and config.amp:
         raise UsageError("--dtype float64 computes in double throughout and excludes --amp; drop one of them")
-    parse(config.model)
+    if isinstance(parse(config.model), Factory) and config.dropout:
+        raise UsageError(
+            f"--dropout {config.dropout:g}: is for registered networks; give --model {config.model} its own"
+        )
     timeline(config)
     return config
 

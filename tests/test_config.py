@@ -180,11 +180,24 @@ def test_presets_at_224_pixels_are_the_released_recipe():
     assert timeline(override(Config(), PRESETS["llf-224-long"], "")).total_epochs() == 2200
 
 
+def test_presets_with_steps_are_the_released_schedules():
+    config = override(Config(), PRESETS["llf-tiny-imagenet"], "")
+    rates = [timeline(config).rates(1, epoch)["late"]["lr"] for epoch in (0, 79, 80, 119, 120, 159)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    line = timeline(override(Config(), PRESETS["dash-cifar"], ""))
+    rates = [line.rates(0, epoch)["late"]["lr"] for epoch in (59, 60, 120, 160, 200, 259)]
+    assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008, 0.00016, 0.00016])
+
+
 @pytest.mark.parametrize(("settings", "message"), [
+    ({"lr_curve": "0.1@80,120", "epochs": 120}, "--lr-curve 0.1@80,120: its last step comes after the cycle of 120 ep"),
+    ({"lr_curve": "steps"}, "--lr-curve steps: must be cosine, constant, or as 0.1@80,120"),
+    ({"lr_curve": "0.1@80,80"}, "steps must be epochs from 1 on, each later than the one before"),
+    ({"lr_curve": "constant", "method": "sgdr"}, "--lr-curve constant: sgdr has a curve of its own; drop the flag"),
     ({"holdout": 1.0}, "--holdout 1.0: must be at least 0 and below 1"),
     ({"label_noise": -0.1}, "--label-noise -0.1: must be at least 0 and below 1"),
     ({"per_class": 0}, "--per-class 0: must be at least 1"),
 ])  # fmt: skip
-def test_options_of_the_data_are_checked(settings, message):
+def test_settings_are_checked(settings, message):
     with pytest.raises(UsageError, match=message):
         check(override(Config(), settings, ""))

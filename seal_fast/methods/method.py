@@ -11,7 +11,7 @@ from inspect import getdoc
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from seal_fast.methods.operators import EVERYTHING
+from seal_fast.methods.operators import EVERYTHING, require
 from seal_fast.methods.schedule import Curve, Phase, Rule, Timeline, rules
 from seal_fast.utils.errors import UsageError
 
@@ -72,8 +72,17 @@ def stretches(config: Config, every: int, first: int = 0) -> list[int]:
 
 
 def timeline(config: Config, method: str, generations: tuple[tuple[Phase, ...], ...], **changes: Any) -> Timeline:
-    """A timeline with the configured learning rate, warm-up and threshold."""
-    given: dict[str, Any] = {"curve": Curve(warmup_epochs=config.warmup()), "cuts": (config.layer_threshold,)}
+    """A timeline with the configured learning rate, its curve, and threshold.
+
+    Raises:
+        UsageError: the method has a curve of its own, or no cycle is as long as the configured one.
+    """
+    curve, longest = Curve.parse(config.lr_curve, config.warmup()), max(sum(p.epochs for p in g) for g in generations)
+    own = config.lr_curve != "cosine" and "curve" in changes
+    require(not own, f"--lr-curve {config.lr_curve}: {method} has a curve of its own; drop the flag")
+    late = f"--lr-curve {config.lr_curve}: its last step comes after the cycle of {longest} epochs"
+    require(max(curve.steps, default=0) < longest, late)
+    given: dict[str, Any] = {"curve": curve, "cuts": (config.layer_threshold,)}
     return Timeline(method, generations, config.lr, **given | changes)
 
 

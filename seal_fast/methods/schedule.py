@@ -25,6 +25,7 @@ from seal_fast.methods.operators import (
     require,
     require_number,
 )
+from seal_fast.utils.errors import UsageError
 
 Need = Literal["average", "snapshot", "held", "initial", "images", "loss", "teacher"]
 
@@ -44,6 +45,23 @@ class Curve:
     def __post_init__(self) -> None:
         require_number("a curve's warmup_epochs", self.warmup_epochs, 0)
         require_number("a curve's factor", self.factor, 0)
+        ascend = [0, *self.steps] == sorted({0, *self.steps})
+        require(ascend, "a curve's steps must be epochs from 1 on, each later than the one before")
+
+    @staticmethod
+    def parse(text: str, warmup_epochs: int) -> Curve:
+        """The curve that --lr-curve names: cosine, constant, or FACTOR@EPOCH,EPOCH,...
+
+        Raises:
+            UsageError: it names none.
+        """
+        if text in ("cosine", "constant"):
+            return Curve("cosine" if text == "cosine" else "constant", warmup_epochs)
+        factor, _, steps = text.partition("@")
+        try:
+            return Curve("step", warmup_epochs, tuple(map(int, steps.split(","))), float(factor))
+        except ValueError:
+            raise UsageError(f"--lr-curve {text}: must be cosine, constant, or as 0.1@80,120") from None
 
     def rate(self, lr: float, epoch: int, epochs: int) -> float:
         """Learning rate of an epoch, of so many; `lr` is the peak."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, get_args
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_fast.kernels import conv2d, max_pool, norm_act
@@ -60,9 +61,11 @@ class Network(nn.Module):
 
     Attributes:
         initial: how its weights are drawn.
+        dropout: share of the features that is set to zero in train mode.
     """
 
     initial = Initial()
+    dropout = 0.0
     fc: nn.Linear
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
@@ -80,7 +83,7 @@ class Network(nn.Module):
         """Images (N, 3, H, W) to logits (N, num_classes)."""
         if self.training:
             self._count_batch()
-        return self.fc(self.embed(x))
+        return self.fc(F.dropout(self.embed(x), self.dropout, self.training and self.dropout > 0))
 
     def _count_batch(self) -> None:
         # One call for all of them: 20 to 53 separate counters would be as many launches on a GPU.

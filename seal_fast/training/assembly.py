@@ -90,6 +90,8 @@ def assemble(
     )
     timeline = methods.timeline(config)
     model = build(config.model, batches.num_classes, stem=config.stem, seed=config.seed, width=config.width)
+    if config.dropout:
+        model.dropout = config.dropout
     order = forward_order(model, batches.image_size, batches.num_classes, f"--model {config.model}")
     if config.init_weights:
         load_weights(model, config.init_weights, config.init_fc, order.classifier)
@@ -183,7 +185,6 @@ def make_state(
     """
     needs, decay = timeline.needs(), timeline.ema_decay(config.ema)
     snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
-    torch.manual_seed(config.seed)  # nothing here draws from the global generator, but a user's model may
     parameters = dict(model.named_parameters())
     optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
         [
@@ -245,6 +246,7 @@ def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
         f"data: {config.data} ({dataset.name}): {batches.train_size} training and {batches.val_size} validation "
         f"images, {batches.num_classes} classes, {batches.image_size} px, {batches.kind}",
         *([shared] if world.size > 1 else []),
+        *(["train_loss and train_top1 are of mixed images"] if config.mixup else []),
         *batches.notes,
         f"model: {config.model}, {config.stem} stem"
         f"{f', width {config.width:g}' if config.width != 1 else ''}; {trainer.partition}",

@@ -88,6 +88,7 @@ def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
                 norm.num_batches_tracked.zero_()
         if trainer.link:
             trainer.link.connected = batch.micro_batch.shared
+        trainer.steps.seed(batch.micro_batch)
         with trainer.runtime.autocast():
             model(batch.images)
         if batch.micro_batch.counted:

@@ -61,6 +61,7 @@ def forward_and_loss(
     valid: Tensor | None = None,
     numbers: Tensor | None = None,
     teacher: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss and counters: what is compiled, once in train and once in eval mode.
 
@@ -70,10 +71,11 @@ def forward_and_loss(
         smoothing: of the labels.
         weights: by name, tensors that take the place of parameters; see `bf16_weight_overrides`.
         images: [B, 3, S, S].
-        labels: int64 [B].
+        labels: int64 [B]; with a share [2, B], of both images of each mixture.
         valid: bool [B], False for padding; None without any.
         numbers: of a phase's `Loss`; None for the cross entropy.
         teacher: logits of the snapshot, for distillation.
+        share: of the first images in mixtures, float64 []; losses and hits are those of both labels in these parts.
 
     Returns:
         The mean loss, and float64 [4] sums of loss, top-1 hits, top-5 hits and images, padding left out.
@@ -81,13 +83,22 @@ def forward_and_loss(
     with runtime.autocast():
         logits = functional_call(model, weights, (images,), tie_weights=False)
     logits = logits.to(runtime.dtype)
-    rank = true_class_rank(logits, labels)
-    if numbers is None:
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+    def measures(labels: Tensor) -> tuple[Tensor, ...]:
+        rank = true_class_rank(logits, labels)
+        if numbers is None:
+            losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        else:
+            losses = shaped_losses(logits, labels, rank < 1, numbers, teacher)
+        return losses, rank < 1, rank < 5
+
+    if share is None:
+        losses, top1, top5 = measures(labels)
     else:
-        losses = shaped_losses(logits, labels, rank < 1, numbers, teacher)
+        both = zip(*map(measures, labels.unbind()), strict=True)
+        losses, top1, top5 = (share * first + (1 - share) * second for first, second in both)
     weight = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
-    sums = torch.stack([losses.detach() * weight, (rank < 1) * weight, (rank < 5) * weight, weight])
+    sums = torch.stack([losses.detach() * weight, top1 * weight, top5 * weight, weight])
     return losses.mean(), sums.sum(1, dtype=torch.float64)
 
 

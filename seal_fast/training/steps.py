@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from seal_fast.config import Config
 from seal_fast.data import Batch, Input, MicroBatch
+from seal_fast.kernels import philox
 from seal_fast.kernels.torch_private import foreach_copy_
 from seal_fast.methods.operators import Loss, Sharpness
 from seal_fast.methods.schedule import Phase, Timeline
@@ -44,6 +46,7 @@ class Steps:
         link: Link | None = None,
     ) -> None:
         self.runtime, self.state, self.input, self.link, self.processes = runtime, state, source, link, processes
+        self.config = config
         self.smoothing = config.label_smoothing
         model, snapshot, smoothing = state.model, state.snapshot, config.label_smoothing
         weights = bf16_weight_overrides(model, state.optimizer) if runtime.bf16_weights else {}
@@ -63,9 +66,11 @@ class Steps:
             torch.zeros(6, dtype=torch.float64, device=runtime.device) if "loss" in timeline.needs() else None
         )
         self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime, state.scaler)
-        self.buffers = source.buffers() if self.recorded else None
-        if self.buffers:
-            source.out = self.buffers[0]
+        self.share = torch.zeros((), dtype=torch.float64, device=runtime.device) if config.mixup else None
+        self.buffers = None
+        if self.recorded:
+            source.out, labels = source.buffers()
+            self.buffers = source.out, labels if self.share is None else labels.repeat(2, 1)
         self.full: dict[tuple[Sharpness | None, bool], Callable[[Tensor, Tensor], None]] = {}
         self.parts: list[tuple[Forward, Tensor, Tensor, MicroBatch]] = []
         self.begin(timeline.generations[0][0])
@@ -87,12 +92,41 @@ class Steps:
         cut = batch.micro_batch
         if self.link:
             self.link.connected = cut.shared
+        self.seed(cut)
+        labels = batch.labels if self.share is None else self._mix(self.share, batch)
         full = len(batch.labels) == self.input.micro_batch_size and cut.shared == (self.processes > 1)
         if full and cut.weight == 1 and self.forward.whole:
-            self.full_step(batch.images, batch.labels)
+            self.full_step(batch.images, labels)
         else:  # a smaller last batch is not compiled: it would be a third graph
-            self.step(self.forward if full else self.eager, batch.images, batch.labels, cut)
+            self.step(self.forward if full else self.eager, batch.images, labels, cut)
         return cut.last
+
+    def seed(self, cut: MicroBatch) -> None:
+        """Seed torch's generator, from which a network draws (dropout), by the place of these images in the run."""
+        number = self._number(cut.start, philox.FORWARD)
+        if self.runtime.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+        else:
+            torch.default_generator.manual_seed(number)
+
+    def _number(self, position: int, purpose: int) -> int:
+        at = self.state.position
+        return philox.number(self.config.seed, at.generation, at.epoch, position, purpose)
+
+    def _mix(self, share: Tensor, batch: Batch) -> Tensor:
+        """Mix a batch's images in place; returns the labels of both images of each mixture, [2, B].
+
+        mixup (Zhang et al., ICLR 2018, arXiv 1710.09412): one share for all of a step; partners come from a random
+        permutation of the images that are computed at once.
+        """
+        start = batch.micro_batch.start
+        step = self._number(start // self.config.batch_size, philox.MIXUP)
+        first = np.random.default_rng(step).beta(self.config.mixup, self.config.mixup)
+        share.fill_(first)
+        order = np.random.default_rng(self._number(start, philox.PAIRS)).permutation(len(batch.labels))
+        partner = torch.from_numpy(order).to(self.runtime.device, non_blocking=True)
+        batch.images.lerp_(batch.images[partner], 1 - first)
+        return torch.stack([batch.labels, batch.labels[partner]])
 
     def step(self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE) -> None:
         """One training step, or a part of one; changes tensors in place only."""
@@ -118,6 +152,8 @@ class Steps:
         state, extra = self.state, {}
         if self.numbers is not None:
             extra["numbers"] = self.numbers
+        if self.share is not None:
+            extra["share"] = self.share
         if self.distils:
             with torch.no_grad():
                 extra["teacher"] = (self.eager_teach if forward is self.eager else self.teach)(images)
@@ -145,4 +181,6 @@ class Steps:
     def _part(self, part: tuple[Forward, Tensor, Tensor, MicroBatch], **flags: bool) -> None:
         if self.link:
             self.link.connected = part[-1].shared
+        if not self.recorded:  # a recording cannot be seeded: there the second pass draws anew
+            self.seed(part[-1])
         self._backward(*part, **flags)

@@ -96,8 +96,9 @@ def test_curvature_is_measured_on_everyones_images(image_folder, tmp_path):
 
 
 def test_without_shared_statistics_two_processes_are_two_parts_of_one(image_folder, tmp_path):
-    """Each sees the half of a step that `--accumulate 2` sees; only running statistics differ. So under SAM."""
+    """Each sees the half of a step that `--accumulate 2` sees; statistics differ. So under SAM, mixup, dropout."""
     config = replace(SHORT, method="asam", option="rho=0.5", data=str(image_folder), sync_batchnorm=False)
+    config = replace(config, mixup=0.4, dropout=0.25)
     together(2, run, replace(config, out=tmp_path / "many"))
     run(replace(config, accumulate=2, out=tmp_path / "one"))
     weights = tuple(f"model.{name}" for name, _ in build_shallow("", 4).named_parameters())
