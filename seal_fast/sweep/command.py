@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.runs.identity import short
-from seal_fast.sweep import arguments, results, suggest
+from seal_fast.sweep import arguments, mps, results, suggest
 from seal_fast.sweep import plan as plans
 from seal_fast.sweep import space as spaces
 from seal_fast.sweep.checks import check_trials
@@ -85,49 +86,50 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
     check_trials((t for t in made.trials if t.name not in trials or t.name in left), here=not flags.address)
     flags.threads = flags.threads or metadata.get("threads")
     place = _slots(flags, made.trials)
-    with connection.connected(folder.path, flags.address, place.concurrent) as session:
-        if flags.address:
-            place = _slots(flags, made.trials, session.nodes)
-        rungs = (flags.first_rung, flags.reduction) if flags.stop_early else metadata.get("rungs")
-        metadata = metadata | {"threads": place.threads, "rungs": rungs}
+    with mps.running() if _shares_gpus(flags, place) else contextlib.nullcontext():
+        with connection.connected(folder.path, flags.address, place.concurrent) as session:
+            if flags.address:
+                place = _slots(flags, made.trials, session.nodes)
+            rungs = (flags.first_rung, flags.reduction) if flags.stop_early else metadata.get("rungs")
+            metadata = metadata | {"threads": place.threads, "rungs": rungs}
 
-        def save() -> None:
-            folder.write_plan(Plan(tuple(trials.values()), made.repeated), **metadata)
+            def save() -> None:
+                folder.write_plan(Plan(tuple(trials.values()), made.repeated), **metadata)
 
-        save()
-        count = len(trials)
-        order = (trials[name] for name in ledger.left())
-        if learning:
-            count, space = metadata["samples"], spaces.read(Path(metadata["space"]))
-            order = suggest.proposals(space, count, metadata["search_seed"], trials, ledger, save)
-        scheduler = tune.asha(ledger, rungs, max(trial.generations for trial in made.trials)) if rungs else None
-        print(f"{count - len(trials) + len(left)} of {count} runs to do, {place}; {folder.path}", flush=True)
-        display = Display(folder, trials, ledger)
-        stopped = error = None
-        try:
-            job: dict[str, Any] = {"retries": flags.retries, "scheduler": scheduler, "tick": display.tick}
-            tune.run(folder.path, order, ledger, session, place, **job)
-        except tune.Stopped as stop:
-            stopped = stop.number
-        except RunError as failure:  # printed here, as leaving a Ray that is lost may end this program
-            error = failure
-        finally:
-            display.stop()
-        results.write(folder, trials, ledger)
+            save()
+            count = len(trials)
+            order = (trials[name] for name in ledger.left())
+            if learning:
+                count, space = metadata["samples"], spaces.read(Path(metadata["space"]))
+                order = suggest.proposals(space, count, metadata["search_seed"], trials, ledger, save)
+            scheduler = tune.asha(ledger, rungs, max(trial.generations for trial in made.trials)) if rungs else None
+            print(f"{count - len(trials) + len(left)} of {count} runs to do, {place}; {folder.path}", flush=True)
+            display = Display(folder, trials, ledger)
+            stopped = error = None
+            try:
+                job: dict[str, Any] = {"retries": flags.retries, "scheduler": scheduler, "tick": display.tick}
+                tune.run(folder.path, order, ledger, session, place, **job)
+            except tune.Stopped as stop:
+                stopped = stop.number
+            except RunError as failure:  # printed here, as leaving a Ray that is lost may end this program
+                error = failure
+            finally:
+                display.stop()
+            results.write(folder, trials, ledger)
+            if stopped is not None:
+                again = shlex.join(
+                    ["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume", *flags.again]
+                )
+                print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
+                session.exit_code = 128 + stopped
+            elif error is not None:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            else:
+                shutil.rmtree(folder.shared, ignore_errors=True)
+                session.exit_code = _conclude(folder, ledger)
         if stopped is not None:
-            again = shlex.join(
-                ["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume", *flags.again]
-            )
-            print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
-            session.exit_code = 128 + stopped
-        elif error is not None:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            shutil.rmtree(folder.shared, ignore_errors=True)
-            session.exit_code = _conclude(folder, ledger)
-    if stopped is not None:
-        for name in ledger.names("running"):  # they write their checkpoints now that their workers are gone
-            wait_until_free(folder.run(name).path, STOP_SECONDS)
+            for name in ledger.names("running"):  # they write their checkpoints now that their workers are gone
+                wait_until_free(folder.run(name).path, STOP_SECONDS)
     return session.exit_code
 
 
@@ -161,6 +163,11 @@ def _slots(flags: argparse.Namespace, trials: Sequence[Trial], nodes: Any = None
     return slots(flags, nodes or [here], use_gpus)
 
 
+def _shares_gpus(flags: argparse.Namespace, place: Slots) -> bool:
+    """Whether runs share a GPU of this machine; on a cluster MPS is its users' to start."""
+    return 0 < place.gpu < 1 and not flags.address
+
+
 def _dry_resume(flags: argparse.Namespace, folder: SweepFolder) -> int:
     """Print what `--resume` would run."""
     trials, metadata = folder.read_plan()
@@ -191,5 +198,7 @@ def _dry_run(flags: argparse.Namespace, made: Plan, search: str, trained: dict[s
     repeated = f" ({made.repeated} combinations left out: another trains the same)" if made.repeated else ""
     place, what = _slots(flags, made.trials), "runs" if trained is None else "runs left"
     print(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {place}", flush=True)
+    if _shares_gpus(flags, place):
+        print(mps.plan()[1], flush=True)
     print(estimate(left, sizes, place))
     return 0
