@@ -63,6 +63,10 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
         "Curvature of the training loss: eigenvalues, trace and spectral density.",
     ),
     "evaluate": ("seal_fast.analysis.evaluate.command", "Accuracy and calibration of trained networks, by class too."),
+    "similarity": (
+        "seal_fast.analysis.similarity.command",
+        "How alike features are (CKA): between layers, generations, seeds and methods.",
+    ),
     "drift": ("seal_fast.analysis.drift.command", "How far the weights of runs travel, by layer and generation."),
     "barrier": ("seal_fast.analysis.barrier.command", "Loss and accuracy on the straight lines between networks."),
     "plasticity": ("seal_fast.analysis.plasticity.command", "Dormant units and effective rank of features, by layer."),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from seal_fast.report.pairs import Pairs, adjusted, differences
 from seal_fast.runs.collection import Group, Run
@@ -18,6 +20,7 @@ from seal_fast.utils.terminal import shown
 
 TITLES = {"depth": "Prediction depth", "transfer": "Transfer", "fewshot": "Few-shot"}
 TITLES |= {"hessian": "Hessian of the training loss", "evaluate": "Accuracy and calibration"}
+TITLES |= {"similarity": "Similarity of features"}
 TITLES |= {"drift": "Travel of the weights", "barrier": "Barriers between networks", "plasticity": "Plasticity"}
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
@@ -46,12 +49,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Analyses:
-    """The figures of finished runs, the protocols by analysis, and the files and results left out with the reason."""
+    """The figures of finished runs, the protocols by analysis, and the files and results left out with the reason.
+
+    `maps` holds heat maps by (analysis, protocol, group, seed).
+    """
 
     figures: list[Figure]
     protocols: dict[str, list[dict[str, Any]]]
     left_out: list[tuple[str, str]]
     stage: str = "last"
+    maps: dict[tuple[str, int, int, int], list[dict[str, Any]]] = field(default_factory=dict)
 
     def content(self, groups: int, pairs: Pairs) -> list[dict[str, Any]]:
         """One section for each protocol, as plain values."""
@@ -71,7 +78,8 @@ class Analyses:
                     compared += [{"name": name} | row for row in differences(pairs, values)]
                 title = TITLES[analysis] + (f", protocol {number}" if len(protocols) > 1 else "")
                 section = {"title": title, "protocol": protocol, "differ": differ, "figures": figures}
-                sections.append(section | {"pairs": adjusted(compared)})
+                maps = [(at[2], found) for at, found in self.maps.items() if at[:2] == (analysis, number)]
+                sections.append(section | {"pairs": adjusted(compared), "maps": _mean_maps(maps)})
         return sections
 
 
@@ -105,6 +113,7 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
                 results.append((where, file.stem, result))
     places_of = _places(groups, {stage, "last", *(result["stage"] for *_, result in results)}) if results else {}
     figures: list[Figure] = []
+    maps: dict[tuple[str, int, int, int], list[dict[str, Any]]] = {}
     protocols: dict[str, list[dict[str, Any]]] = {}
     taken: dict[tuple[Any, ...], str] = {}
     for where, analysis, result in results:
@@ -121,13 +130,15 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
             continue
         taken[key] = where
         try:
-            values = list(_figures(analysis, result))
+            values, drawn = list(_figures(analysis, result)), _maps(result)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             left_out.append((name, f"damaged ({type(error).__name__}: {error}); run the analysis again"))
             continue
         for group, run, at in mine:
             figures += [Figure(analysis, number, group, run.name, run.seed, at, *value) for value in values]
-    return Analyses(figures, protocols, left_out, stage)
+            if at == stage:
+                maps[analysis, number, group, run.seed] = drawn
+    return Analyses(figures, protocols, left_out, stage, maps)
 
 
 def _files(place: Path) -> list[Path]:
@@ -201,6 +212,28 @@ def _mean(by_seed: dict[int, Figure]) -> Interval:
     if len(by_seed) == 1 and first.low is not None and first.high is not None:
         return Interval(first.value, first.low, first.high, 1)
     return student([f.value for f in by_seed.values()])
+
+
+def _maps(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The heat maps of a result, their values as float arrays [rows, columns] with NaN for None."""
+    maps = []
+    for one in result.get("maps", []):
+        values = np.array(one["values"], float)
+        if values.shape != (len(one["rows"]), len(one["columns"])):
+            raise ValueError(f"the map {one['name']} has not a value for each row and column")
+        maps.append({key: one[key] for key in ("name", "rows", "columns")} | {"values": values})
+    return maps
+
+
+def _mean_maps(maps: Iterable[tuple[int, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Maps of a group with equal names, rows and columns as their mean over seeds, NaN where one is; by group."""
+    same: dict[str, list[dict[str, Any]]] = {}
+    for group, found in sorted(maps, key=lambda pair: pair[0]):
+        for one in found:
+            key = json.dumps([group, one["name"], one["rows"], one["columns"]])
+            same.setdefault(key, []).append(one | {"group": group})
+    means = {key: np.mean([one["values"] for one in found], 0).round(4).tolist() for key, found in same.items()}
+    return [found[0] | {"values": means[key]} for key, found in same.items()]
 
 
 def _curves(figures: Sequence[Figure], groups: int) -> list[dict[str, Any]]:

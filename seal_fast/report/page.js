@@ -161,6 +161,28 @@ function dot(root, x, y, cell, group, clip = (v) => v) {
   svg("title", {}, circle).textContent = `${label(group)}: ${short(cell.mean)}`;
 }
 
+// Rows from below, as deep in colour as the value from 0 to 1; a value that is not defined leaves its cell empty.
+function heatMap(place, { group, name, rows, columns, values }) {
+  const [width, left, bottom] = [Math.max(240, place.clientWidth), 76, 76];
+  const [w, h] = [(width - left - 8) / columns.length, Math.min(30, (width - left - 8) / rows.length)];
+  const height = h * rows.length + bottom + 40;
+  const caption = marked("figcaption", group);
+  caption.append(`: ${name}`);
+  place.replaceChildren(caption);
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" }, place);
+  const [px, py] = [(j) => left + j * w, (i) => 8 + (rows.length - 1 - i) * h];
+  const size = Math.min(11, w, h); // of the letters
+  rows.forEach((row, i) => (svg("text", { x: left - 5, y: py(i) + h / 2 + size / 3, "text-anchor": "end", "font-size": size }, root).textContent = row));
+  columns.forEach((column, j) => {
+    const [x, y] = [px(j) + w / 2 + size / 3, py(0) + h + 5];
+    svg("text", { x, y, "text-anchor": "end", "font-size": size, transform: `rotate(-90 ${x} ${y})` }, root).textContent = column;
+  });
+  values.forEach((row, i) => row.forEach((value, j) => {
+    const cell = svg("rect", { x: px(j), y: py(i), width: w, height: h, class: "cell", "fill-opacity": Math.max(0, value ?? 0) }, root);
+    svg("title", {}, cell).textContent = `${rows[i]}, ${columns[j]}: ${value === null ? "not defined" : short(value)}`;
+  }));
+}
+
 const charts = []; // draw again at a new width
 const chart = (parent, draw) => {
   const figure = parent.appendChild(el("figure"));
@@ -197,7 +219,7 @@ const plain = (value) => (value && typeof value === "object" ? Object.entries(va
 const listed = (protocol, keys) => keys.map((key) => `${key.replaceAll("_", " ")} ${plain(protocol[key] ?? null)}`).join("; ");
 
 // A section for each analysis and protocol.
-function addAnalysis({ title, protocol, differ, figures, pairs }) {
+function addAnalysis({ title, protocol, differ, figures, pairs, maps }) {
   const section = $("analyses").appendChild(el("section"));
   const box = () => section.appendChild(el("div", "", "scroll"));
   const common = Object.keys(protocol).filter((key) => !differ.includes(key) && !key.endsWith("sha256"));
@@ -212,6 +234,7 @@ function addAnalysis({ title, protocol, differ, figures, pairs }) {
   if (pairs.length) sortable(box(), compared, pairs, 0, false);
   legend(section.appendChild(el("ul", "", "legend")), known);
   const grid = section.appendChild(el("div", "", "grid"));
+  for (const one of maps) chart(grid, (figure) => heatMap(figure, one));
   for (const { name, cells, curves } of figures) {
     if (cells.length)
       chart(grid, (figure) => {

@@ -165,19 +165,29 @@ def test_a_colour_stands_for_one_group_on_the_whole_page(runs):
         for s in (0, 1)
         for st in ("generation-0", "last")
     ]
-    write(runs / "results", depth=found)
-    report(runs)
+    alike = {"name": "to llf", "rows": ["a", "b"], "columns": ["a", "b", "c"], "values": [[1, 0.5, 0], [None, 0, 1]]}
+    two = [result(runs / f"seal-{s}", protocol={"analysis": "similarity"}, maps=[alike]) for s in (0, 1)]
+    two[1]["maps"] = [alike | {"values": [[0.5, 0.5, 0.2], [0, 0, 1]]}]
+    write(runs / "results", depth=found, similarity=two)
+    shown, _ = report(runs)
+    (drawn,) = (one for section in shown["analyses"] for one in section["maps"])
+    assert drawn["values"] == [[0.75, 0.5, 0.1], [None, 0, 1]]
     with browser.page() as driver:
         driver.open(runs / "report.html", width=360)
         assert driver.of("Runtime.exceptionThrown") == []
         shown = (
-            "[...document.querySelectorAll('svg title')].map(t => t.textContent.split(':')[0] + ' ' + "
+            "[...document.querySelectorAll('svg :not(.cell) > title')].map(t => t.textContent.split(':')[0] + ' ' + "
             "getComputedStyle(t.parentNode)[t.parentNode.tagName == 'path' ? 'stroke' : 'fill'])",
             "[...document.querySelectorAll('.mark')].map(m => m.nextSibling.textContent + ' ' + "
             "getComputedStyle(m).backgroundColor)",
         )
         drawn = {name for script in shown for name in driver.run(script)}
         assert len(drawn) == 2 and {name.split()[0] for name in drawn} == {"llf", "seal"}
+        cells = driver.run(
+            "[...document.querySelectorAll('.cell')].map(c => [c.getAttribute('fill-opacity'), c.textContent])"
+        )
+        assert [cells[0], cells[3]] == [["0.75", "a, a: 0.75"], ["0", "b, a: not defined"]] and len(cells) == 6
+        assert driver.run("document.querySelector('figcaption').innerText") == "seal: to llf"
         states = driver.run(
             "[...document.querySelectorAll('.scroll')]"
             ".map(b => [b.scrollWidth > b.clientWidth + 1, 'more' in b.dataset])"

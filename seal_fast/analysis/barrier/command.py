@@ -14,9 +14,8 @@ from torch import Tensor
 
 from seal_fast.analysis.barrier import plots
 from seal_fast.analysis.barrier.compute import Batches, height, line
-from seal_fast.analysis.common.earlier import KINDS, earlier
+from seal_fast.analysis.common.earlier import GROUPS, KINDS, SEEDS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
-from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import batches
@@ -61,17 +60,10 @@ class Barrier(FigureAnalysis):
         """
         if self.world.size > 1:
             raise UsageError("barrier runs in one process: start it without torchrun")
-        group = {n.weights: m.group for n, m in zip(self.networks, members(self.networks), strict=True)}
-        last = {(n.weights.parent if n.config else n.weights).resolve(): n for n in self.networks}
-        self.others: dict[Path, list[tuple[str, TrainedNetwork]]] = {}
-        for network in self.networks:
-            found = [(KINDS[k], n) for k, n in earlier(network, self.networks).items() if k != "start"]
-            if network in last.values():
-                for other in last.values():
-                    if other is not network:
-                        same = group[other.weights] == group[network.weights]
-                        found.append(("to other seeds" if same else "to other groups", other))
-            self.others[network.weights] = found
+        self.others = {
+            weights: [one for one in found if one.kind != KINDS["start"]]
+            for weights, found in partners(self.networks).items()
+        }
         if not any(self.others.values()):
             raise UsageError("barrier: there is no second network; name several runs, or use --per-generation")
 
@@ -82,7 +74,7 @@ class Barrier(FigureAnalysis):
         splits = {"train": train.spread(flags.images), "val": images.val.spread(flags.images)}
         shown: dict[str, Batches] = {}
         lines = []
-        for kind, other in self.others[network.weights]:
+        for kind, other, _ in self.others[network.weights]:
             if not shown:
                 shown = {name: self._decode(network, images, split) for name, split in splits.items()}
             data = images.fingerprint, network.image_size, len(train)
@@ -106,7 +98,9 @@ class Barrier(FigureAnalysis):
                 "points": flags.points,
                 "loss": "cross entropy, without label smoothing",
                 "batchnorm": "recomputed at each point on the training images",
-                "between": sorted({n.name for found in self.others.values() for k, n in found if k.startswith("to ")}),
+                "between": sorted(
+                    {n.name for found in self.others.values() for k, n, _ in found if k in (SEEDS, GROUPS)}
+                ),
             },
             "skipped_images": {images.name: list(images.skipped)},
             "figures": figures,

@@ -1,13 +1,25 @@
-"""With which earlier checkpoints of its run a checkpoint is compared."""
+"""With which other networks a network is compared: earlier checkpoints of its run, and other runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.network import TrainedNetwork
 
 KINDS = {"start": "from the start", "generation": "across a generation", "ascent": "across the ascent"}
+SEEDS, GROUPS = "to other seeds", "to other groups"
+
+
+class Partner(NamedTuple):
+    """A network to compare with; kind is one of `KINDS`' titles, SEEDS or GROUPS, and group the label of its group."""
+
+    kind: str
+    network: TrainedNetwork
+    group: str
 
 
 def earlier(network: TrainedNetwork, networks: Sequence[TrainedNetwork]) -> dict[str, TrainedNetwork]:
@@ -29,4 +41,20 @@ def earlier(network: TrainedNetwork, networks: Sequence[TrainedNetwork]) -> dict
         found["start"] = first
     if before := kept.get(f"generation-{int(match[1]) - 1}"):
         found["ascent" if match[2] else "generation"] = before
+    return found
+
+
+def partners(networks: Sequence[TrainedNetwork]) -> dict[Path, list[Partner]]:
+    """By weights file, the `earlier` checkpoints; for the last named of each run also the last of all other runs."""
+    group = {n.weights: m.group for n, m in zip(networks, members(networks), strict=True)}
+    last = {(n.weights.parent if n.config else n.weights).resolve(): n for n in networks}
+    found: dict[Path, list[Partner]] = {}
+    for network in networks:
+        own = group[network.weights]
+        found[network.weights] = [Partner(KINDS[kind], n, own) for kind, n in earlier(network, networks).items()]
+        if network in last.values():
+            for other in last.values():
+                if other is not network:
+                    its = group[other.weights]
+                    found[network.weights].append(Partner(SEEDS if its == own else GROUPS, other, its))
     return found

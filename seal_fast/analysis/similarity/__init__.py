@@ -1,0 +1,1 @@
+"""How alike the features of two networks are, or of two layers."""
