@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from seal_fast.config import Config, dumps
 from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.plan import Trial
-from seal_fast.sweep.process import environment, last_message
+from seal_fast.sweep.process import environment
 from seal_fast.sweep.slots import Slots
-from seal_fast.utils.errors import RunError
+from seal_fast.utils.errors import RunError, last_message
 
 STEPS = 3
 _EVALUATION = 1 / 3  # cost of an evaluated image relative to a trained one: the forward pass alone
@@ -95,7 +95,9 @@ def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
         whole.append(time.time() - begin)
         rows = folder.rows()
         if code or len(rows) < 2:
-            raise RunError(f"{trial.name}: a short run to measure its speed failed: {last_message(folder.path)}")
+            raise RunError(
+                f"{trial.name}: a short run to measure its speed failed: {last_message(folder.path / 'output.log')}"
+            )
     start = folder.config.stat().st_mtime - begin  # the trainer writes config.toml before its first step
     start += sum(row["compile_seconds"] for row in rows)
     return Speed(rows[1]["images"] / max(rows[1]["seconds"], 1e-9), start, max(whole[0] - whole[-1], 0.0))

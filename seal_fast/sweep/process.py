@@ -23,7 +23,7 @@ from typing import Any
 from seal_fast.config import Config, dumps
 from seal_fast.methods import timeline
 from seal_fast.runs.folder import RunFolder
-from seal_fast.utils.errors import RunError
+from seal_fast.utils.errors import RunError, last_message
 from seal_fast.utils.files import write_text
 
 LOOK_SECONDS = 2.0  # between two looks at a trial's metrics
@@ -100,18 +100,7 @@ class Process:
 
     def message(self) -> str:
         """Why it ended."""
-        return last_message(self.folder.path, self._log_start)
-
-
-def last_message(folder: Path, start: int = 0) -> str:
-    """The last error sentence in a trial's output after its first `start` bytes, or else its last line."""
-    try:
-        text = (folder / "output.log").read_bytes()[start:].decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line for line in text.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or [""])[-1].strip()
+        return last_message(self.folder.path / "output.log", self._log_start)
 
 
 def diverged(message: str) -> bool:

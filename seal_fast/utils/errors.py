@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from pathlib import Path
 
 
 class UsageError(Exception):
@@ -59,3 +60,14 @@ def system_error(error: BaseException) -> RunError | None:
         return None
     name = getattr(error, "filename", None)
     return RunError(f"{f'{name}: ' if name else ''}{os.strerror(number)}: {_CURES[number]}")
+
+
+def last_message(log: Path, start: int = 0) -> str:
+    """The last error sentence in a command's output after its first `start` bytes, or else its last line."""
+    try:
+        text = log.read_bytes()[start:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1].strip()

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from seal_fast.runs.folder import RunFolder
-from seal_fast.sweep.process import diverged, last_message, wait_until_free
+from seal_fast.sweep.process import diverged, wait_until_free
 from seal_fast.training import checkpoint
+from seal_fast.utils.errors import last_message
 
 WATCH = (
     "import sys; from pathlib import Path; from seal_fast.config import Config\n"
@@ -32,17 +33,7 @@ def test_when_its_watcher_is_killed_it_writes_its_checkpoint_and_goes(image_fold
     watcher.wait()
     assert wait_until_free(out, 60)
     at = checkpoint.load(RunFolder(out).checkpoint).position
-    assert (at.generation, at.epoch) >= (0, 2) and "stopped by SIGTERM" in last_message(out)
-
-
-def test_the_last_message_is_the_error_or_the_last_line(tmp_path):
-    """An earlier attempt's words do not count."""
-    assert last_message(tmp_path) == ""
-    (tmp_path / "output.log").write_text("g0 e000\nerror: the first\nerror: the second\nwarning: x\n\n")
-    assert last_message(tmp_path) == "the second" and last_message(tmp_path, 8) == "the second"
-    assert last_message(tmp_path, 43) == "warning: x"
-    (tmp_path / "output.log").write_text("g0 e000\nSegmentation fault\n")
-    assert last_message(tmp_path) == "Segmentation fault"
+    assert (at.generation, at.epoch) >= (0, 2) and "stopped by SIGTERM" in last_message(out / "output.log")
 
 
 def test_a_diverged_run_is_final_and_other_failures_are_not():

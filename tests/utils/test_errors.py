@@ -3,7 +3,7 @@ import errno
 import pytest
 import torch
 
-from seal_fast.utils.errors import errno_of, reason, system_error
+from seal_fast.utils.errors import errno_of, last_message, reason, system_error
 
 
 def refused(size):
@@ -39,3 +39,14 @@ def test_a_defect_keeps_its_traceback(error):
 def test_the_number_of_safetensors_errors_is_in_their_text():
     assert errno_of(RuntimeError("No such device (os error 19)")) == errno.ENODEV
     assert errno_of(ValueError("invalid header")) == 0 and reason(ValueError("invalid header")) == "invalid header"
+
+
+def test_the_last_message_is_the_error_or_the_last_line(tmp_path):
+    """An earlier attempt's words do not count."""
+    log = tmp_path / "output.log"
+    assert last_message(log) == ""
+    log.write_text("g0 e000\nerror: the first\nerror: the second\nwarning: x\n\n")
+    assert last_message(log) == "the second" and last_message(log, 8) == "the second"
+    assert last_message(log, 43) == "warning: x"
+    log.write_text("g0 e000\nSegmentation fault\n")
+    assert last_message(log) == "Segmentation fault"

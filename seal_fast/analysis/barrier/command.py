@@ -39,6 +39,7 @@ class Barrier(FigureAnalysis):
         "generations and across the ascents of each run, and between the runs' last checkpoints."
     )
     least = {"points": 3, "images": 2, "batch_size": 2}
+    networks_needed = 2
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 from seal_fast import __version__
 from seal_fast.analysis.common.groups import Member, members
 from seal_fast.analysis.common.images import note_absent_classes, own_images
-from seal_fast.analysis.common.network import TrainedNetwork, load_checkpoints, open_network
+from seal_fast.analysis.common.network import TrainedNetwork, checkpoints, load_checkpoints, open_network
 from seal_fast.analysis.common.processes import check_alike, joined
 from seal_fast.analysis.common.results import by_protocol, identity, left_out
 from seal_fast.config import Config
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import choose
 from seal_fast.distributed.world import World
+from seal_fast.runs.folder import RunFolder
 from seal_fast.training.runtime import Runtime
 from seal_fast.training.signals import Interrupted, stop_signals
 from seal_fast.utils.errors import RunError, UsageError
@@ -41,6 +42,10 @@ class Analysis:
         description: for --help.
         batch_size: default of --batch-size.
         least: lowest values of numbers among the flags, by name.
+        image_flags: those that limit the number of images, and whether so many must exist.
+        target_flag: the flag that takes other data sets; empty if there is none.
+        networks_needed: the fewest networks that can be measured.
+        every_generation: whether it reads all weights kept, without --per-generation too.
         flags: parsed.
         networks: to be measured, without those named twice.
         world: the processes that share the images; all of them measure, the first one prints and writes.
@@ -53,6 +58,10 @@ class Analysis:
     description: ClassVar[str]
     batch_size: ClassVar[int] = 256
     least: ClassVar[Mapping[str, float]] = {}
+    image_flags: ClassVar[Mapping[str, bool]] = {"images": False}
+    target_flag: ClassVar[str] = ""
+    networks_needed: ClassVar[int] = 1
+    every_generation: ClassVar[bool] = False
 
     flags: argparse.Namespace
     networks: list[TrainedNetwork]
@@ -66,6 +75,13 @@ class Analysis:
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""
         raise NotImplementedError
+
+    @classmethod
+    def lacks(cls, run: Path, generations: bool) -> str:
+        """Why this analysis cannot be made of a run's `generations`, or else its last weights; empty if it can."""
+        if generations:
+            return "" if checkpoints(run) else "keeps no weights of its generations"
+        return "" if RunFolder(run).weights("last").exists() else "keeps no last weights"
 
     def check(self) -> None:
         """Raise a UsageError if `flags` cannot be served; `least` is checked already."""
@@ -96,7 +112,7 @@ class Analysis:
             UsageError: a flag, a run, a weights file or a data set cannot be used.
             RunError: an image cannot be decoded, a number is not finite, or a file cannot be written.
         """
-        self.flags = flags = self._parse(argv)
+        self.flags = flags = self.parser().parse_args(list(argv))
         self._check_numbers()
         self.check()
         settings = ("device", "amp", "dtype", "threads", "dist_timeout")
@@ -206,7 +222,8 @@ class Analysis:
                 if value is not None and not value >= lowest:
                     raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
 
-    def _parse(self, argv: Sequence[str]) -> argparse.Namespace:
+    def parser(self) -> argparse.ArgumentParser:
+        """The flags of all analyses, and the command's own."""
         parser = argparse.ArgumentParser(
             prog=f"python -m seal_fast {self.name}", description=self.description, allow_abbrev=False
         )
@@ -229,4 +246,4 @@ class Analysis:
         add("--out", type=Path, metavar="DIR", help=f"write {self.name}.json and plots there")
         add("--json", action="store_true", help="print JSON instead of the table")
         self.add_flags(parser)
-        return parser.parse_args(list(argv))
+        return parser

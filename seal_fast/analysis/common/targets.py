@@ -39,6 +39,7 @@ class TargetAnalysis(Analysis):
 
     data_help: ClassVar[str]
     decisive: ClassVar[tuple[str, ...]]
+    target_flag = "--data"
     targets: dict[str, ImageSet]
     image_size: int
     extract: Extractor

@@ -37,6 +37,7 @@ class Depth(Analysis):
     )
     batch_size = 512
     least = {"k": 1, "bank": 1, "queries": 1}
+    image_flags = {"bank": True, "queries": False}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""

@@ -34,6 +34,7 @@ class Drift(FigureAnalysis):
         "How far weights travel between the kept checkpoints of runs: distance, cosine and angle of filters from the "
         "first kept checkpoint, across a generation and across an ascent, by group and layer. Reads no images."
     )
+    every_generation = True
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""

@@ -1,0 +1,1 @@
+"""Every analysis of some runs in one go."""

@@ -1,0 +1,272 @@
+"""`python -m seal_fast study`: every analysis that applies to some runs, one after the other, then the report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seal_fast import __version__
+from seal_fast.analysis.common.command import Analysis
+from seal_fast.analysis.common.network import checkpoints
+from seal_fast.methods import timeline
+from seal_fast.runs.collection import Run, open_runs
+from seal_fast.runs.identity import read_object
+from seal_fast.training.signals import stop_signals
+from seal_fast.utils.errors import RunError, UsageError, last_message
+from seal_fast.utils.files import locked, write_json
+from seal_fast.utils.terminal import say, shown
+
+LEDGER = "study.json"
+
+
+@dataclass
+class Measure:
+    """One analysis as the study makes it.
+
+    Attributes:
+        name: of the command.
+        flags: of the command, without the runs.
+        runs: to measure.
+        inputs: path, size and time of the files that it reads.
+        notes: what some runs lack for it.
+        why: why it is not made at all; empty if it is.
+    """
+
+    name: str
+    flags: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    inputs: list[list[Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    why: str = ""
+
+    def request(self) -> dict[str, Any]:
+        """What decides its results: the same request is not measured twice."""
+        return {"seal_fast": __version__, "flags": self.flags, "inputs": self.inputs}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the measures and the page; returns the exit code: 1 if a measure failed.
+
+    Each measure is a process of its own, so that none loses the others.
+
+    Raises:
+        UsageError: a flag or a run cannot be used, or another study writes to the same folder.
+        RunError: a file cannot be written.
+    """
+    flags = _parser().parse_args(list(argv))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("study starts its own processes: start it without torchrun")
+    if flags.images is not None and flags.images < 1:
+        raise UsageError(f"--images {flags.images}: must be at least 1")
+    analyses = _chosen(flags.only, flags.skip)
+    found = open_runs(flags.runs)
+    left_out = [f"{name}: {why}" for name, why in found.left_out]
+    left_out += [f"{shown(run.path)}: {run.state}" for run in found.kept if run.state != "finished"]
+    if not (runs := [run for run in found.kept if run.state == "finished"]):
+        raise UsageError(f"study: none of the runs is finished; {'; '.join(left_out)}")
+    out = flags.out or (flags.runs[0] if runs[0].path != flags.runs[0] else runs[0].path.parent) / "study"
+    measures = [_plan(analysis, runs, flags) for analysis in analyses]
+    failed: list[str] = []
+    if flags.dry_run:
+        done = read_object(out / LEDGER)
+        for measure in measures:
+            state = "done already" if _is_done(measure, done, out) else f"{len(measure.runs)} runs"
+            say(f"{measure.name}: {measure.why or state}")
+            if not measure.why:
+                say(f"  {shlex.join(_command(measure, out))}")
+    else:
+        with locked(out, "another study writes there; wait for it or choose another folder"):
+            failed = _make(measures, out, flags.runs)
+    for line in [*left_out, *(note for measure in measures for note in measure.notes)]:
+        say(f"left out: {line}")
+    for sentence in failed:
+        say(f"error: {sentence}", "stderr")
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m seal_fast study",
+        description="Make every analysis that applies to finished runs, one after the other, then the report page. "
+        "What is done already with the same flags and files is not made again.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN|DIR", help="run folders, sweeps, or folders of run folders")
+    add("--targets", nargs="+", metavar="DATA", help="other data sets, for the measures that need them")
+    add("--images", type=int, metavar="N", help="at most so many images of a split, where a measure takes more")
+    add("--per-generation", action="store_true", help="all weights kept of each run's generations and ascents")
+    add("--only", nargs="+", metavar="MEASURE", help="these measures alone")
+    add("--skip", nargs="+", default=[], metavar="MEASURE", help="all measures but these")
+    help = "further flags of one measure, in quotes; may be repeated"
+    add("--flags", action="append", default=[], metavar='"MEASURE --FLAG ..."', help=help)
+    add("--amp", action="store_true", help="run networks under bfloat16 autocast, where a measure can")
+    add("--on-bad-image", choices=("error", "skip"), help="see the measures")
+    add("--device", choices=("auto", "cpu", "cuda"))
+    add("--threads", type=int, help="CPU threads")
+    add("--out", type=Path, metavar="DIR", help="results and page; default: study/ in DIR, or beside the first RUN")
+    add("--dry-run", action="store_true", help="list what would be done")
+    return parser
+
+
+def registered() -> dict[str, type[Analysis]]:
+    """The analyses among the commands, by name."""
+    from seal_fast.__main__ import COMMANDS
+
+    found: dict[str, type[Analysis]] = {}
+    for name, (place, _) in COMMANDS.items():
+        if isinstance(place, str) and place.startswith("seal_fast.analysis."):
+            members = vars(importlib.import_module(place)).values()
+            for member in members:
+                if isinstance(member, type) and issubclass(member, Analysis) and member.__module__ == place:
+                    found[name] = member
+    return found
+
+
+def _chosen(only: Sequence[str] | None, skip: Sequence[str]) -> list[type[Analysis]]:
+    known = registered()
+    for flag, names in (("only", only or ()), ("skip", skip)):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"--{flag} {name}: is no measure; choose among {', '.join(known)}")
+    return [known[name] for name in known if name not in skip and (only is None or name in only)]
+
+
+def _plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespace) -> Measure:
+    """What a measure is asked."""
+    measure, parser = Measure(analysis.name), analysis().parser()
+    takes = {option: action for action in parser._actions for option in action.option_strings}
+    extra = [words[1:] for words in map(shlex.split, flags.flags) if words[:1] == [analysis.name]]
+    if analysis.target_flag:
+        if flags.targets:
+            measure.flags += [analysis.target_flag, *flags.targets]
+        elif takes[analysis.target_flag].required:
+            measure.why = "left out, as it needs other images: name them with --targets"
+            return measure
+    generations, networks = flags.per_generation or analysis.every_generation, 0
+    for run in runs:
+        if lack := analysis.lacks(run.path, generations):
+            measure.notes.append(f"{analysis.name} of {run.name}, which {lack}")
+            continue
+        measure.runs.append(run)
+        kept = [f"generation-{i}" for i in range(len(timeline(run.config).generations))] if generations else []
+        networks += len(checkpoints(run.path)) if generations else 1
+        if missing := set(kept) - set(checkpoints(run.path)):
+            measure.notes.append(f"{analysis.name} of {run.name} at {', '.join(sorted(missing))}: no weights are kept")
+    if networks < analysis.networks_needed:
+        measure.why = "left out, as it needs two networks" if measure.runs else "left out, as no run can be measured"
+        return measure
+    for name, must_exist in analysis.image_flags.items():
+        option = f"--{name}"
+        if option in takes:
+            default = takes[option].default
+            fewest = int(min(run.rows[-1]["images"] for run in measure.runs)) if must_exist else None
+            limits = [n for n in (flags.images, default, fewest) if n is not None]
+            if limits and min(limits) != (default or fewest):
+                measure.flags += [option, str(min(limits))]
+    for name in ("amp", "per_generation", "on_bad_image", "device", "threads"):
+        option, value = f"--{name.replace('_', '-')}", getattr(flags, name)
+        if value and option in takes:
+            measure.flags += [option] if value is True else [option, str(value)]
+    measure.flags += [word for words in extra for word in words]
+    own = {run.config.data for run in measure.runs} if "--data" in takes else set()
+    files = [file for run in measure.runs for file in sorted((run.path / "weights").glob("*.safetensors"))]
+    measure.inputs = [_stamp(path) for path in [*files, *sorted(own), *(flags.targets or ())]]
+    return measure
+
+
+def _stamp(path: Path | str) -> list[Any]:
+    """What changes with a file."""
+    try:
+        stat = os.stat(path)
+    except OSError:  # the name of a data set that comes with a library
+        return [str(path)]
+    return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _is_done(measure: Measure, done: dict[str, Any], out: Path) -> bool:
+    return done.get(measure.name) == measure.request() and (out / f"{measure.name}.json").exists()
+
+
+def _command(measure: Measure, out: Path) -> list[str]:
+    runs = [str(run.path) for run in measure.runs]
+    return ["python", "-m", "seal_fast", measure.name, *runs, *measure.flags, "--out", str(out)]
+
+
+def _make(measures: Sequence[Measure], out: Path, runs: Sequence[Path]) -> list[str]:
+    """Make the measures that are not done yet and the page; a sentence for each that failed.
+
+    Raises:
+        SystemExit: a signal came, which the measure in hand has obeyed.
+    """
+    done = read_object(out / LEDGER)
+    failed = []
+    for number, measure in enumerate(measures, 1):
+        head = f"{measure.name} ({number} of {len(measures)})"
+        if measure.why:
+            say(f"{head}: {measure.why}")
+        elif _is_done(measure, done, out):
+            say(f"{head}: done already")
+        else:
+            began = time.perf_counter()
+            why = launch(_command(measure, out), out / f"{measure.name}.txt")
+            took = f"{time.perf_counter() - began:.0f} s"
+            say(f"{head}: {len(measure.runs)} runs, {'failed after ' if why else ''}{took}")
+            if why:
+                failed.append(f"{measure.name}: {why}")
+            else:
+                done[measure.name] = measure.request()
+                write_json(out / LEDGER, done)
+    results = any((out / f"{name}.json").exists() for name in done)
+    page = out / "report.html"
+    command = ["python", "-m", "seal_fast", "report", *map(str, runs), "--out", str(page)]
+    if why := launch(command + ["--results", str(out)] * results, out / "report.txt"):
+        return [*failed, f"report: {why}"]
+    say(f"written: {page}; tables: {out}/MEASURE.txt")
+    return failed
+
+
+def launch(command: Sequence[str], log: Path) -> str:
+    """Run a command of this package with its output in `log`; why it failed, empty if it did not.
+
+    Raises:
+        SystemExit: a signal came; it was passed on, and the command has ended.
+    """
+    asked: list[int] = []
+    children: list[subprocess.Popen[str]] = []
+
+    def stop(number: int) -> None:
+        asked.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    try:
+        with log.open("w") as output, stop_signals(stop):
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            # in a session of its own, as Ctrl-C is passed on
+            child = subprocess.Popen([sys.executable, *command[1:]], start_new_session=True, text=True, **streams)
+            children.append(child)
+            for number in asked:  # before there was a child
+                child.send_signal(number)
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:  # the second one
+                child.kill()
+                code = child.wait()
+    except OSError as error:
+        raise RunError(f"{log} could not be written ({error.strerror})") from None
+    if asked:
+        say(f"stopped; {log} holds the output so far. The same command continues", "stderr")
+        raise SystemExit(128 + asked[0])
+    if not code:
+        return ""
+    return last_message(log) or (f"ended by signal {-code}" if code < 0 else f"exit code {code}")
