@@ -12,6 +12,7 @@ from seal_fast.report.analyses import Analyses
 from seal_fast.report.pairs import FIGURES, accuracy_differences, choose_pairs, mean_top1
 from seal_fast.runs.collection import Group, Run, Runs
 from seal_fast.runs.plots import ascents
+from seal_fast.runs.stats import student
 from seal_fast.runs.summary import throughput
 from seal_fast.utils.files import to_json
 from seal_fast.utils.terminal import shown
@@ -28,6 +29,7 @@ def content(found: Runs, groups: Sequence[Group], analyses: Analyses, title: str
     return {
         "title": shown(title),
         "runs": sum(len(group.runs) for group in groups),
+        "same_start": _same_start(groups),
         "varied": list(dict.fromkeys(name for group in groups for name in group.settings)),
         "chosen_on": _chosen_on(groups),
         "groups": [_group(group) for group in groups],
@@ -45,6 +47,21 @@ def _chosen_on(groups: Sequence[Group]) -> str:
     return f"Best epochs are chosen on {where}{some}."
 
 
+def _same_start(groups: Sequence[Group]) -> str:
+    """Whether the runs of one seed are equal at the end of generation 0, where they have more generations than that."""
+    seeds: dict[int, list[tuple[float, float]]] = {}
+    for group in groups:
+        for seed, run in group.runs.items():
+            if len(run.ends) > 1 and (row := run.ends.get(0)):
+                seeds.setdefault(seed, []).append((row["val_top1"], row["val_loss"]))
+    several = {seed: ends for seed, ends in seeds.items() if len(ends) > 1}
+    if not several:
+        return ""
+    other = [str(seed) for seed, ends in several.items() if len(set(ends)) > 1]
+    where = f"not equal between groups (seeds {', '.join(other)})" if other else "equal in all groups, seed by seed"
+    return f"The end of generation 0 is {where}."
+
+
 def _group(group: Group) -> dict[str, Any]:
     runs = list(group.runs.values())
     rows = [row for run in runs for row in run.rows]
@@ -59,6 +76,7 @@ def _group(group: Group) -> dict[str, Any]:
         "epochs": max((len(run.rows) for run in runs), default=0),
         "images_per_s": sum(row["images"] for row in rows) / seconds if seconds else None,
         "curve": _curve(runs),
+        **_generations(runs),
         "ascents": ascents(runs[0].rows) if runs else [],
         "throughput": _throughput(runs),
     }
@@ -79,6 +97,24 @@ def _curve(runs: Sequence[Run]) -> dict[str, list[float]]:
     if len(runs) > 1:
         curve |= {"low": [round(min(p), 2) for p in parts], "high": [round(max(p), 2) for p in parts]}
     return curve
+
+
+def _generations(runs: Sequence[Run]) -> dict[str, Any]:
+    """Top-1 at the generations' ends, its gain since generation 0, its slope, and how well generation 0 fits."""
+    ends = sorted(set[int]().union(*(run.ends for run in runs)))
+    if len(ends) < 2:
+        return {"ends": None}
+    columns = [[run.ends[g]["val_top1"] for run in runs if g in run.ends] for g in ends]
+    whole = [run.ends for run in runs if {0, ends[-1]} <= run.ends.keys()]
+    gains = [rows[ends[-1]]["val_top1"] - rows[0]["val_top1"] for rows in whole]
+    slopes = [run.slope for run in runs if run.slope is not None]
+    fits = [run.ends[0]["train_top1"] for run in runs if 0 in run.ends]
+    return {
+        "ends": {"at": ends, "points": [student(values).json() for values in columns]},
+        "gain": student(gains).json() if gains else None,
+        "slope": student(slopes).json() if slopes else None,
+        "fit": sum(fits) / len(fits) if fits else None,
+    }
 
 
 def _throughput(runs: Sequence[Run]) -> dict[str, list[float]]:

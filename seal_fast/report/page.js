@@ -145,10 +145,23 @@ function drawCurves() {
         if (phases.size > 1) stretch.style.fill = colour(i);
       }
   });
+  drawEnds();
   const rates = [...shown].map((group) => ({ group, at: data.groups[group].throughput.generation, mean: data.groups[group].throughput.images_per_s }));
   const most = Math.max(0, ...rates.flatMap((s) => s.at));
   const generations = { min: 0, max: most, marks: ticks(0, most, Math.min(10, most || 1)).filter(Number.isInteger) };
   lines($("throughput"), 220, generations, [0], rates, "generation");
+}
+
+const several = groups.filter((i) => data.groups[i].ends); // more than one generation
+
+function drawEnds() {
+  const series = several.filter((i) => shown.has(i)).map((group) => ({ group, ...data.groups[group].ends }));
+  if (!series.length) return $("ends").replaceChildren(el("p", "No finished run of several generations is chosen."));
+  const x = { ...range(series.flatMap((s) => s.at)), marks: [...new Set(series.flatMap((s) => s.at))].sort((a, b) => a - b) };
+  const curves = series.map(({ group, at, points }) => ({ group, at, mean: points.map((p) => p.mean) }));
+  const [root, px, py] = lines($("ends"), 300, x, reach(series.flatMap((s) => s.points)).map(percent), curves, "generation");
+  series.forEach(({ group, at, points }, place) =>
+    points.forEach((p, i) => dot(root, px(at[i]) + (place - (series.length - 1) / 2) * 5, py, p, group, percent)));
 }
 
 // Least and greatest value of means and their intervals.
@@ -277,9 +290,22 @@ sortable($("groups"), columns, groups, names.length + 2, true, (row, i) => {
   };
 });
 
+$("ends-section").hidden = !several.length;
+$("same-start").textContent = data.same_start;
+const ofGroup = [
+  { name: "group", text: true, value: (i) => label(i), show: (cell, i) => cell.append(marked("span", i)) },
+  { name: "training top-1, generation 0", value: (i) => data.groups[i].fit, show: (cell, i) => cell.append(fixed(data.groups[i].fit)) },
+  { name: "generation 0", value: (i) => data.groups[i].ends.points[0].mean, show: (cell, i) => interval(cell, data.groups[i].ends.points[0]) },
+  { name: "last generation", value: (i) => data.groups[i].ends.points.at(-1).mean, show: (cell, i) => interval(cell, data.groups[i].ends.points.at(-1)) },
+  mean("gain", (i) => data.groups[i].gain, true),
+  mean("slope", (i) => data.groups[i].slope, true),
+];
+sortable($("ends-table"), ofGroup, several, 3, true);
+
 for (const name of ["pairs", "left_out", "analyses"]) $(`${name}-section`).hidden = !data[name].length;
 if (data.more_pairs) $("pairs-more").textContent = `${data.more_pairs} more are in no table; Holm's adjustment counts them.`;
-const differences = [...difference("best epoch", (r) => r.best), ...difference("last epoch", (r) => r.last)];
+const sloped = data.pairs.some((r) => r.slope) ? difference("slope", (r) => r.slope ?? {}) : [];
+const differences = [...difference("best epoch", (r) => r.best), ...difference("last epoch", (r) => r.last), ...sloped];
 sortable($("pairs"), [...sides, { name: "pairs", value: (r) => r.best.count }, ...differences], data.pairs, 4, false);
 
 $("left-out").append(...data.left_out.map(([name, why]) => el("li", `${name}: ${why}`)));

@@ -41,12 +41,17 @@ def mean_top1(group: Group, which: str) -> Interval:
 
 
 def accuracy_differences(groups: Sequence[Group], pairs: Pairs) -> list[dict[str, Any]]:
-    """A row for each pair with a common seed, in points of top-1 for each of `FIGURES`; the smallest p first."""
+    """A row for each pair with a common seed: points of top-1 of each of `FIGURES`, and slope; the smallest p first."""
     best, last = (
         adjusted(differences(pairs, [{seed: run.top1[which] for seed, run in g.runs.items()} for g in groups]))
         for which in FIGURES
     )
-    rows = [{"first": a["first"], "second": a["second"], "best": a, "last": b} for a, b in zip(best, last, strict=True)]
+    slopes = [{s: run.slope for s, run in g.runs.items() if run.slope is not None} for g in groups]
+    slope = {(row["first"], row["second"]): row for row in adjusted(differences(pairs, slopes))}
+    rows = []
+    for a, b in zip(best, last, strict=True):
+        sides = {"first": a["first"], "second": a["second"]}
+        rows.append(sides | {"best": a, "last": b, "slope": slope.get(tuple(sides.values()))})
     return sorted(rows, key=lambda row: row["best"]["p"] if row["best"]["count"] > 1 else 2.0)
 
 

@@ -12,6 +12,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from seal_fast.config import Config, check, load
 from seal_fast.methods import timeline
 from seal_fast.runs.folder import RunFolder
@@ -61,6 +63,21 @@ class Run(Training):
         """
         found = summarise(self.rows)
         return {which: found[which][name] for which, name in _OUTCOMES.items() if found.get(which)}
+
+    @cached_property
+    def ends(self) -> dict[int, dict[str, Any]]:
+        """The last evaluated row of each generation."""
+        return {row["generation"]: row for row in self.rows if row["val_top1"] is not None}
+
+    @property
+    def slope(self) -> float | None:
+        """Points of top-1 a generation at the generations' ends: least squares from generation 1 on, None below two.
+
+        Generation 0 is plain training in every method and is not part of it.
+        """
+        later = [generation for generation in self.ends if generation]
+        values = [self.ends[generation]["val_top1"] for generation in later]
+        return float(np.polyfit(later, values, 1)[0]) if len(later) > 1 else None
 
     def excluded(self) -> str:
         """Why the run counts in no mean; empty if it does."""

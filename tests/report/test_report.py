@@ -93,6 +93,33 @@ def test_methods_are_compared_over_the_same_seeds_with_holm_beside_them():
     assert [rows[pair]["holm"] for pair in seeds] == pytest.approx(holm(p_values))
 
 
+def test_generations_have_their_ends_gain_and_slope():
+    found = [run(f"{m}-{s}", replace(BASE, method=m, seed=s, generations=4), []) for m in LEVELS for s in range(3)]
+    found = [replace(one, rows=pretend_rows(one.config, LEVELS[one.config.method])) for one in found]
+    shown = content(found)
+    ends = {one: [row["val_top1"] for row in one.rows if row["epoch"] == 7] for one in found}
+    slopes = {one: (v[3] - v[1]) / 2 for one, v in ends.items()}  # least squares over three equally spaced points
+    for group in shown["groups"]:
+        mine = [one for one in found if one.config.method == group["method"]]
+        assert group["ends"]["at"] == [0, 1, 2, 3]
+        means = [sum(ends[one][g] for one in mine) / 3 for g in range(4)]
+        assert [point["mean"] for point in group["ends"]["points"]] == pytest.approx(means)
+        assert group["gain"]["mean"] == pytest.approx(means[3] - means[0])
+        assert group["slope"]["mean"] == pytest.approx(sum(slopes[one] for one in mine) / 3)
+        assert group["fit"] == pytest.approx(sum(one.rows[7]["train_top1"] for one in mine) / 3)
+    of = {(one.config.method, one.seed): slope for one, slope in slopes.items()}
+    for row in shown["pairs"]:
+        first, second = (shown["groups"][row[side]]["method"] for side in ("first", "second"))
+        expected = paired(*([of[method, seed] for seed in range(3)] for method in (first, second)))
+        assert (row["slope"]["mean"], row["slope"]["low"]) == pytest.approx((expected.mean, expected.low), abs=1e-9)
+    assert shown["same_start"] == "The end of generation 0 is not equal between groups (seeds 0, 1, 2)."
+    for one in found:
+        one.rows[7].update(val_top1=40.0 + one.seed)
+    assert content(found)["same_start"] == "The end of generation 0 is equal in all groups, seed by seed."
+    single = run("long", replace(BASE, method="long"), pretend_rows(replace(BASE, method="long"), 50.0))
+    assert content([single])["groups"][0]["ends"] is None
+
+
 def labelled(shown):
     labels = [group["label"] for group in shown["groups"]]
     return {(labels[row["first"]], labels[row["second"]]) for row in shown["pairs"]}
@@ -225,6 +252,9 @@ def test_in_a_browser_it_sorts_draws_and_asks_for_nothing(folder, chromium):
     assert chromium.run(curves) == 5 and chromium.run("document.querySelectorAll('#curves .ascent').length") == 2
     chromium.run("document.querySelector('#groups tbody tr').click()")
     assert chromium.run(curves) == 4
+    assert chromium.run("document.querySelectorAll('#ends path[fill=none]').length") == 4
+    assert chromium.run("document.querySelectorAll('#ends circle').length") == 12
+    assert len(first_column(chromium, "ends-table", 0)) == 5
     figures = chromium.run("[...document.querySelectorAll('#settings figure')].map(f => f.dataset.setting)")
     assert figures == ["method", "ascent_scale"]
     assert chromium.run("document.querySelectorAll('#settings circle').length") == 8
@@ -246,7 +276,7 @@ def test_it_fits_narrow_and_wide_screens_light_and_dark(folder, chromium, width,
     back, ink = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
     assert (back < 150 and ink > 600) if dark else (back > 600 and ink < 200)
     wide = "[...document.querySelectorAll('figure svg')].every(s => s.getBoundingClientRect().right <= innerWidth)"
-    assert chromium.run(wide) and chromium.run("document.querySelectorAll('figure svg').length") == 4
+    assert chromium.run(wide) and chromium.run("document.querySelectorAll('figure svg').length") == 5
 
 
 def test_the_axis_of_accuracy_holds_what_is_possible(tmp_path, chromium):
