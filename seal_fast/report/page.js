@@ -158,10 +158,10 @@ function drawEnds() {
   const series = several.filter((i) => shown.has(i)).map((group) => ({ group, ...data.groups[group].ends }));
   if (!series.length) return $("ends").replaceChildren(el("p", "No finished run of several generations is chosen."));
   const x = { ...range(series.flatMap((s) => s.at)), marks: [...new Set(series.flatMap((s) => s.at))].sort((a, b) => a - b) };
-  const curves = series.map(({ group, at, points }) => ({ group, at, mean: points.map((p) => p.mean) }));
+  const aside = (place) => (place - (series.length - 1) / 2) * 0.008 * x.max; // so that intervals do not hide each other
+  const curves = series.map(({ group, at, points }, place) => ({ group, at: at.map((g) => g + aside(place)), mean: points.map((p) => p.mean) }));
   const [root, px, py] = lines($("ends"), 300, x, reach(series.flatMap((s) => s.points)).map(percent), curves, "generation");
-  series.forEach(({ group, at, points }, place) =>
-    points.forEach((p, i) => dot(root, px(at[i]) + (place - (series.length - 1) / 2) * 5, py, p, group, percent)));
+  curves.forEach(({ group, at }, place) => series[place].points.forEach((p, i) => dot(root, px(at[i]), py, p, group, percent)));
 }
 
 // Least and greatest value of means and their intervals.
