@@ -134,6 +134,9 @@ class Config:
     log_norms: bool = False
     """Log squared norms by group, each the mean over the epoch's steps: grad_norm2_GROUP of the gradient (unscaled,
     before weight decay), update_norm2_GROUP of the weights' change. A step that the gradient scaler skips is zero."""
+    record_examples: bool = False
+    """Record of every training example when it is learnt, how often it is forgotten, and its margins; a file for each
+    generation in examples/, which the analysis `examples` reads."""
     hessian_every: int = 0
     """Log the Hessian's extreme eigenvalues every so many generations, at the end of each phase; 0: never."""
     hessian_images: int = 128
@@ -238,6 +241,10 @@ def check(config: Config) -> Config:
         raise UsageError(f"--seed {config.seed}: must be from 0 to 2**63 - 1")
     if config.dtype == "float64" and config.amp:
         raise UsageError("--dtype float64 computes in double throughout and excludes --amp; drop one of them")
+    if config.record_examples and config.mixup:
+        raise UsageError(
+            f"--record-examples: --mixup {config.mixup:g} trains on mixtures of examples; drop one of them"
+        )
     if isinstance(parse(config.model), Factory) and config.dropout:
         raise UsageError(
             f"--dropout {config.dropout:g}: is for registered networks; give --model {config.model} its own"

@@ -103,7 +103,8 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     network.max_pool = torch.nn.functional.max_pool2d
 
     def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return forward_and_loss(model, runtime, 0.1, weights, images, labels, None)
+        loss, sums = forward_and_loss(model, runtime, 0.1, weights, images, labels, None)
+        return loss, sums
 
     torch._dynamo.reset()
     backend = functools.partial(compile_fx, inner_compile=functools.partial(_compile_for_cuda, facts))

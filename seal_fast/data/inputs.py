@@ -30,12 +30,15 @@ class Batch:
         labels: int64 [B].
         valid: bool [B], False for what only fills up the last batch of an evaluation; None in training.
         micro_batch: in training, the positions of the epoch that these are.
+        rows: in training, the images' rows in the training split, int64 [B], where `Input.numbered` asks for them; the
+            number of training images for one that stands in for an unreadable one.
     """
 
     images: Tensor
     labels: Tensor
     valid: Tensor | None = None
     micro_batch: MicroBatch = MicroBatch()
+    rows: Tensor | None = None
 
 
 class Loaded(NamedTuple):
@@ -77,6 +80,7 @@ class Input:
         micro_batch_size: images that this process computes at once.
         num_classes: of the data set.
         out: where full training batches are written instead of into new tensors, if given.
+        numbered: whether training batches come with their rows.
         wait_seconds: host seconds spent waiting for batches; set it to 0 to count anew.
         notes: sentences about what was left out or assumed.
     """
@@ -106,6 +110,7 @@ class Input:
         self.micro_batch_size = self.shard.micro_batch_size(self.batch_size)
         self.eval_batch_size = -(-self.eval_batch_size // self.shard.processes)
         self.out: Tensor | None = None
+        self.numbered = False
         self.wait_seconds = 0.0
         self.notes = list(self.dataset.notes)
         self._check_batch_size()
@@ -114,6 +119,11 @@ class Input:
     def train_size(self) -> int:
         """Number of training images that are fed."""
         return len(self._splits["train"])
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """Labels of the training images that are fed, int64 [train_size]."""
+        return self._splits["train"].labels
 
     @property
     def val_size(self) -> int:
@@ -163,9 +173,11 @@ class Input:
             philox.permutation(count, *key, self._rows_on) if self.shuffle else torch.arange(count).to(self._rows_on)
         )
         streams = [(*key, part.start) for part in parts]
-        batches = self._load("train", [order[part.start : part.stop] for part in parts], streams)
-        for part, stream, (pixels, index, labels, _) in zip(parts, streams, batches, strict=True):
-            yield Batch(self._augment(pixels, index, stream), labels, micro_batch=part)
+        rows = [order[part.start : part.stop] for part in parts]
+        batches = self._load("train", rows, streams)
+        for part, stream, own, (pixels, index, labels, valid) in zip(parts, streams, rows, batches, strict=True):
+            numbers = torch.where(valid, own.to(self.device), count) if self.numbered else None
+            yield Batch(self._augment(pixels, index, stream), labels, micro_batch=part, rows=numbers)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         first, end = self.shard.slice(0, len(self._splits[split]))

@@ -8,6 +8,7 @@ Source: SEAL, arXiv 2304.04858 (generations, ascent in the early layers); LLF, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -267,6 +268,11 @@ class Timeline:
                 return phase, start
             start += phase.epochs
         raise IndexError(f"generation {generation} has {start} epochs, epoch {epoch} is not one of them")
+
+    def number(self, generation: int, epoch: int) -> int:
+        """The place among its generation's phases of the one that holds an epoch."""
+        ends = itertools.accumulate(phase.epochs for phase in self.generations[generation])
+        return sum(end <= epoch for end in ends)
 
     def rates(self, generation: int, epoch: int) -> dict[str, dict[str, float]]:
         """The numbers of each group in an epoch: lr, lr_multiplier, sign, weight_decay."""

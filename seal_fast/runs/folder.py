@@ -16,7 +16,7 @@ class RunFolder:
 
     config.toml, timeline.toml, metrics.jsonl (a row per epoch), summary.json, curves.png, tensorboard/, profile/,
     weights/{last,best,generation-<g>,generation-<g>-ascent}.safetensors (and -ema beside all but best),
-    checkpoint/state.safetensors.
+    examples/generation-<g>.safetensors, checkpoint/state.safetensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +33,10 @@ class RunFolder:
     def weights(self, name: str) -> Path:
         """Where the weights called `name` are kept."""
         return self.path / "weights" / f"{name}.safetensors"
+
+    def examples(self, generation: int) -> Path:
+        """Where the records of single training examples are kept, as a generation ended."""
+        return self.path / "examples" / f"generation-{generation}.safetensors"
 
     def locked(self) -> AbstractContextManager[None]:
         """Make sure that no other process trains into this folder meanwhile.

@@ -28,7 +28,7 @@ PROVENANCE = "provenance.json"
 # Settings of execution that change numbers all the same.
 _INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
 # Settings that change no number, or change it by rounding alone.
-NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema"}
+NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema", "record_examples"}
 # Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
 _IN_TIMELINE = frozenset("method option generations epochs warmup_epochs lr lr_curve weight_decay reinit".split())
 _IN_TIMELINE |= {"ascent_epochs", "ascent_scale", "ascent_weight_decay", "layer_threshold"}

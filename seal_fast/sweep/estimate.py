@@ -21,7 +21,7 @@ STEPS = 3
 _EVALUATION = 1 / 3  # cost of an evaluated image relative to a trained one: the forward pass alone
 _SHAPE = (
     "model stem data image_size input batch_size accumulate amp amp_dtype dtype device kernels augmentation compile "
-    "ema log_norms eval_batch_size on_bad_image"
+    "ema log_norms record_examples eval_batch_size on_bad_image"
 ).split()
 
 

@@ -32,6 +32,7 @@ from seal_fast.runs.identity import write_provenance
 from seal_fast.runs.logger import Log, Silence
 from seal_fast.training import checkpoint
 from seal_fast.training.checkpoint import TrainState
+from seal_fast.training.examples import Examples
 from seal_fast.training.forgetting import check_scopes
 from seal_fast.training.runtime import Runtime, environment
 from seal_fast.training.trainer import Images, Trainer
@@ -104,6 +105,9 @@ def assemble(
     needs = timeline.needs()
     initial_values = checkpoint.dense(model.state_dict()) if "initial" in needs else {}
     state = make_state(config, timeline, runtime, model, partition, world)
+    if config.record_examples:
+        phases = max(map(len, timeline.generations))
+        state.examples = Examples(batches.train_size, phases, runtime.device, runtime.dtype)
     provenance = {"config": to_dict(replace(config, out=None)), "images": dataset.fingerprint}
     resuming = folder.checkpoint.exists()
     if resuming:

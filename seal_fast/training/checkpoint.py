@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
+from seal_fast.training.examples import Examples
 from seal_fast.utils.errors import RunError, UsageError, errno_of, reason
 from seal_fast.utils.files import read_tensors, write_atomically
 
@@ -51,6 +52,7 @@ class TrainState:
 
     counters: float64 [4] on the device: sums over this epoch's images of loss, top-1 hits, top-5 hits, and images.
     ema: averages of the model, with --ema or a timeline's average; averaged: epochs of the run whose end is in it.
+    examples: records of single training examples, with --record-examples.
     snapshot: a copy of the network in eval mode, if the timeline takes any.
     entered: norms of the weights by group, as the phase began, in its first epoch; None until that has been entered.
     norms_from: the step of this epoch from which the optimiser's `norms` are summed.
@@ -63,6 +65,7 @@ class TrainState:
     counters: Tensor
     ema: ModelEMA | None = None
     snapshot: nn.Module | None = None
+    examples: Examples | None = None
     entered: dict[str, float] | None = None
     averaged: int = 0
     norms_from: int = 0
@@ -102,9 +105,10 @@ def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World
     norms = state.optimizer.norms
     if norms is not None:
         norms = world.sum(norms)
+    examples = state.examples.state_dict(world) if state.examples else {}
     if not world.is_main:
         return
-    tensors |= dense(momentum, "momentum.") | dense(average, "ema.")
+    tensors |= dense(momentum, "momentum.") | dense(average, "ema.") | dense(examples, "examples.")
     if state.snapshot is not None:
         tensors |= dense(state.snapshot.state_dict(), "snapshot.")
     if state.optimizer.holds:
@@ -181,6 +185,8 @@ def restore(saved: Saved, state: TrainState, world: World = SINGLE_PROCESS) -> N
     state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
     if state.ema:
         state.ema.load_state_dict(_part(saved.tensors, "ema."))
+    if state.examples:
+        state.examples.load_state_dict(_part(saved.tensors, "examples."), world)
     if state.snapshot is not None:
         state.snapshot.load_state_dict(_part(saved.tensors, "snapshot."))
     if state.optimizer.holds:

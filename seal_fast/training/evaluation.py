@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from seal_fast.methods.schedule import Phase
 from seal_fast.models import BATCHNORMS
+from seal_fast.training.checkpoint import save_tensors
 from seal_fast.utils.errors import RunError
 
 if TYPE_CHECKING:
@@ -98,6 +100,28 @@ def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
     flat = torch.cat([*sums.values(), torch.tensor([images], dtype=torch.float64, device=trainer.runtime.device)])
     *total, images = trainer.world.sum(flat).split([*map(len, sums.values()), 1])
     return {name: t / images for name, t in zip(sums, total, strict=True)}
+
+
+def record_examples(trainer: Trainer, last_of_phase: bool) -> None:
+    """Bring the records of single training examples up to date, at an epoch's end."""
+    at, timeline = trainer.state.position, trainer.timeline
+    if trainer.state.examples:
+        phase = timeline.number(at.generation, at.epoch) if last_of_phase else None
+        trainer.state.examples.end_epoch(timeline.index(at.generation, at.epoch), phase, trainer.world)
+
+
+def save_examples(trainer: Trainer) -> None:
+    """Write the records of single training examples, at a generation's end."""
+    if not (examples := trainer.state.examples):
+        return
+    generation = trainer.state.position.generation
+    if trainer.world.is_main:
+        phases = [phase.name for phase in trainer.timeline.generations[generation]]
+        tensors = examples.records() | {"labels": torch.from_numpy(trainer.input.train_labels)}
+        tensors["ends"] = tensors["ends"][: len(phases) + 1].contiguous()
+        metadata = {"epochs": str(trainer.timeline.index(generation + 1, 0)), "phases": json.dumps(phases)}
+        save_tensors(trainer.folder.examples(generation), tensors, metadata)
+    examples.begin_generation()
 
 
 def norms(trainer: Trainer) -> dict[str, float]:

@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from seal_fast.methods.operators import Loss
 from seal_fast.optim.annealed_sgd import AnnealedSGD
+from seal_fast.training.examples import margins
 from seal_fast.training.runtime import Runtime
 
 
@@ -62,7 +63,8 @@ def forward_and_loss(
     numbers: Tensor | None = None,
     teacher: Tensor | None = None,
     share: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    record: bool = False,
+) -> tuple[Tensor, ...]:
     """Forward pass, loss and counters: what is compiled, once in train and once in eval mode.
 
     Args:
@@ -76,9 +78,11 @@ def forward_and_loss(
         numbers: of a phase's `Loss`; None for the cross entropy.
         teacher: logits of the snapshot, for distillation.
         share: of the first images in mixtures, float64 []; losses and hits are those of both labels in these parts.
+        record: whether to return the margins of training images.
 
     Returns:
-        The mean loss, and float64 [4] sums of loss, top-1 hits, top-5 hits and images, padding left out.
+        The mean loss, float64 [4] sums of loss, top-1 hits, top-5 hits and images, padding left out, and with `record`
+        in training the margins [B].
     """
     with runtime.autocast():
         logits = functional_call(model, weights, (images,), tie_weights=False)
@@ -99,7 +103,8 @@ def forward_and_loss(
         losses, top1, top5 = (share * first + (1 - share) * second for first, second in both)
     weight = torch.ones_like(losses) if valid is None else valid.to(losses.dtype)
     sums = torch.stack([losses.detach() * weight, top1 * weight, top5 * weight, weight])
-    return losses.mean(), sums.sum(1, dtype=torch.float64)
+    found = losses.mean(), sums.sum(1, dtype=torch.float64)
+    return (*found, margins(logits, labels)) if record and model.training else found
 
 
 def bf16_weight_overrides(model: nn.Module, optimizer: AnnealedSGD) -> dict[str, Tensor]:

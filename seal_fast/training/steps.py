@@ -22,7 +22,8 @@ from seal_fast.training.runtime import Runtime
 from seal_fast.training.step import bf16_weight_overrides, forward_and_loss, loss_numbers
 
 WHOLE = MicroBatch()
-Forward = Callable[..., tuple[Tensor, Tensor]]
+Forward = Callable[..., tuple[Tensor, ...]]
+Part = tuple[Forward, Tensor, Tensor, MicroBatch, Tensor | None]
 
 
 class Steps:
@@ -51,8 +52,10 @@ class Steps:
         model, snapshot, smoothing = state.model, state.snapshot, config.label_smoothing
         weights = bf16_weight_overrides(model, state.optimizer) if runtime.bf16_weights else {}
 
-        def forward(images: Tensor, labels: Tensor, *more: Tensor, **extra: Tensor) -> tuple[Tensor, Tensor]:
-            return forward_and_loss(model, runtime, smoothing, weights, images, labels, *more, **extra)
+        record = state.examples is not None
+
+        def forward(images: Tensor, labels: Tensor, *more: Tensor, **extra: Tensor) -> tuple[Tensor, ...]:
+            return forward_and_loss(model, runtime, smoothing, weights, images, labels, *more, record=record, **extra)
 
         def teach(images: Tensor) -> Tensor:
             with runtime.autocast():
@@ -72,7 +75,10 @@ class Steps:
             source.out, labels = source.buffers()
             self.buffers = source.out, labels if self.share is None else labels.repeat(2, 1)
         self.full: dict[tuple[Sharpness | None, bool], Callable[[Tensor, Tensor], None]] = {}
-        self.parts: list[tuple[Forward, Tensor, Tensor, MicroBatch]] = []
+        self.parts: list[Part] = []
+        # Rows of a full batch; a recorded step reads them here.
+        self.rows = torch.zeros(source.micro_batch_size, dtype=torch.int64, device=runtime.device) if record else None
+        source.numbered = record
         self.begin(timeline.generations[0][0])
 
     def begin(self, phase: Phase) -> None:
@@ -96,9 +102,11 @@ class Steps:
         labels = batch.labels if self.share is None else self._mix(self.share, batch)
         full = len(batch.labels) == self.input.micro_batch_size and cut.shared == (self.processes > 1)
         if full and cut.weight == 1 and self.forward.whole:
+            if self.rows is not None and batch.rows is not None:
+                self.rows.copy_(batch.rows)
             self.full_step(batch.images, labels)
         else:  # a smaller last batch is not compiled: it would be a third graph
-            self.step(self.forward if full else self.eager, batch.images, labels, cut)
+            self.step(self.forward if full else self.eager, batch.images, labels, cut, batch.rows)
         return cut.last
 
     def seed(self, cut: MicroBatch) -> None:
@@ -128,13 +136,15 @@ class Steps:
         batch.images.lerp_(batch.images[partner], 1 - first)
         return torch.stack([batch.labels, batch.labels[partner]])
 
-    def step(self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE) -> None:
+    def step(
+        self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE, rows: Tensor | None = None
+    ) -> None:
         """One training step, or a part of one; changes tensors in place only."""
-        state = self.state
+        state, part = self.state, (forward, images, labels, cut, self.rows if rows is None else rows)
         if self.sharpness is None:
-            self._backward(forward, images, labels, cut, last=cut.last)
+            self._backward(*part, last=cut.last)
         else:
-            self.parts.append((forward, images, labels, cut))
+            self.parts.append(part)
         if not cut.last:
             return
         if self.sharpness is not None:
@@ -146,7 +156,14 @@ class Steps:
         state.optimizer.zero_grad(set_to_none=True)
 
     def _backward(
-        self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch, last: bool, counted: bool = True
+        self,
+        forward: Forward,
+        images: Tensor,
+        labels: Tensor,
+        cut: MicroBatch,
+        rows: Tensor | None,
+        last: bool,
+        counted: bool = True,
     ) -> None:
         """Gradients of a part; `last` of those that make a step's."""
         state, extra = self.state, {}
@@ -157,9 +174,11 @@ class Steps:
         if self.distils:
             with torch.no_grad():
                 extra["teacher"] = (self.eager_teach if forward is self.eager else self.teach)(images)
-        loss, sums = forward(images, labels, **extra)
+        loss, sums, *margins = forward(images, labels, **extra)
         if cut.counted and counted:
             state.counters += sums
+            if state.examples is not None and rows is not None:
+                state.examples.write(rows, *margins)
         state.optimizer.sending = last
         state.scaler.scale(loss if cut.weight == 1 else loss * cut.weight).backward()
         if not last:
@@ -178,9 +197,10 @@ class Steps:
         foreach_copy_(buffers, kept)
         self.state.optimizer.step_back()
 
-    def _part(self, part: tuple[Forward, Tensor, Tensor, MicroBatch], **flags: bool) -> None:
+    def _part(self, part: Part, **flags: bool) -> None:
+        cut = part[3]
         if self.link:
-            self.link.connected = part[-1].shared
+            self.link.connected = cut.shared
         if not self.recorded:  # a recording cannot be seeded: there the second pass draws anew
-            self.seed(part[-1])
+            self.seed(cut)
         self._backward(*part, **flags)

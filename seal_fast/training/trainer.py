@@ -113,6 +113,7 @@ class Trainer:
         loss, top1, _, images = self.read_counters()
 
         last_of_phase = at.epoch + 1 == start + phase.epochs
+        evaluation.record_examples(self, last_of_phase)
         due = last_of_phase or (at.epoch + 1) % self.config.eval_every == 0
         val_loss, val_top1, val_top5 = evaluation.evaluate(self) if due else (None, None, None)
         ends = self.timeline.after(at.generation, at.epoch)[0] > at.generation
@@ -227,6 +228,8 @@ class Trainer:
             self.save(f"generation-{at.generation}")
         elif last_of_phase and phase.name == "ascent" and self.config.keep == "ascents":
             self.save(f"generation-{at.generation}-ascent")
+        if generation > at.generation:
+            evaluation.save_examples(self)
         self.state.position, self.state.entered = Position(generation, epoch), None
         if self.world.size > 1:
             self.read_counters()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import together
 from runs import EXACT, Killed, assert_close, assert_identical, outcome
+from safetensors.torch import load_file
 from small_resnet import build_shallow
 
 from seal_fast import train
@@ -56,10 +57,13 @@ def run_twice(config, step):
 @pytest.mark.parametrize(("size", "machines"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.long)])
 def test_a_whole_seal_run_equals_that_of_one_process(size, machines, image_folder, tmp_path):
     """Weights, statistics, momentum, and the metrics of training and of the shared evaluation."""
-    config = replace(SAME, data=str(image_folder), keep="ascents")
+    config = replace(SAME, data=str(image_folder), keep="ascents", record_examples=True)
     summaries = together(size, run, replace(config, out=tmp_path / "many"), machines=machines)
     run(replace(config, out=tmp_path / "one"))
     assert_close(tmp_path / "many", tmp_path / "one")
+    many, one = (load_file(RunFolder(tmp_path / name).examples(2)) for name in ("many", "one"))
+    torch.testing.assert_close(many, one)
+    assert one["seen"].eq(9).all()
     assert all(summary == summaries[0] for summary in summaries)
 
 

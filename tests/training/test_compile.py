@@ -84,6 +84,7 @@ def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fre
     assert timeline.needs() == {"average", "snapshot", "held", "initial", "images", "loss"}
     (tmp_path / "all.toml").write_text(dumps(timeline))
     config = replace(BASE, data=str(image_folder), stem="small", timeline=tmp_path / "all.toml", eval_every=9)
+    config = replace(config, record_examples=True)
     assert run(replace(config, out=tmp_path / "run", compile=True))["graphs"] == 2
 
 

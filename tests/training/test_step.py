@@ -28,6 +28,7 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
     config = replace(
         EXACT, **{"dtype": "float32"} | precision, data=str(image_folder), augmentation="pad-crop", shuffle=True
     )
+    config = replace(config, record_examples=True)
     with trainer_of(config, tmp_path / "run") as trainer:
         trainer.set_rates()
         with Scalars() as scalars:
@@ -43,6 +44,7 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_step_synchronises_on_a_gpu(compiled, image_folder, tmp_path):
     config = replace(EXACT, dtype="float32", amp=True, compile=compiled, device="cuda", data=str(image_folder))
+    config = replace(config, record_examples=True)
     with trainer_of(config, tmp_path / "run") as trainer:
         trainer.set_rates()
         for _ in range(3):  # compiles, fills caches, and records the CUDA graph
