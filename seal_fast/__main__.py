@@ -67,6 +67,10 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
         "seal_fast.analysis.similarity.command",
         "How alike features are (CKA): between layers, generations, seeds and methods.",
     ),
+    "sharpness": (
+        "seal_fast.analysis.sharpness.command",
+        "How fast the training loss rises around the weights, and the curvature of each block.",
+    ),
     "drift": ("seal_fast.analysis.drift.command", "How far the weights of runs travel, by layer and generation."),
     "barrier": ("seal_fast.analysis.barrier.command", "Loss and accuracy on the straight lines between networks."),
     "plasticity": ("seal_fast.analysis.plasticity.command", "Dormant units and effective rank of features, by layer."),

@@ -20,7 +20,7 @@ from seal_fast.utils.terminal import shown
 
 TITLES = {"depth": "Prediction depth", "transfer": "Transfer", "fewshot": "Few-shot"}
 TITLES |= {"hessian": "Hessian of the training loss", "evaluate": "Accuracy and calibration"}
-TITLES |= {"similarity": "Similarity of features"}
+TITLES |= {"similarity": "Similarity of features", "sharpness": "Sharpness of the training loss"}
 TITLES |= {"drift": "Travel of the weights", "barrier": "Barriers between networks", "plasticity": "Plasticity"}
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}

@@ -56,6 +56,11 @@ class TrainedNetwork:
     width: float = 1.0
     classifier: str = "fc"
 
+    @property
+    def label_smoothing(self) -> float:
+        """Of the loss that it was trained with; 0 for a bare weights file."""
+        return self.config.label_smoothing if self.config else 0.0
+
     def load(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
         """The network in eval mode, channels-last, on the device.
 

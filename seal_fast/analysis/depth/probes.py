@@ -74,6 +74,20 @@ def probe_modules(network: nn.Module, names: str | None = None) -> dict[str, nn.
     return outer or dict(network.named_children())
 
 
+def parameters_by_block(network: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """The names of the parameters of each of these modules, of what precedes them (`stem`), and of the rest (`head`).
+
+    Before and after are in the order of registration; a part without parameters is left out.
+    """
+    found: dict[str, list[str]] = {"stem": [], **{name: [] for name in modules}, "head": []}
+    rest = "stem"
+    for name, _ in network.named_parameters():
+        block = next((block for block in modules if name.startswith(block + ".")), None)
+        rest = "head" if block else rest
+        found[block or rest].append(name)
+    return {name: names for name, names in found.items() if names}
+
+
 def run_probes(
     network: nn.Module,
     images: Tensor,

@@ -103,9 +103,7 @@ class Hessian(Analysis):
         flags, world, runtime, config = self.flags, self.world, self.runtime, network.config
         self.watcher.visible = world.is_main
         images, chosen = self.training_images(network, flags.images, "--images", flags.spread)
-        smoothing = flags.label_smoothing
-        if smoothing is None:
-            smoothing = config.label_smoothing if config else 0.0
+        smoothing = network.label_smoothing if flags.label_smoothing is None else flags.label_smoothing
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)

@@ -181,3 +181,28 @@ def test_evaluate_and_plasticity(network, image_folder):
     data = ["--data", str(image_folder), "--json"]
     same(["evaluate", *network, *data, "--batch-size", "5"])
     same(["plasticity", *network, *data, "--images", "5", "--batch-size", "5"])  # the second process has no image
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "similarity --images 12 --batch-size 4",
+        pytest.param(
+            "sharpness --images 7 --batch-size 3 --rho 0.1 --adaptive-rho 0.5 --noise 0.01 --adaptive-noise 0.1 "
+            "--draws 2 --ascent-steps 1 --top 1 --tol 0.5 --max-hvps 4 --probes 2 --dtype float64",
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["similarity", "sharpness"],
+)
+def test_sums_over_processes(argv, network, image_folder):
+    """Of unequal parts: three batches for two processes."""
+    argv = [*argv.split(), *network, "--data", str(image_folder), "--json"]
+    first, second = together(2, said, argv)
+    alone = said(argv)
+    assert second[1:] == ("", "") and first[0] == second[0] == alone[0]
+    (many,), (one,) = (json.loads(answer[1]) for answer in (first, alone))
+    assert many["figures"].keys() == one["figures"].keys() and many["processes"] == 2
+    for section, found in one["figures"].items():
+        values, expected = ({name: v["mean"] for name, v in x.items()} for x in (many["figures"][section], found))
+        assert values == pytest.approx(expected, rel=1e-7, abs=1e-10)

@@ -1,0 +1,1 @@
+"""How much the loss rises around the weights of a network."""

@@ -1,0 +1,217 @@
+"""`python -m seal_fast sharpness`: how fast the training loss rises around the weights, as a table, plots and JSON."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.processes import rows_of
+from seal_fast.analysis.depth.probes import parameters_by_block, probe_modules
+from seal_fast.analysis.hessian.compute import Figures, Watcher, measure
+from seal_fast.analysis.sharpness import plots
+from seal_fast.analysis.sharpness.compute import Batch, Landscape, Loss, Reach, average_case, worst_case
+from seal_fast.curvature.operator import HessianOperator
+from seal_fast.data.batches import batches
+from seal_fast.distributed.world import on_all_ranks
+from seal_fast.runs.stats import Interval, student
+from seal_fast.utils.errors import RunError, UsageError
+
+WHOLE = "all layers"
+Sections = dict[str, dict[str, dict[str, float]]]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; see `Analysis.run`. The exit code is 1 where eigenvalues did not converge."""
+    return Sharpness().run(argv)
+
+
+class Sharpness(FigureAnalysis):
+    """The loss near the weights, over fixed training images."""
+
+    name = "sharpness"
+    description = (
+        "Sharpness of the training loss: its rise within a radius (SAM) and under noise, both also relative to each "
+        "weight (adaptive); the largest Hessian eigenvalue of the whole network and of each block, the trace, and the "
+        "share of the gradient in the top eigenspace. Over fixed, not augmented training images."
+    )
+    batch_size = 128
+    least = {"images": 1, "rho": 0, "adaptive_rho": 0, "noise": 0, "adaptive_noise": 0, "ascent_steps": 1, "draws": 2}
+    least = least | {"top": 1, "probes": 2, "max_hvps": 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watcher = Watcher()
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own flags."""
+        add = parser.add_argument
+        several: dict[str, Any] = {"type": float, "nargs": "+", "metavar": "R"}
+        add("--data", help="data set; default: the run's")
+        add("--images", type=int, default=256, help="training images, evenly spaced; default: 256")
+        add("--rho", default=[0.05, 0.1, 0.2], help="radii of SAM; default: 0.05 0.1 0.2", **several)
+        add("--adaptive-rho", default=[0.5, 1.0, 2.0], help="relative to the weights; default: 0.5 1 2", **several)
+        add("--ascent-steps", type=int, default=5, help="to find the worst case; default: 5")
+        add("--noise", default=[0.001, 0.002], help="standard deviations of noise; default: 0.001 0.002", **several)
+        help = "standard deviations of noise relative to each weight; default: 0.05 0.1"
+        add("--adaptive-noise", default=[0.05, 0.1], help=help, **several)
+        add("--draws", type=int, default=5, help="of the noise; default: 5")
+        add("--top", type=int, default=5, help="dimensions of the top eigenspace; default: 5")
+        add("--tol", type=float, default=1e-2, help="relative error of eigenvalues; default: 1e-2")
+        add("--max-hvps", type=int, help="products to spend at most on an operator's eigenvalues; default: 300")
+        add("--probes", type=int, default=32, help="products for the trace; default: 32")
+        add("--dtype", choices=("float32", "float64"), default="float32", help="of the network; sums are float64")
+        add("--label-smoothing", type=float, help="of the loss; default: the run's, else 0")
+        add("--seed", type=int, default=0, help="of noise and random vectors; default: 0")
+
+    def check(self) -> None:
+        """Numbers that have an upper limit."""
+        flags = self.flags
+        if not 0 < flags.tol < 1:
+            raise UsageError(f"--tol {flags.tol}: must be above 0 and below 1")
+        if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
+            raise UsageError(f"--label-smoothing {flags.label_smoothing}: must be at least 0 and below 1")
+        if flags.top > 50:
+            raise UsageError(f"--top {flags.top}: must be at most 50")
+
+    def _ask(self, number: int) -> None:
+        self.stop = self.watcher.stop = number  # the solvers look after every product
+
+    def measure(self, network: TrainedNetwork) -> dict[str, Any]:
+        """Rises of the loss by radius and noise, and the curvature of the network and of each block."""
+        flags, world, runtime = self.flags, self.world, self.runtime
+        self.watcher.visible = world.is_main
+        images, train = self.training_images(network, None, "--images")
+        split = train.spread(flags.images)
+        smoothing = network.label_smoothing if flags.label_smoothing is None else flags.label_smoothing
+        loss = partial(F.cross_entropy, label_smoothing=smoothing)
+        settings = {"image_size": network.image_size, "batch_size": flags.batch_size, "threads": flags.threads}
+        settings |= {"device": runtime.device, "dtype": runtime.dtype}
+        own = split.take(rows_of(len(split), flags.batch_size, world.rank, world.size))
+
+        def decode() -> list[Batch]:
+            return [(x.clone(), y.clone()) for x, y in batches(images, own, **settings)] if len(own) else []
+
+        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        shown = world.run_on_all(decode)
+        blocks = parameters_by_block(model, probe_modules(model))
+        figures = self._rises(network, Landscape(model, loss), shown, len(split))
+        if not world.max(self.stop)[0]:
+            figures |= self._curvature(network, model, loss, shown, blocks)
+        solved = {name: getattr(flags, name) for name in ("top", "tol", "max_hvps", "probes", "seed")}
+        return {
+            "protocol": {
+                "data": images.name,
+                "data_sha256": images.fingerprint,
+                "image_size": network.image_size,
+                "images": len(split),
+                "batch_size": flags.batch_size,
+                "dtype": flags.dtype,
+                "loss": f"cross entropy, label smoothing {smoothing:g}, without weight decay",
+                "batchnorm": "eval",
+                **{name: sorted(set(sizes)) for name, sizes in self._sizes().items()},
+                "ascent_steps": flags.ascent_steps,
+                "draws": flags.draws,
+                **solved,
+            },
+            "skipped_images": {images.name: list(images.skipped)},
+            "interrupted": bool(self.stop),
+            "figures": figures,
+        }
+
+    def _sizes(self) -> dict[str, list[float]]:
+        return {name: getattr(self.flags, name) for name in ("rho", "adaptive_rho", "noise", "adaptive_noise")}
+
+    def _rises(self, network: TrainedNetwork, landscape: Landscape, shown: list[Batch], count: int) -> Sections:
+        """The rise of the loss within each radius, as the mean over the batches, and under each noise."""
+        flags, world = self.flags, self.world
+
+        def reaches(*names: str) -> dict[str, Reach]:
+            sizes = {name: sorted(set(found)) for name, found in self._sizes().items()}
+            return {
+                f"{name.replace('_', ' ')} {size:g}": Reach(size, name.startswith("adaptive"))
+                for name in names
+                for size in sizes[name]
+            }
+
+        radii, noises = reaches("rho", "adaptive_rho"), reaches("noise", "adaptive_noise")
+        worst = torch.zeros(len(radii), dtype=torch.float64)
+        for i, batch in enumerate(shown):
+            found = worst_case(landscape, batch, list(radii.values()), flags.ascent_steps, flags.seed)
+            worst += len(batch[1]) * torch.tensor(found, dtype=torch.float64)
+            self.say(f"\r  worst case: {i + 1} of {len(shown)} batches" + "\n" * (i + 1 == len(shown)))
+        worst = world.sum(worst) / count
+        average = world.sum(average_case(landscape, shown, list(noises.values()), flags.draws, flags.seed)) / count
+        if not (torch.isfinite(worst).all() and torch.isfinite(average).all()):
+            why = "its training diverged, or a radius or noise is too large"
+            raise on_all_ranks(RunError(f"{network.weights}: the loss is not finite at or near the weights: {why}"))
+        rises = {name: number(value) for name, value in zip(radii, worst.tolist(), strict=True)}
+        rises |= {name: student(values).json() for name, values in zip(noises, average.T.tolist(), strict=True)}
+        return {section: {"rise of the loss": value} for section, value in rises.items()}
+
+    def _curvature(
+        self, network: TrainedNetwork, model: nn.Module, loss: Loss, shown: list[Batch], blocks: dict[str, list[str]]
+    ) -> Sections:
+        """Of the whole network, and the largest eigenvalue of each block's part of the Hessian, one after the other."""
+        flags = self.flags
+
+        def solve(names: list[str] | None, top: int, **options: Any) -> tuple[HessianOperator, Figures]:
+            reduce = dist.all_reduce if self.world.size > 1 else None
+            operator = HessianOperator(model, loss, shown, names, reduce=reduce)
+            top = min(top, operator.shape[0])
+            settings = {"tol": flags.tol, "max_hvps": flags.max_hvps, "seed": flags.seed}
+            found = measure(operator, self.watcher, top=top, bottom=0, **settings, **options)
+            if found.trouble:
+                part = "" if names is None else f", a block of {len(names)} parameter tensors"
+                self.trouble.append(f"{network.name}{part}: {found.trouble}")
+            return operator, found
+
+        operator, found = solve(None, flags.top, vectors=True, probes=flags.probes)
+        loss_value, gradient = operator.loss_value, operator.gradient
+        del operator  # and its cache
+        top = found.spectrum.top
+        figures: Sections = {WHOLE: {"loss": number(loss_value)}}
+        if top.values:
+            figures[WHOLE]["largest eigenvalue"] = number(top.values[0])
+        if found.trace:
+            t = found.trace
+            figures[WHOLE]["trace"] = Interval(t.value, t.value - t.half, t.value + t.half, t.probes).json()
+        if len(top.values) == flags.top and (share := share_inside(gradient, top.vectors)) is not None:
+            figures[WHOLE][f"gradient in the top {flags.top} (%)"] = number(100 * share)
+        for block, names in blocks.items():
+            if self.world.max(self.stop)[0]:
+                break
+            found = solve(names, 1)[1]
+            if found.spectrum.top.values:
+                figures[block] = {"largest eigenvalue": number(found.spectrum.top.values[0])}
+        return figures
+
+    def title(self, result: dict[str, Any]) -> str:
+        """The images, the loss and what the figures are."""
+        protocol = result["protocol"]
+        return (
+            f"sharpness of the mean loss over {protocol['images']:,} training images of {protocol['data']} (evenly "
+            f"spaced, not augmented), its worst case in batches of {protocol['batch_size']}\nloss: {protocol['loss']}; "
+            "BatchNorm: eval mode; intervals: 95 %, under noise over its draws, over seeds Student's t"
+        )
+
+    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+        """The rises by radius and noise, the blocks' eigenvalues, and curves over stages."""
+        plots.draw(results, path)
+
+
+def share_inside(gradient: Tensor, vectors: Tensor | None) -> float | None:
+    """|P g|^2 / |g|^2 for the projection P onto the span of orthonormal rows; None for a gradient of 0."""
+    total = float(gradient.square().sum())
+    if vectors is None or not total:
+        return None
+    return min(1.0, float((vectors @ gradient).square().sum()) / total)
