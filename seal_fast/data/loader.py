@@ -8,11 +8,11 @@ import torch
 
 from seal_fast.data.dataset import ImageSet
 from seal_fast.data.inputs import Input
-from seal_fast.data.memory import free_bytes
 from seal_fast.data.resident import Resident
 from seal_fast.data.stream import Stream
 from seal_fast.utils.cpus import cpu_count
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.memory import free_bytes
 
 _SIZE_OF_MIXED_SETS = 64
 _RESIZED_CROP_FROM = 128  # pixels; below, random crops of a padded image are the custom

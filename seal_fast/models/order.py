@@ -15,10 +15,7 @@ from seal_fast.utils.errors import UsageError
 
 
 def forward_order(model: nn.Module, image_size: int, num_classes: int | None = None, flag: str = "") -> ForwardOrder:
-    """Run a network in eval mode on two black images and note when each parameter is first used.
-
-    The global random state, the network's mode and its buffers are left as they are. Parameters that the pass does not
-    use come last.
+    """The forward order of a network of images, by `order_of_use` on two black ones.
 
     Args:
         model: reads images [N, 3, S, S] and returns logits [N, num_classes].
@@ -28,6 +25,33 @@ def forward_order(model: nn.Module, image_size: int, num_classes: int | None = N
 
     Raises:
         UsageError: the pass fails, or its result is not [2, num_classes].
+    """
+    like = next(model.parameters())
+    images = torch.zeros(2, 3, image_size, image_size, dtype=like.dtype, device=like.device)
+    flag = flag or "the network"
+    order, logits = order_of_use(model, (images,), f"{flag}: fails on images of {image_size} px")
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
+    if num_classes is not None and shape != (2, num_classes):
+        given = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
+        raise UsageError(
+            f"{flag}: returns {given} for 2 images and {num_classes} classes, not logits of shape (2, {num_classes})"
+        )
+    return order
+
+
+def order_of_use(model: nn.Module, inputs: tuple[Any, ...], failure: str) -> tuple[ForwardOrder, Any]:
+    """Run a network in eval mode and note when each parameter is first used; the order, and what the network returns.
+
+    The global random state, the network's mode and its buffers are left as they are. Parameters that the pass does not
+    use come last.
+
+    Args:
+        model: the network.
+        inputs: what it is called with.
+        failure: begins the sentence of an error.
+
+    Raises:
+        UsageError: the pass fails.
     """
     parameters = dict(model.named_parameters())
     names = {id(p): name for name, p in parameters.items()}
@@ -47,7 +71,6 @@ def forward_order(model: nn.Module, image_size: int, num_classes: int | None = N
     modes = {module: module.training for module in model.modules()}
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     like = next(iter(parameters.values()))
-    images = torch.zeros(2, 3, image_size, image_size, dtype=like.dtype, device=like.device)
     with ExitStack() as stack:
         for name, module in model.named_modules():
             stack.callback(module.register_forward_pre_hook(partial(note, name)).remove)
@@ -56,26 +79,20 @@ def forward_order(model: nn.Module, image_size: int, num_classes: int | None = N
         model.eval()
         try:
             with Uses():
-                logits = model(images)
+                result = model(*inputs)
         except Exception as error:
             sentence = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(f"{flag or 'the network'}: fails on images of {image_size} px ({sentence})") from error
+            raise UsageError(f"{failure} ({sentence})") from error
         finally:
             for module, training in modes.items():
                 module.training = training
             for name, b in model.named_buffers():
                 b.copy_(buffers[name])
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
-    if num_classes is not None and shape != (2, num_classes):
-        given = f"a tensor of shape {shape}" if shape else f"a {type(logits).__name__}"
-        raise UsageError(
-            f"{flag or 'the network'}: returns {given} for 2 images and {num_classes} classes, not logits of shape "
-            f"(2, {num_classes})"
-        )
     sizes = seen | {name: p.numel() for name, p in parameters.items() if name not in seen}
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     used = [name.removesuffix(".weight") for name in seen if name.removesuffix(".weight") in linear]
-    return ForwardOrder(sizes, {name: start for name, start in starts.items() if name}, used[-1] if used else "")
+    starts.pop("", None)
+    return ForwardOrder(sizes, starts, used[-1] if used else ""), result
 
 
 def registration_order(model: nn.Module) -> ForwardOrder:

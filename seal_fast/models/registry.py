@@ -19,6 +19,7 @@ from seal_fast.models.vit import VisionTransformer
 from seal_fast.models.wide_resnet import WideResNet
 from seal_fast.networks import Factory, Registered, parse
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.memory import free_bytes
 
 # (name, classes, stem, width); wrn, densenet-bc and vgg16-bn have one stem, their papers'.
 MODELS: dict[str, Callable[[Registered, int, Stem, float], Network]] = {
@@ -50,7 +51,8 @@ def build(name: str, num_classes: int, stem: Stem = "imagenet", seed: int = 0, w
         width: factor on the channels of a registered network.
 
     Raises:
-        UsageError: unknown name or stem, or the factory cannot be imported or returns no module.
+        UsageError: unknown name or stem; a registered network does not fit into memory; or the factory cannot be
+            imported or returns no module.
     """
     what = parse(name)
     if isinstance(what, Factory):
@@ -60,6 +62,14 @@ def build(name: str, num_classes: int, stem: Stem = "imagenet", seed: int = 0, w
     # Built on the meta device, the layers skip their own random initialisation.
     with torch.device("meta"):
         model = architecture(name, num_classes, stem, width)
+    parameters = sum(p.numel() for p in model.parameters())
+    needed, free = 3 * 4 * parameters, free_bytes(torch.device("cpu"))
+    if needed > free:
+        wide = f" --width {width:g}" if width != 1 else ""
+        raise UsageError(
+            f"--model {name}{wide} has {parameters:,} parameters, whose weights, gradients and momentum take "
+            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: choose a smaller network"
+        )
     model.to_empty(device="cpu")
     initialise_(model, seed)
     return model

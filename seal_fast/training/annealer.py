@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from seal_fast.config import Config, check
 from seal_fast.methods import text
 from seal_fast.methods.partition import split
 from seal_fast.methods.schedule import Timeline
-from seal_fast.models.order import registration_order
+from seal_fast.models.order import order_of_use, registration_order
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
 from seal_fast.training.checkpoint import Position, TrainState, dense
 from seal_fast.training.entry import average_epoch, begin_phase
 from seal_fast.training.forgetting import check_scopes
+from seal_fast.training.step import two_passes
 from seal_fast.utils.errors import UsageError
+
+Scores = tuple[Callable[[nn.Module, Any], Tensor], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,16 +72,20 @@ class Annealer:
         generations: number of generations.
         epochs: epochs a generation.
         threshold: first module of the late group, by its name in `model.named_modules()`.
+        example: an input, or a tuple of several, that the model is called with once in eval mode to find the order in
+            which it uses its parameters. None takes the order in which they are registered.
         lr: peak learning rate.
         momentum: of SGD.
         weight_decay: on every parameter.
         seed: of everything that the method draws.
         timeline: a `Timeline`, or a TOML file with one, in place of the method and the numbers above.
+        scores: for methods that score weights by gradients (dash, dnr): `loss(model, batch)` and a loader of training
+            batches, which is read in eval mode, the same on all processes. The batches' size is the loader's.
         settings: further numbers of `seal_fast.config.Config`: ascent_epochs, ascent_scale, warmup_epochs, ema, ...
 
     Raises:
-        UsageError: a number is out of range, a module does not exist, or the timeline needs what only the program's
-            own loop can give: a loss of its own, a second pass (SAM), or scores of images.
+        UsageError: a number is out of range, a module does not exist, or the timeline needs a loss of its own, which
+            only the program's own loop has, or `scores` that are not given.
 
     Attributes:
         optimizer: the `AnnealedSGD`, for a `GradScaler` or for reading momentum.
@@ -93,11 +102,13 @@ class Annealer:
         generations: int = 10,
         epochs: int = 160,
         threshold: str = "layer3",
+        example: Any = None,
         lr: float = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         seed: int = 0,
         timeline: Timeline | str | Path | None = None,
+        scores: Scores | None = None,
         **settings: Any,
     ) -> None:
         if method not in methods.METHODS:
@@ -111,15 +122,19 @@ class Annealer:
             timeline = methods.timeline(config) if timeline is None else text.load(Path(timeline))
         self.timeline = timeline
         needs = timeline.needs()
-        theirs = {"loss": "a loss of its own", "images": "scores of training images"}
-        wants = [what for need, what in theirs.items() if need in needs]
-        if wants or any(phase.sharpness for phases in timeline.generations for phase in phases):
-            what = wants[0] if wants else "two passes a step"
-            raise UsageError(f"{timeline.method} needs {what}, which an Annealer leaves to its caller: train it by "
-                             "`python -m seal_fast.train`")  # fmt: skip
+        if "loss" in needs:
+            raise UsageError(f"{timeline.method} needs a loss of its own, which an Annealer leaves to its caller: "
+                             "train it by `python -m seal_fast.train`")  # fmt: skip
+        if "images" in needs and scores is None:
+            raise UsageError(f"{timeline.method} scores weights by gradients: give scores=(loss, loader), where "
+                             "loss(model, batch) is a batch's mean loss")  # fmt: skip
         decay = timeline.ema_decay(config.ema)
         parameters = dict(model.named_parameters())
-        self.partition = split(registration_order(model), timeline.cuts, timeline.groups, "threshold")
+        order = registration_order(model)
+        if example is not None:
+            inputs = example if isinstance(example, tuple) else (example,)
+            order, _ = order_of_use(model, inputs, "example: the model fails on it")
+        self.partition = split(order, timeline.cuts, timeline.groups, "threshold")
         check_scopes(timeline, model, self.partition.order)
         self._initial = dense(model.state_dict()) if "initial" in needs else {}
         snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
@@ -135,6 +150,7 @@ class Annealer:
         ema = None if decay is None else ModelEMA(model, self.optimizer, decay)
         scaler = torch.amp.GradScaler(enabled=False)
         self._state = TrainState(model, self.optimizer, scaler, torch.zeros(4), ema, snapshot)
+        self._scores = scores
         self._inside = False  # between the yield of an epoch and its end
 
     def __iter__(self) -> Iterator[Epoch]:
@@ -145,7 +161,7 @@ class Annealer:
         while (at := state.position).generation < len(timeline.generations):
             phase, start = timeline.phase(at.generation, at.epoch)
             if at.epoch == start:
-                begin_phase(phase, state, self.partition.order, self._config.seed, self._initial, _no_gradients)
+                begin_phase(phase, state, self.partition.order, self._config.seed, self._initial, self._gradients)
             rates = timeline.rates(at.generation, at.epoch)
             for group, numbers in rates.items():
                 self.optimizer.set_hyperparameters(group, **numbers)
@@ -160,8 +176,31 @@ class Annealer:
         average_epoch(self._state, self.timeline, phase, at.epoch - start)
         self._state.position, self._inside = Position(*self.timeline.after(at.generation, at.epoch)), False
 
-    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Update the parameters from their gradients; with a `scaler`, through it, and update that too."""
+    def step(self, scaler: torch.amp.GradScaler | None = None, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters from their gradients.
+
+        Args:
+            scaler: update through it, and update it too.
+            closure: computes loss and gradients (`loss.backward()`); the gradients are dropped before. It is called
+                once, or under SAM twice: at the weights, and at the perturbed ones, where running statistics stay.
+
+        Returns:
+            What the closure returns, at the weights.
+
+        Raises:
+            UsageError: the phase is SAM's, and there is no closure.
+        """
+        at = self._state.position
+        sharpness = self.timeline.phase(at.generation, at.epoch)[0].sharpness
+        if sharpness and not closure:
+            raise UsageError(f"{self.timeline.method} takes two passes a step: annealer.step(closure=...)")
+        loss = None
+        if closure:
+            self.zero_grad()
+            if sharpness:
+                loss = two_passes(self._state.model, self.optimizer, sharpness, closure, closure)
+            else:
+                loss = closure()
         if scaler is None:
             self.optimizer.step()
         else:
@@ -169,6 +208,7 @@ class Annealer:
             scaler.update()
         if self._state.ema:
             self._state.ema.update()
+        return loss
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -225,6 +265,17 @@ class Annealer:
         self._initial = dict(saved["initial"])
         state.position, state.averaged, self._inside = at, saved["averaged"], saved["inside"]
 
-
-def _no_gradients(_size: int | None, _share: float) -> Iterator[Mapping[str, Tensor]]:
-    raise AssertionError("timelines that score images were refused")
+    def _gradients(self, _size: int | None, share: float) -> Iterator[Mapping[str, Tensor]]:
+        """Gradients of the given loss over a share of the given batches; see `Forgetting`."""
+        assert self._scores, "timelines that score weights were refused"
+        (loss, loader), model = self._scores, self._state.model
+        parameters = dict(model.named_parameters())
+        stop = None if share == 1 else max(1, math.ceil(share * len(loader)))  # pyright: ignore[reportArgumentType]
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        for batch in islice(loader, stop):
+            with torch.enable_grad():
+                found = torch.autograd.grad(loss(model, batch), [*parameters.values()], materialize_grads=True)
+            yield dict(zip(parameters, found, strict=True))
+        for module, training in modes.items():
+            module.training = training

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from seal_fast.methods.operators import Loss
+from seal_fast.kernels.torch_private import foreach_copy_
+from seal_fast.methods.operators import Loss, Sharpness
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.training.examples import margins
 from seal_fast.training.runtime import Runtime
+
+T = TypeVar("T")
 
 
 def true_class_rank(logits: Tensor, labels: Tensor) -> Tensor:
@@ -105,6 +111,24 @@ def forward_and_loss(
     sums = torch.stack([losses.detach() * weight, top1 * weight, top5 * weight, weight])
     found = losses.mean(), sums.sum(1, dtype=torch.float64)
     return (*found, margins(logits, labels)) if record and model.training else found
+
+
+def two_passes(
+    model: nn.Module,
+    optimizer: AnnealedSGD,
+    sharpness: Sharpness,
+    first: Callable[[], T],
+    second: Callable[[], object],
+) -> T:
+    """SAM: gradients by `first` at p, then by `second` at p + e; result and running statistics are the first's."""
+    result = first()
+    buffers = [*model.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    optimizer.perturb(sharpness.rho, sharpness.adaptive)
+    second()
+    foreach_copy_(buffers, kept)
+    optimizer.step_back()
+    return result
 
 
 def bf16_weight_overrides(model: nn.Module, optimizer: AnnealedSGD) -> dict[str, Tensor]:

@@ -12,14 +12,13 @@ from torch import Tensor
 from seal_fast.config import Config
 from seal_fast.data import Batch, Input, MicroBatch
 from seal_fast.kernels import philox
-from seal_fast.kernels.torch_private import foreach_copy_
 from seal_fast.methods.operators import Loss, Sharpness
 from seal_fast.methods.schedule import Phase, Timeline
 from seal_fast.models import Link
 from seal_fast.training import cuda_graph
 from seal_fast.training.checkpoint import TrainState
 from seal_fast.training.runtime import Runtime
-from seal_fast.training.step import bf16_weight_overrides, forward_and_loss, loss_numbers
+from seal_fast.training.step import bf16_weight_overrides, forward_and_loss, loss_numbers, two_passes
 
 WHOLE = MicroBatch()
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -185,17 +184,17 @@ class Steps:
             state.optimizer.accumulate()
 
     def _twice(self, sharpness: Sharpness) -> None:
-        """SAM: gradients at p, then those at p + e; the running statistics are the first pass's."""
         parts, self.parts = self.parts, []
-        buffers = [*self.state.model.buffers()]
-        for part in parts:
-            self._part(part, last=False)
-        kept = [buffer.clone() for buffer in buffers]
-        self.state.optimizer.perturb(sharpness.rho, sharpness.adaptive)
-        for part in parts:
-            self._part(part, last=part is parts[-1], counted=False)
-        foreach_copy_(buffers, kept)
-        self.state.optimizer.step_back()
+
+        def first() -> None:
+            for part in parts:
+                self._part(part, last=False)
+
+        def second() -> None:
+            for part in parts:
+                self._part(part, last=part is parts[-1], counted=False)
+
+        two_passes(self.state.model, self.state.optimizer, sharpness, first, second)
 
     def _part(self, part: Part, **flags: bool) -> None:
         cut = part[3]

@@ -204,6 +204,13 @@ def test_width_scales_every_network():
     assert models.build("resnet18", 10, width=0.5).conv1.weight.shape[0] == 32
 
 
+def test_a_network_that_cannot_be_trained_in_memory_is_refused_before_it_takes_any():
+    with pytest.raises(
+        UsageError, match=r"^--model resnet18 --width 100 has 111,[\d,]* parameters, whose weights, grad"
+    ):
+        models.build("resnet18", 10, width=100)
+
+
 def test_names():
     assert parse("wrn-28-10").depths == (4, 4, 4) and parse("densenet-bc-100-12").depths == (16, 16, 16)
     blocks = [name for name, _ in models.architecture("wrn-16-1", 10).blocks()]

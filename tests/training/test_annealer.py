@@ -16,13 +16,17 @@ from seal_fast import Annealer
 from seal_fast.train import run
 from seal_fast.utils.errors import UsageError
 
-# Cleared momentum; kept masks and snapshots; averages by epoch.
-METHODS = ["seal", "imp", "swa"]
+# Cleared momentum; kept masks and snapshots; averages by epoch; two passes; scores.
+METHODS = ["seal", "imp", "swa", "sam", "dash"]
 NUMBERS = dict(generations=3, epochs=3, ascent_epochs=1, warmup_epochs=1)
 
 
-def annealer_of(model, config):
-    return Annealer(model, config.method, threshold=config.layer_threshold, lr=config.lr, seed=config.seed, **NUMBERS)
+def annealer_of(model, config, trainer):
+    scores = None
+    if trainer.images:
+        scores = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), [*trainer.images(1000, 1.0, 0, 0)]  # noqa: E731
+    numbers = dict(lr=config.lr, seed=config.seed, **NUMBERS)
+    return Annealer(model, config.method, threshold=config.layer_threshold, scores=scores, **numbers)
 
 
 def train(annealer, model, batches, smoothing, until=None):
@@ -30,9 +34,18 @@ def train(annealer, model, batches, smoothing, until=None):
     for epoch in annealer:
         model.train()
         for batch in batches(epoch.generation, epoch.epoch, 0):
-            losses = F.cross_entropy(model(batch.images), batch.labels, reduction="none", label_smoothing=smoothing)
-            losses.mean().backward()
-            annealer.step()
+
+            def closure(batch=batch):
+                logits = model(batch.images)
+                losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+                losses.mean().backward()
+                return float(losses.detach().mean())
+
+            if annealer.timeline.method == "sam":
+                assert 0 < annealer.step(closure=closure) < 10
+            else:
+                closure()
+                annealer.step()
             annealer.zero_grad()
         if (epoch.generation, epoch.epoch) == until:
             return
@@ -45,7 +58,7 @@ def network(trainer, config):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_equals_the_program_to_the_bit_also_when_interrupted(method, image_folder, tmp_path, small_network):
-    config = replace(BASE, method=method, data=str(image_folder), keep="none")
+    config = replace(BASE, method=method, data=str(image_folder), keep="none", shuffle=method != "dash")
     run(replace(config, out=tmp_path / "program"))
     expected = load_file(tmp_path / "program" / "weights" / "last.safetensors")
 
@@ -57,17 +70,17 @@ def test_equals_the_program_to_the_bit_also_when_interrupted(method, image_folde
     with trainer_of(config, tmp_path / "other") as trainer:
         batches, smoothing = trainer.input.train, config.label_smoothing
         model = network(trainer, config)
-        train(annealer_of(model, config), model, batches, smoothing)
+        train(annealer_of(model, config, trainer), model, batches, smoothing)
         compare(model)
         model = network(trainer, config)
-        first = annealer_of(model, config)
+        first = annealer_of(model, config, trainer)
         train(first, model, batches, smoothing, until=(1, 0))
         file = io.BytesIO()
         torch.save({"model": model.state_dict(), "annealer": first.state_dict()}, file)
         file.seek(0)
         saved = torch.load(file, weights_only=True)
         model = network(trainer, config)
-        second = annealer_of(model, config)
+        second = annealer_of(model, config, trainer)
         model.load_state_dict(saved["model"])
         second.load_state_dict(saved["annealer"])
         train(second, model, batches, smoothing)
@@ -124,9 +137,9 @@ def test_a_gradient_scaler_changes_nothing_but_rounding():
     ("settings", "message"),
     [
         ({"method": "sael"}, "method 'sael' does not exist; choose one of seal, "),
-        ({"method": "sam"}, "sam needs two passes a step, which an Annealer leaves to its caller"),
         ({"method": "born-again"}, "born-again needs a loss of its own"),
-        ({"method": "dnr"}, "dnr needs scores of training images"),
+        ({"method": "dnr"}, "dnr scores weights by gradients: give scores=(loss, loader)"),
+        ({"example": torch.zeros(2, 3)}, "example: the model fails on it (mat1 and mat2 shapes"),
         ({"threshold": "layer9"}, "threshold layer9: the model has no such layer"),
         ({"epochs": 0}, "--epochs 0: must be at least 1"),
     ],
@@ -135,6 +148,30 @@ def test_what_cannot_be_done_is_said(settings, message):
     with pytest.raises(UsageError) as error:
         Annealer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), **{"threshold": "1"} | settings)
     assert message in str(error.value)
+
+
+class Backwards(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 3), nn.Linear(6, 8)
+
+    def forward(self, x, factor):
+        return self.head(self.body(x) * factor)
+
+
+def test_early_and_late_follow_the_pass_over_an_example():
+    def groups(threshold, **settings):
+        return Annealer(Backwards(), threshold=threshold, **settings).partition.groups
+
+    names = {part: (f"{part}.weight", f"{part}.bias") for part in ("head", "body")}
+    assert groups("body") == {"early": names["head"], "late": names["body"]}
+    assert groups("head", example=(torch.zeros(2, 6), 2.0)) == {"early": names["body"], "late": names["head"]}
+
+
+def test_sam_without_a_closure_is_refused():
+    annealer = Annealer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "sam", threshold="1")
+    with pytest.raises(UsageError, match=r"sam takes two passes a step: annealer.step\(closure=...\)"):
+        annealer.step()
 
 
 def test_a_state_of_another_timeline_is_refused():

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from seal_fast import train
+from seal_fast import Annealer, models, train
 from seal_fast.__main__ import main
 from seal_fast.config import Config
 from seal_fast.runs import plots
@@ -38,6 +40,37 @@ def test_it_is_trained_and_read_by_every_command(name, image_folder, tmp_path, m
     ):
         assert main([*command.format(tmp_path / "llf").split(), "--threads", "1"]) == 0
     assert "products: double backward" in capsys.readouterr().out
+    if name == "vit-tiny":  # no BatchNorm
+        for command in ("evaluate {1}", "plasticity {1} --images 8", "barrier {0} {1} --points 3 --images 8"):
+            names = command.format(tmp_path / "seal", tmp_path / "llf")
+            assert main([*names.split(), "--threads", "1", "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("name", ("resnet18", *NETWORKS))
+def test_every_kind_of_method_touches_what_it_should(name):
+    """A step in each of two generations, in float64; between them operators act on the tensors that they are for."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    for method in ("seal", "llf", "shrink-perturb", "ke-wels", "fire", "sam"):
+        model = models.build(name, 4, "small", width=0.05).double()
+        settings = dict(generations=2, epochs=1, warmup_epochs=0, ascent_epochs=0, lr=0.01, threshold="layer2")
+        annealer = Annealer(model, method, example=images, **settings)
+
+        def closure(model=model):
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            return float(loss.detach())
+
+        before, late = {}, set(annealer.partition.groups["late"])
+        weights = {name for name, p in model.named_parameters() if p.ndim > 1}
+        for epoch in annealer:
+            changed = {name for name, p in model.named_parameters() if not torch.equal(p, before.get(name, p))}
+            if epoch.generation:
+                drawn = {"seal": set(), "llf": weights & late, "ke-wels": weights, "fire": weights}
+                assert changed == drawn[method] if method in drawn else changed >= weights
+            assert annealer.step(closure=closure) < 10
+            assert all(p.isfinite().all() for p in model.parameters())
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("method", ["shrink-perturb", "sam", "lw"])

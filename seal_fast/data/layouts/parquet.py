@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from seal_fast.data.layouts.common import Samples
-from seal_fast.data.memory import free_bytes
 from seal_fast.utils.errors import RunError, UsageError, reason
+from seal_fast.utils.memory import free_bytes
 
 NAME = "parquet"
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from image_files import write
 
-from seal_fast.data.memory import free_bytes
+from seal_fast.utils.memory import free_bytes
 
 MACHINE = {"proc/meminfo": b"MemTotal:       2000 kB\nMemAvailable:    1234 kB\n"}
 V2 = {"memory.max": b"1000\n", "memory.current": b"600\n", "memory.stat": b"anon 1\ninactive_file 150\n"}
