@@ -51,6 +51,9 @@ if __name__ == "__main__":
     lightning.seed_everything(0)
     x, y = load_digits(return_X_y=True)
     pairs = list(zip(torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y), strict=True))
-    loaders = (torch.utils.data.DataLoader(pairs[i::5], 32, shuffle=not i) for i in (0, 1))
-    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    lightning.Trainer(**options, max_epochs=12).fit(Digits("seal", 4), *loaders)
+    load = torch.utils.data.DataLoader
+    loaders = load(pairs[::5], 32, shuffle=True), load(pairs[1::5], 400)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    lightning.Trainer(accelerator="cpu", num_sanity_val_steps=0, max_epochs=12, **quiet).fit(
+        Digits("seal", 4), *loaders
+    )
