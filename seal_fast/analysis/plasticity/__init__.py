@@ -1,1 +1,1 @@
-"""Whether the units of a network are still in use, and how many directions its features fill."""
+"""Whether the units of a network are in use, how many directions its features fill, how its weights still move."""

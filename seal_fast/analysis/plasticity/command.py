@@ -1,21 +1,26 @@
-"""`python -m seal_fast plasticity`: dormant units and effective rank of trained networks, by layer."""
+"""`python -m seal_fast plasticity`: dormant units, effective rank, gradients and sign changes, by layer."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from seal_fast.analysis.common.earlier import KINDS, earlier
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import gathered, rows_of
-from seal_fast.analysis.depth.probes import probe_modules
+from seal_fast.analysis.depth.probes import parameters_by_block, probe_modules
+from seal_fast.analysis.drift.compute import layers, norm
 from seal_fast.analysis.plasticity import plots
-from seal_fast.analysis.plasticity.compute import dormant, effective_rank, outputs
+from seal_fast.analysis.plasticity.compute import dormant, effective_rank, gradient, reading, sign_changes
 from seal_fast.data.batches import batches
 from seal_fast.utils.errors import RunError
 
@@ -28,13 +33,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Plasticity(FigureAnalysis):
-    """The outputs of the network's blocks on its training images."""
+    """The outputs of the network's blocks on its training images, and the gradients and signs of their weights."""
 
     name = "plasticity"
     description = (
         "Share of dormant units (Sokar et al., ICML 2023) and effective rank of the features (Roy and Vetterli, 2007) "
-        "after each block, on training images, not augmented."
+        "after each block, and the gradient of the loss by block, on training images, not augmented; with "
+        "--per-generation the share of weights that change their sign."
     )
+    batch_size = 128
     least = {"images": 1, "tau": 0}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
@@ -47,24 +54,33 @@ class Plasticity(FigureAnalysis):
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
-        """The figures of each block, and the dormant share of all their units."""
+        """The figures of each block, of what lies before and after them, and of all; `layers` holds every layer."""
         flags, world, runtime = self.flags, self.world, self.runtime
         images, train = self.training_images(network, None, "--data")
         split = train.spread(flags.images)
         own = split.take(rows_of(len(split), flags.batch_size, world.rank, world.size))
-        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype)).requires_grad_()
+        modules = probe_modules(model)
+        sums = [torch.zeros_like(p, dtype=torch.float64) for p in model.parameters()]
         settings = {"image_size": network.image_size, "batch_size": flags.batch_size, "threads": flags.threads}
         settings |= {"device": runtime.device, "dtype": runtime.dtype}
+        loss = partial(F.cross_entropy, label_smoothing=network.label_smoothing)
 
-        def forward() -> dict[str, tuple[Tensor, Tensor]]:
+        def read() -> dict[str, tuple[Tensor, Tensor]]:
             shown = batches(images, own if len(own) else split.take([0]), **settings)  # one, for the layers' widths
-            found = outputs(model, probe_modules(model), (pixels for pixels, _ in shown), runtime.autocast)
+            with reading(modules) as found:
+                for pixels, labels in shown:
+                    for total, part in zip(sums, gradient(model, loss, pixels, labels, runtime.autocast), strict=True):
+                        total.add_(part, alpha=len(labels) if len(own) else 0)
             return {
-                layer: (activity[: len(own)], features[: len(own)]) for layer, (activity, features) in found.items()
+                layer: (torch.cat([a for a, _ in some])[: len(own)], torch.cat([f for _, f in some])[: len(own)])
+                for layer, some in found.items()
             }
 
-        parts = world.run_on_all(forward)
-        figures, idle, units = {}, 0, 0
+        parts = world.run_on_all(read)
+        blocks = parameters_by_block(model, modules)
+        figures: dict[str, dict[str, dict[str, float]]] = {name: {} for name in dict.fromkeys([*blocks, *modules, ALL])}
+        idle, units = 0, 0
         for layer, pair in parts.items():
             activity, features = (gathered(part, len(split), flags.batch_size, world) for part in pair)
             if not torch.isfinite(activity).all():
@@ -73,8 +89,22 @@ class Plasticity(FigureAnalysis):
             idle, units = idle + int(found.sum()), units + len(found)
             rank = effective_rank(features)
             share = 100 * float(found.double().mean())
-            figures[layer] = {"dormant units (%)": number(share), "effective rank": number(rank)}
-        figures[ALL] = {"dormant units (%)": number(100 * idle / units)}
+            figures[layer] |= {"dormant units (%)": number(share), "effective rank": number(rank)}
+        figures[ALL]["dormant units (%)"] = number(100 * idle / units)
+        names = [name for name, _ in model.named_parameters()]
+        gradients = {name: world.sum(total) / len(split) for name, total in zip(names, sums, strict=True)}
+        weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
+        before = {
+            kind: dict(other.load(dtype=runtime.dtype).named_parameters())
+            for kind, other in earlier(network, self.networks).items()
+        }
+        for block, inside in (blocks | {ALL: names}).items():
+            length = norm(gradients, inside)
+            if not math.isfinite(length):
+                raise RunError(f"{network.weights} gives a NaN or infinite gradient: its training diverged")
+            figures[block]["gradient norm"] = number(length)
+            for kind, then in before.items():
+                figures[block][f"sign changes {KINDS[kind]} (%)"] = number(sign_changes(then, weights, inside))
         return {
             "protocol": {
                 "data": images.name,
@@ -82,9 +112,18 @@ class Plasticity(FigureAnalysis):
                 "image_size": network.image_size,
                 "images": len(split),
                 "tau": flags.tau,
+                "loss": f"cross entropy, label smoothing {network.label_smoothing:g}, without weight decay",
             },
             "skipped_images": {images.name: list(images.skipped)},
             "figures": figures,
+            "layers": {
+                layer: {"gradient norm": norm(gradients, inside)}
+                | {
+                    KINDS[kind]: {"sign changes (%)": sign_changes(then, weights, inside)}
+                    for kind, then in before.items()
+                }
+                for layer, inside in layers(model).items()
+            },
         }
 
     def title(self, result: dict[str, Any]) -> str:
@@ -92,8 +131,8 @@ class Plasticity(FigureAnalysis):
         protocol = result["protocol"]
         return (
             f"plasticity on {protocol['images']:,} training images of {protocol['data']}, after each block; a unit is "
-            f"dormant at {protocol['tau']:g} of its layer's mean activity or less\nintervals: 95 %, over seeds "
-            "Student's t"
+            f"dormant at {protocol['tau']:g} of its layer's mean activity or less\nloss: {protocol['loss']}; "
+            "intervals: 95 %, over seeds Student's t"
         )
 
     def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:

@@ -1,9 +1,9 @@
-"""Dormant units and the effective rank of features, in float64."""
+"""Dormant units, the effective rank of features, gradients, and weights that change their sign."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,32 +17,45 @@ def per_image(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.abs().mean(2), x.mean(2)
 
 
-@torch.no_grad()
-def outputs(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    batches: Iterable[Tensor],
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """By module the `per_image` of its output over batches of images [B, 3, S, S], on the host."""
+@contextmanager
+def reading(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Collect, on the host, the `per_image` of each module's output in every forward pass, by the module's name."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
 
     def reader(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def read(module: nn.Module, inputs: Any, x: Tensor) -> None:
-            activity, features = per_image(x)
+            activity, features = per_image(x.detach())
             found[name].append((activity.cpu(), features.cpu()))
 
         return read
 
     hooks = [module.register_forward_hook(reader(name)) for name, module in modules.items()]
     try:
-        for images in batches:
-            with autocast():
-                model(images)
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: (torch.cat([a for a, _ in some]), torch.cat([f for _, f in some])) for name, some in found.items()}
+
+
+def gradient(
+    model: nn.Module,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[Tensor]:
+    """The gradient of a batch's mean loss with respect to every parameter, in their order; 0 where one is not used."""
+    with torch.enable_grad():
+        with autocast():
+            logits = model(images)
+        found = torch.autograd.grad(loss(logits.float(), labels), list(model.parameters()), materialize_grads=True)
+    return list(found)
+
+
+def sign_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor], names: Collection[str]) -> float:
+    """Share of the entries of the named parameters that went from below 0 to above 0 or back, in percent."""
+    changed = sum(int((before[name].sign() * after[name].sign() < 0).sum()) for name in names)
+    return 100 * changed / sum(after[name].numel() for name in names)
 
 
 def dormant(activity: Tensor, tau: float) -> Tensor:

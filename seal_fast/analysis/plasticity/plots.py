@@ -18,18 +18,25 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
         RunError: a file cannot be written.
     """
     *layers, whole = results[0]["figures"]
-    figure, axes = new_figure(9, 3.2, 1, 2)
-    for axis, name in zip(axes[0], ("dormant units (%)", "effective rank"), strict=True):
-        for i, result in enumerate(results):
-            values = [result["figures"][layer][name]["mean"] for layer in layers]
+    last = {result["subject"].removesuffix(f" {result['stage']}"): result for result in results}
+    changes = [name for result in last.values() for name in result["figures"][whole] if name.startswith("sign changes")]
+    names = ["dormant units (%)", "effective rank", "gradient norm", *dict.fromkeys(changes)]
+    figure, axes = new_figure(13, 3.2 * -(-len(names) // 3), -(-len(names) // 3), 3)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for i, result in enumerate(last.values() if name in changes else results):
+            found = [(at, result["figures"].get(layer, {}).get(name)) for at, layer in enumerate(layers)]
+            known = [(at, value["mean"]) for at, value in found if value]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
-            axis.plot(range(len(layers)), values, label=result["subject"], **style)
+            axis.plot(*zip(*known, strict=True) if known else ((), ()), label=result["subject"], **style)
         axis.set_xticks(range(len(layers)), layers, rotation=60, fontsize=8)
         axis.set_ylim(bottom=0)
-        axis.set_ylabel(name)
+        axis.set_ylabel(name, fontsize=9)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
     save(figure, path("plasticity"))
     if several_stages(results):
-        shown = ((whole, "dormant units (%)"), (layers[-1], "effective rank"))
-        panels = [(f"{name}, {layer}", curves(results, layer, name)) for layer, name in shown]
+        block = [layer for layer in layers if "effective rank" in results[0]["figures"][layer]][-1]
+        shown = [(block, "effective rank"), *((whole, name) for name in names if name != "effective rank")]
+        panels = [(f"{name}\n{layer}", curves(results, layer, name)) for layer, name in shown]
         draw_stages([panels], path("plasticity_generations"))
