@@ -178,7 +178,7 @@ _TYPES = get_type_hints(Config)
 # Flags that say where and how a run executes, not what it computes: a resumed run may change them.
 EXECUTION = frozenset(
     "out resume keep checkpoint_seconds log_every log_norms hessian_every hessian_images profile wandb threads "
-    "dist_timeout deterministic data init_weights init_fc on_bad_image timeline".split()
+    "dist_timeout deterministic data init_weights on_bad_image timeline".split()
 )
 
 

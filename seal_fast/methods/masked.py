@@ -38,6 +38,8 @@ class Kels(Method):
 
     keep: share of each weight's outputs and inputs that is kept (the split rate), rounded up; of the first
         convolution's outputs and the classifier's inputs alone. Otherwise as `ke-wels`.
+
+    The slim network is evaluated (val_slim_top1) and saved at every generation's end.
     """
 
     keep: float = 0.5
@@ -55,8 +57,8 @@ class Dnr(Method):
         the training images, are drawn anew where they are weights of convolutions or the classifier; 1x1 shortcuts are
         kept. The released command's `--sparsity 0.8` keeps 80 % too.
 
-    Scores are ranked over the whole network, BatchNorm and biases included, in eval mode without label smoothing. The
-    released code scores augmented batches; here they are not augmented, and of the batch size of training.
+    Scores are ranked over the whole network, BatchNorm and biases included, and taken in eval mode without label
+    smoothing on the first batches of the epoch that follows, augmented as in training.
     """
 
     keep: float = 0.8

@@ -67,7 +67,8 @@ class Mask:
             first weight keeps all its inputs and its last weight all its outputs.
         rows: `count` random outputs (all, if there are fewer).
         magnitude: the `share` of smallest absolute value.
-        snip: the `share` of lowest abs(p) times the sum of abs(gradient) over batches (Dynamic Neural Regeneration).
+        snip: the `share` of lowest abs(p) times the sum of abs(gradient) over augmented batches (Dynamic Neural
+            Regeneration).
         nonzero: what is not zero.
     anew: drawn for every entry; otherwise one draw serves the whole run.
     across: what magnitude and snip rank together: each tensor, the scope, or all parameters of the network.

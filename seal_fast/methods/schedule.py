@@ -237,6 +237,11 @@ class Timeline:
         require(not (ema and average), "--ema: this timeline keeps an average of its own; drop --ema")
         return ema or (average and (average.decay if average.every == "step" else 1.0)) or None
 
+    def slim(self) -> float | None:
+        """The share of channels that a mask by kels leaves alone; None without one."""
+        masks = (op.mask for phase in self._phases() for op in phase.enter if isinstance(op, Mix) and op.mask)
+        return next((1 - mask.share for mask in masks if mask.by == "kels"), None)
+
     def effective(self) -> Timeline:
         """The same training without cuts that make no difference: equal for timelines that train alike."""
         by_group = [set(phase.by_group(self.groups).values()) for phase in self._phases()]

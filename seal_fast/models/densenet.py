@@ -51,6 +51,7 @@ class DenseNet(Network):
         width: factor on the growth.
     """
 
+    nested = False  # what is joined lies behind each other
     initial = LUA
 
     def __init__(

@@ -62,10 +62,12 @@ class Network(nn.Module):
     Attributes:
         initial: how its weights are drawn.
         dropout: share of the features that is set to zero in train mode.
+        nested: whether the first channels of every layer make up a narrower network of the same kind.
     """
 
     initial = Initial()
     dropout = 0.0
+    nested = True
     fc: nn.Linear
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:

@@ -79,6 +79,7 @@ class VisionTransformer(Network):
         width: factor on the channels.
     """
 
+    nested = False  # queries, keys and values lie behind each other
     initial = Initial(
         conv=lecun_normal,
         linear=xavier_uniform,

@@ -15,8 +15,8 @@ class RunFolder:
     """Paths and rows of a run.
 
     config.toml, timeline.toml, metrics.jsonl (a row per epoch), summary.json, curves.png, tensorboard/, profile/,
-    weights/{last,best,generation-<g>,generation-<g>-ascent}.safetensors (and -ema beside all but best),
-    examples/generation-<g>.safetensors, checkpoint/state.safetensors.
+    weights/{last,best,generation-<g>,generation-<g>-ascent}.safetensors (and -ema beside all but best; of KELS
+    generation-<g>-slim), examples/generation-<g>.safetensors, checkpoint/state.safetensors.
     """
 
     def __init__(self, path: Path) -> None:

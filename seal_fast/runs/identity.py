@@ -26,37 +26,51 @@ from seal_fast.utils.files import write_json
 PROVENANCE = "provenance.json"
 
 # Settings of execution that change numbers all the same.
-_INPUTS = frozenset({"data", "init_weights", "init_fc", "on_bad_image"})
+_INPUTS = frozenset({"data", "init_weights", "on_bad_image"})
 # Settings that change no number, or change it by rounding alone.
 NEUTRAL = (EXECUTION - _INPUTS) | {"kernels", "eval_batch_size", "ema", "record_examples"}
 # Settings that act through the timeline alone: configurations of equal timelines need not agree in them.
 _IN_TIMELINE = frozenset("method option generations epochs warmup_epochs lr lr_curve weight_decay reinit".split())
 _IN_TIMELINE |= {"ascent_epochs", "ascent_scale", "ascent_weight_decay", "layer_threshold"}
 # Settings whose effect depends on what the provenance says.
-_WITH_PROVENANCE = _INPUTS | {"device", "sync_batchnorm"}
+_WITH_PROVENANCE = _INPUTS | {"device", "init_fc", "sync_batchnorm"}
 # Settings that act on every training.
 _ALWAYS = {f.name for f in fields(Config)} - NEUTRAL - _IN_TIMELINE - _WITH_PROVENANCE
 _ALWAYS -= {"seed", "amp_dtype"}
 
 
-def write_provenance(folder: Path, *, data_sha256: str, init_weights: Path | None, device: str, processes: int) -> None:
+def write_provenance(
+    folder: Path, *, data_sha256: str, init_weights: Path | None, device: str, processes: int, resuming: bool
+) -> None:
     """Write provenance.json when a run starts; a resumed run adds its device and its number of processes.
 
     Raises:
         UsageError: the file that is there is damaged, or the initial weights cannot be read.
         RunError: the file cannot be written.
     """
-    known = read_provenance(folder)
-    initial = known.get("init_weights_sha256") or (weights_sha256(init_weights) if init_weights else None)
+    known = read_provenance(folder) if resuming else {}
+    given = weights_sha256(init_weights) if init_weights and not known else None
     now = {
         "seal_fast": __version__,
         "data_sha256": data_sha256,
-        "init_weights_sha256": initial,
+        "init_weights_sha256": known.get("init_weights_sha256", given),
         "devices": sorted({*known.get("devices", ()), device}),
         "processes": sorted({*known.get("processes", ()), processes}),
     }
     if now != known:
         write_json(folder / PROVENANCE, now)
+
+
+def check_initial_weights(folder: Path, file: Path | None) -> None:
+    """Make sure that a run which is resumed began with these weights.
+
+    Raises:
+        UsageError: it began with others, or the file cannot be read.
+    """
+    known = read_provenance(folder)
+    if known and known.get("init_weights_sha256") != (weights_sha256(file) if file else None):
+        given = f"--init-weights {file}" if file else "no --init-weights"
+        raise UsageError(f"{given}: the run in {folder} began with other weights; name those, or choose another --out")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -265,7 +265,7 @@ class Annealer:
         self._initial = dict(saved["initial"])
         state.position, state.averaged, self._inside = at, saved["averaged"], saved["inside"]
 
-    def _gradients(self, _size: int | None, share: float) -> Iterator[Mapping[str, Tensor]]:
+    def _gradients(self, _size: int | None, share: float, _augmented: bool) -> Iterator[Mapping[str, Tensor]]:
         """Gradients of the given loss over a share of the given batches; see `Forgetting`."""
         assert self._scores, "timelines that score weights were refused"
         (loss, loader), model = self._scores, self._state.model

@@ -17,9 +17,7 @@ from seal_fast import methods
 from seal_fast.config import Config, difference, dumps, load, to_dict
 from seal_fast.curvature.monitor import Curvature
 from seal_fast.data import ImageSet, Input, Shard, fits, make_input, select
-from seal_fast.data.batches import batches as batches_of
 from seal_fast.distributed.world import SINGLE_PROCESS, World
-from seal_fast.kernels import philox
 from seal_fast.methods import text
 from seal_fast.methods.partition import Partition, split
 from seal_fast.methods.schedule import Timeline
@@ -28,13 +26,14 @@ from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
 from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
 from seal_fast.runs.folder import RunFolder
-from seal_fast.runs.identity import write_provenance
+from seal_fast.runs.identity import check_initial_weights, write_provenance
 from seal_fast.runs.logger import Log, Silence
 from seal_fast.training import checkpoint
 from seal_fast.training.checkpoint import TrainState
 from seal_fast.training.examples import Examples
 from seal_fast.training.forgetting import check_scopes
 from seal_fast.training.runtime import Runtime, environment
+from seal_fast.training.slim import slim_network
 from seal_fast.training.trainer import Images, Trainer
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import write_text
@@ -94,7 +93,8 @@ def assemble(
     if config.dropout:
         model.dropout = config.dropout
     order = forward_order(model, batches.image_size, batches.num_classes, f"--model {config.model}")
-    if config.init_weights:
+    needs, resuming = timeline.needs(), folder.checkpoint.exists()
+    if config.init_weights and ("initial" in needs or not resuming):
         load_weights(model, config.init_weights, config.init_fc, order.classifier)
     link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
     model.to(runtime.device, runtime.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -102,14 +102,12 @@ def assemble(
         timeline = timeline.effective()  # the threshold makes no difference
     partition = split(order, timeline.cuts, timeline.groups, "--timeline: cut" if config.timeline else "")
     check_scopes(timeline, model, order)
-    needs = timeline.needs()
     initial_values = checkpoint.dense(model.state_dict()) if "initial" in needs else {}
     state = make_state(config, timeline, runtime, model, partition, world)
     if config.record_examples:
         phases = max(map(len, timeline.generations))
         state.examples = Examples(batches.train_size, phases, runtime.device, runtime.dtype)
     provenance = {"config": to_dict(replace(config, out=None)), "images": dataset.fingerprint}
-    resuming = folder.checkpoint.exists()
     if resuming:
         resume(config, timeline, folder, state, provenance, world)
     at = state.position
@@ -119,14 +117,18 @@ def assemble(
         if not resuming or not folder.config.exists():
             beside = config.timeline and Path(folder.timeline.name)
             write_text(folder.config, dumps(replace(config, timeline=beside)))
-        elif (known := load(folder.config, Config())).data != config.data:  # the data set has moved
-            write_text(folder.config, dumps(replace(known, data=config.data)))
+        else:  # data set and initial weights may have moved
+            known = load(folder.config, Config())
+            moved = replace(known, data=config.data, init_weights=initial or known.init_weights)
+            if moved != known:
+                write_text(folder.config, dumps(moved))
         write_provenance(
             folder.path,
             data_sha256=dataset.fingerprint,
             init_weights=config.init_weights,
             device=runtime.device.type,
             processes=world.size,
+            resuming=resuming,
         )
         folder.truncate(at.generation, at.epoch)
     metadata = {
@@ -146,7 +148,9 @@ def assemble(
         )
         trainer.initial = initial_values
         if "images" in needs:
-            trainer.images = plain_images(config, batches.dataset, batches.image_size, runtime.device)
+            trainer.images = score_images(config, batches)
+        if (keep := timeline.slim()) is not None:
+            trainer.slim = slim_network(model, config, batches.num_classes, keep)
         if config.hessian_every:
             trainer.curvature = Curvature(config, batches.dataset, batches.image_size, runtime.device, world)
         for line in introduction(trainer, dataset):
@@ -158,18 +162,33 @@ def assemble(
         log.close()
 
 
-def plain_images(config: Config, dataset: ImageSet, image_size: int, device: torch.device) -> Images:
-    """Training images as they are evaluated, in the order of an epoch, whole on every process."""
-    train, dtype, threads = dataset.train, getattr(torch, config.dtype), config.threads
+def score_images(config: Config, batches: Input) -> Images:
+    """Training images in the order of an epoch, whole on every process; see `seal_fast.training.trainer.Images`."""
 
-    def images(size: int, share: float, generation: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = range(len(train))
-        if config.shuffle:
-            order = philox.permutation(len(train), config.seed, generation, epoch, "cpu").tolist()
-        chosen = train.take(order[: max(1, round(share * len(train)))])
-        return batches_of(
-            dataset, chosen, image_size=image_size, batch_size=size, device=device, dtype=dtype, threads=threads
+    def images(
+        size: int, share: float, augmented: bool, generation: int, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        left = max(1, round(share * batches.train_size))
+        source = make_input(
+            batches.dataset,
+            "stream",
+            image_size=batches.image_size,
+            batch_size=min(size, batches.train_size),
+            eval_batch_size=size,
+            augmentation=batches.augmentation if augmented else "none",
+            dtype=getattr(torch, config.dtype),
+            device=batches.device,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            threads=config.threads,
+            on_bad_image=config.on_bad_image,
         )
+        with contextlib.closing(source):
+            for batch in source.train(generation, epoch):
+                yield batch.images[:left], batch.labels[:left]
+                left -= len(batch.labels)
+                if left <= 0:
+                    return
 
     return images
 
@@ -233,13 +252,15 @@ def resume(
     if folder.timeline.exists() and text.load(folder.timeline) != timeline:
         what = f"--timeline {config.timeline}" if config.timeline else f"--method {config.method}"
         raise UsageError(f"{what}: not the timeline that the run in {folder.path} follows; choose another --out")
+    if "initial" in timeline.needs() or (config.init_weights and config.init_weights.exists()):
+        check_initial_weights(folder.path, config.init_weights)
     checkpoint.restore(saved, state, world)
 
 
 def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
     """What a run prints before its first step."""
     config, timeline, batches, world = trainer.config, trainer.timeline, trainer.input, trainer.world
-    env = environment(trainer.runtime)
+    env, lacks_slim = environment(trainer.runtime), timeline.slim() is not None and not trainer.slim
     shared = (
         f"{world.size} processes of {batches.micro_batch_size} images each at once; "
         f"BatchNorm statistics {'over all' if trainer.link else 'of each'}"
@@ -255,5 +276,6 @@ def introduction(trainer: Trainer, dataset: ImageSet) -> list[str]:
         f"model: {config.model}, {config.stem} stem"
         f"{f', width {config.width:g}' if config.width != 1 else ''}; {trainer.partition}",
         f"method: {timeline.method}, {len(timeline.generations)} generations, {timeline.total_epochs()} epochs",
+        *(["slim network: none, --width makes no network of the channels kept"] if lacks_slim else []),
         f"run folder: {trainer.folder.path}",
     ]

@@ -43,7 +43,7 @@ def begin_phase(
     order: ForwardOrder,
     seed: int,
     initial: Values,
-    gradients: Callable[[int | None, float], Iterator[Values]],
+    gradients: Callable[[int | None, float, bool], Iterator[Values]],
     agree: Callable[[], None] = lambda: None,
 ) -> None:
     """A phase's one-time actions on a state whose position is the phase's first epoch.
@@ -80,19 +80,20 @@ def begin_phase(
         optimizer.hold({leaf.name: leaf.tensor != 0 for leaf in held})
 
 
-def gradients(trainer: Trainer, size: int | None, share: float) -> Iterator[Values]:
+def gradients(trainer: Trainer, size: int | None, share: float, augmented: bool) -> Iterator[Values]:
     """The parameters' gradients of the cross entropy without smoothing, in eval mode, batch by batch.
 
     Args:
         trainer: its model and images.
         size: of the batches; None is the training's.
         share: of the training images.
+        augmented: as in training, or as they are evaluated.
     """
     model, at, runtime = trainer.state.model, trainer.state.position, trainer.runtime
     parameters = dict(model.named_parameters())
     assert trainer.images
     model.eval()
-    for images, labels in trainer.images(size or trainer.config.batch_size, share, at.generation, at.epoch):
+    for images, labels in trainer.images(size or trainer.config.batch_size, share, augmented, at.generation, at.epoch):
         with torch.enable_grad():
             with runtime.autocast():
                 logits = model(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,21 +30,27 @@ def evaluate(trainer: Trainer, split: str = "val") -> tuple[float, float, float]
     trainer.refresh_weights()
     if not trainer.link:  # each process has running statistics of its own images
         world.broadcast_(*model.buffers())
-    sums = torch.zeros(4, dtype=torch.float64, device=trainer.runtime.device)
-    for batch in trainer.input.evaluation(split):
-        sums += trainer.steps.forward(batch.images, batch.labels, batch.valid)[1]
-    loss, top1, top5, images = world.sum(sums).tolist()
+    loss, top1, top5, images = totals(trainer, split, trainer.steps.forward)
     if not abs(loss) < float("inf"):
         trainer.diverged("the validation loss is NaN or infinite")
     return loss / images, 100 * top1 / images, 100 * top5 / images
 
 
+def totals(trainer: Trainer, split: str, forward: Callable[..., tuple[Tensor, Tensor]]) -> list[float]:
+    """Sums over a split of all processes: loss, top-1 hits, top-5 hits, images."""
+    sums = torch.zeros(4, dtype=torch.float64, device=trainer.runtime.device)
+    for batch in trainer.input.evaluation(split):
+        sums += forward(batch.images, batch.labels, batch.valid)[1]
+    return trainer.world.sum(sums).tolist()
+
+
 def evaluate_others(trainer: Trainer) -> dict[str, float]:
-    """The row's columns at a generation's end: test_* under --holdout; clean_* under --label-noise.
+    """The row's columns at a generation's end: test_* under --holdout; clean_* under --label-noise; val_slim_* of KELS.
 
     clean_* are of the training images against their true labels.
     """
-    return {
+    slim = trainer.slim(trainer) if trainer.slim else {}
+    return slim | {
         f"{split}_{name}": value
         for split in trainer.input.dataset.others
         for name, value in zip(("loss", "top1", "top5"), evaluate(trainer, split), strict=True)
@@ -69,34 +76,31 @@ def evaluate_average(trainer: Trainer, phase: Phase, due: bool) -> dict[str, flo
 def measure_statistics(trainer: Trainer) -> dict[str, Tensor]:
     """BatchNorm's statistics as the mean over this epoch's training batches, weighted by their images.
 
-    Each batch's are read from running statistics that start at zero; those are lost.
+    With a momentum of 1 the running statistics are those of the last batch; what they were before is lost.
     """
     model, at, images = trainer.state.model, trainer.state.position, 0
     norms = {name: m for name, m in model.named_modules() if isinstance(m, BATCHNORMS) and m.track_running_stats}
-    running = {
-        f"{name}.{kind}": (getattr(m, kind), 1.0 if m.momentum is None else m.momentum)
-        for name, m in norms.items()
-        for kind in ("running_mean", "running_var")
-    }
-    sums = {name: torch.zeros_like(t, dtype=torch.float64) for name, (t, _) in running.items()}
+    kinds = ("running_mean", "running_var")
+    running = {f"{name}.{kind}": getattr(m, kind) for name, m in norms.items() for kind in kinds}
+    sums = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in running.items()}
+    momenta = [(m, m.momentum) for m in norms.values()]
     model.train()
-    for batch in trainer.input.train(at.generation, at.epoch):
-        for t, _ in running.values():
-            t.zero_()
+    try:
         for norm in norms.values():
-            if (
-                norm.momentum is None and norm.num_batches_tracked is not None
-            ):  # a cumulative mean: this batch is the first
-                norm.num_batches_tracked.zero_()
-        if trainer.link:
-            trainer.link.connected = batch.micro_batch.shared
-        trainer.steps.seed(batch.micro_batch)
-        with trainer.runtime.autocast():
-            model(batch.images)
-        if batch.micro_batch.counted:
-            images += len(batch.labels)
-            for name, (t, momentum) in running.items():
-                sums[name] += t.double() / momentum * len(batch.labels)
+            norm.momentum = 1.0
+        for batch in trainer.input.train(at.generation, at.epoch):
+            if trainer.link:
+                trainer.link.connected = batch.micro_batch.shared
+            trainer.steps.seed(batch.micro_batch)
+            with trainer.runtime.autocast():
+                model(batch.images)
+            if batch.micro_batch.counted:
+                images += len(batch.labels)
+                for name, t in running.items():
+                    sums[name] += t.double() * len(batch.labels)
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
     flat = torch.cat([*sums.values(), torch.tensor([images], dtype=torch.float64, device=trainer.runtime.device)])
     *total, images = trainer.world.sum(flat).split([*map(len, sums.values()), 1])
     return {name: t / images for name, t in zip(sums, total, strict=True)}

@@ -117,8 +117,8 @@ class Forgetting:
         order: its forward order.
         seed: of the draws.
         sources: by kind (initial, snapshot, average), what returns values by name.
-        gradients: callable(batch size, share of the training images) yielding the parameters' gradients by name, batch
-            by batch; every process must get the same.
+        gradients: callable(batch size, share of the training images, whether they are augmented) yielding the
+            parameters' gradients by name, batch by batch; every process must get the same.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Forgetting:
         order: ForwardOrder,
         seed: int,
         sources: Mapping[str, Callable[[], Values]],
-        gradients: Callable[[int | None, float], Iterator[Values]],
+        gradients: Callable[[int | None, float, bool], Iterator[Values]],
     ) -> None:
         self.model, self.order, self.seed, self.sources, self.gradients = model, order, seed, sources, gradients
 
@@ -203,7 +203,7 @@ class Forgetting:
         scores = {leaf.name: leaf.tensor.detach().abs() for leaf in {x.name: x for x in [*pool, *chosen]}.values()}
         if mask.by == "snip":
             totals = {name: torch.zeros_like(score) for name, score in scores.items()}
-            for batch in self.gradients(None, mask.images):
+            for batch in self.gradients(None, mask.images, True):
                 for name, total in totals.items():
                     total += batch[name].abs()
             scores = {name: score * totals[name] for name, score in scores.items()}
@@ -213,7 +213,7 @@ class Forgetting:
 
     def _align(self, align: Align, chosen: list[Leaf]) -> None:
         directions = {leaf.name: torch.zeros_like(leaf.tensor) for leaf in chosen}
-        for batch in self.gradients(align.batch, 1.0):
+        for batch in self.gradients(align.batch, 1.0, False):
             for name, direction in directions.items():
                 direction.mul_(1 - align.alpha).sub_(batch[name], alpha=align.alpha)
         for leaf in chosen:  # filters of a convolution, rows of a matrix, single biases

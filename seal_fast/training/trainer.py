@@ -29,11 +29,13 @@ from seal_fast.training.forgetting import Values
 from seal_fast.training.profiling import profiler
 from seal_fast.training.runtime import Runtime, compile_seconds
 from seal_fast.training.signals import Interrupted, StopFlags, stop_signals
+from seal_fast.training.slim import Slim
 from seal_fast.training.steps import Steps
 from seal_fast.utils.errors import RunError
 
-# (batch size, share of the training images, generation, epoch) -> images and labels, the same on every process
-Images = Callable[[int, float, int, int], Iterator[tuple[Tensor, Tensor]]]
+# (batch size, share of the training images, whether they are augmented as in training, generation, epoch) -> images
+# and labels in batches, the same on every process
+Images = Callable[[int, float, bool, int, int], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass
@@ -45,7 +47,8 @@ class Trainer:
         metadata: header of the weights files.
         link: the model's synchronised BatchNorm, under --sync-batchnorm.
         initial: the weights and statistics that the run began with, if the timeline needs them.
-        images: training images as they are evaluated, for operators that score weights by gradients.
+        images: training images, for operators that score weights by gradients.
+        slim: of a timeline with a mask by kels, evaluated and saved at each generation's end.
         curvature: callable(model, should_stop) returning extra metrics, called at the end of a phase.
     """
 
@@ -63,6 +66,7 @@ class Trainer:
     link: Link | None = None
     initial: Values = field(default_factory=dict)
     images: Images | None = None
+    slim: Slim | None = None
     curvature: Callable[[Any, Callable[[], bool]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:

@@ -141,11 +141,13 @@ def test_weights_are_named_by_their_tensors(tmp_path):
 def test_a_resumed_run_adds_its_processes_and_keeps_what_it_started_from(tmp_path):
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "w.safetensors")
     start = {"data_sha256": "d", "device": "cpu"}
-    write_provenance(tmp_path, **start, init_weights=tmp_path / "w.safetensors", processes=1)
+    write_provenance(tmp_path, **start, init_weights=tmp_path / "w.safetensors", processes=1, resuming=False)
     before = read_provenance(tmp_path)
     assert before["init_weights_sha256"] == weights_sha256(tmp_path / "w.safetensors") and before["processes"] == [1]
-    write_provenance(tmp_path, **start, init_weights=None, processes=2)
+    write_provenance(tmp_path, **start, init_weights=None, processes=2, resuming=True)
     assert read_provenance(tmp_path) == before | {"processes": [1, 2]}
+    write_provenance(tmp_path, **start, init_weights=None, processes=4, resuming=False)  # no checkpoint was left
+    assert read_provenance(tmp_path) == before | {"init_weights_sha256": None, "processes": [4]}
     for damaged in ("{", "[]", '{"processes": [1]}'):
         (tmp_path / "provenance.json").write_text(damaged)
         with pytest.raises(UsageError, match="provenance.json"):

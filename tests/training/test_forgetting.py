@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seal_fast.methods.operators import EVERYTHING, Mask, Mix, Orthogonalise, Scope, Source
+from seal_fast.methods.operators import EVERYTHING, Align, Mask, Mix, Orthogonalise, Scope, Source
 from seal_fast.methods.partition import ForwardOrder
 from seal_fast.methods.schedule import Phase, Rule, Timeline, rules
 from seal_fast.models import generator
@@ -100,6 +100,14 @@ def test_the_lowest_of_equal_scores_are_the_first():
     found = lowest({"a": torch.tensor([1.0, 0.0, 0.0]), "b": torch.tensor([[0.0, 2.0]])}, 0.4)
     assert found["a"].tolist() == [False, True, True] and found["b"].tolist() == [[False, False]]
     assert not lowest({"a": torch.ones(3)}, 0.0)["a"].any() and lowest({"a": torch.ones(3)}, 1.0)["a"].all()
+
+
+def test_dnr_scores_augmented_batches_and_dash_the_images_themselves():
+    asked = []
+    for operator in (Mix(Scope(), Source("zero"), mask=Mask("snip", 0.2, images=0.25)), Align(Scope(), batch=100)):
+        model = network()
+        Forgetting(model, order_of(model), 0, {}, lambda *how: iter(asked.append(how) or ())).apply([operator], 1, 0)
+    assert asked == [(None, 0.25, True), (100, 1.0, False)]
 
 
 @pytest.mark.parametrize("shape", [(24, 16, 3, 3), (16, 24), (24, 16)], ids=str)
