@@ -74,6 +74,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     "drift": ("seal_fast.analysis.drift.command", "How far the weights of runs travel, by layer and generation."),
     "barrier": ("seal_fast.analysis.barrier.command", "Loss and accuracy on the straight lines between networks."),
     "plasticity": ("seal_fast.analysis.plasticity.command", "Dormant units, effective rank, gradients, by layer."),
+    "examples": ("seal_fast.analysis.examples.command", "When single training examples are learnt and forgotten."),
     "study": ("seal_fast.analysis.study.command", "Every analysis of some runs, one after the other, and the report."),
 }
 

@@ -22,6 +22,7 @@ TITLES = {"depth": "Prediction depth", "transfer": "Transfer", "fewshot": "Few-s
 TITLES |= {"hessian": "Hessian of the training loss", "evaluate": "Accuracy and calibration"}
 TITLES |= {"similarity": "Similarity of features", "sharpness": "Sharpness of the training loss"}
 TITLES |= {"drift": "Travel of the weights", "barrier": "Barriers between networks", "plasticity": "Plasticity"}
+TITLES |= {"examples": "Single training examples"}
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
 _EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue", "trace": "trace"}

@@ -32,6 +32,7 @@ def runs(image_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     short = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "batch_size": 6, "lr": 0.01, "warmup_epochs": 0}
     short |= {"keep": "ascents", "stem": "small", "limit_train": 12, "data": str(image_folder)}
+    short |= {"record_examples": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly, "build", build_by_name)
         for method, seed in (("seal", 0), ("seal", 1), ("restart", 0)):

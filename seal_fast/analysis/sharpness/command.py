@@ -47,6 +47,7 @@ class Sharpness(FigureAnalysis):
     batch_size = 128
     least = {"images": 1, "rho": 0, "adaptive_rho": 0, "noise": 0, "adaptive_noise": 0, "ascent_steps": 1, "draws": 2}
     least = least | {"top": 1, "probes": 2, "max_hvps": 1}
+    image_flags = {"images": True}
 
     def __init__(self) -> None:
         super().__init__()

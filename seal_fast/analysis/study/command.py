@@ -179,7 +179,8 @@ def _plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespa
             measure.flags += [option] if value is True else [option, str(value)]
     measure.flags += [word for words in extra for word in words]
     own = {run.config.data for run in measure.runs} if "--data" in takes else set()
-    files = [file for run in measure.runs for file in sorted((run.path / "weights").glob("*.safetensors"))]
+    folders = [run.path / name for run in measure.runs for name in ("weights", "examples")]
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
     measure.inputs = [_stamp(path) for path in [*files, *sorted(own), *(flags.targets or ())]]
     return measure
 

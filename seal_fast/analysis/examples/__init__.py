@@ -1,0 +1,1 @@
+"""What becomes of single training examples over a run."""
