@@ -96,15 +96,14 @@ def test_labels_in_json_and_as_names(tmp_path):
     shard(tmp_path / "train.tar", range(6), lambda n: {"json": json.dumps({"label": CLASSES[n % 3]})})
     shard(tmp_path / "test.tar", range(6), lambda n: {"cls": f"{CLASSES[n % 3]}\n", "json": '{"other": 1}'})
     images = open_images(str(tmp_path / "{train,test}.tar"))
-    assert images.classes == CLASSES and images.val.labels.tolist() == [0, 1, 2] * 2
+    assert images.classes == CLASSES and images.val.labels.tolist() == [0, 1, 2] * 2 and images.notes == ()
     for part in ("train", "valid"):
         (tmp_path / part).mkdir()
         table(tmp_path / part / "0000.parquet", range(6), "img", "fine_label", [CLASSES[n % 3] for n in range(6)], ())
-    (tmp_path / "train.tar").rename(tmp_path / "t")  # parquet files come first anyway
-    images = open_images(tmp_path)
-    assert (images.layout, images.classes) == ("parquet", CLASSES) and images.val.names[
-        0
-    ] == "valid/0000.parquet[000000]"
+    images = open_images(tmp_path)  # parquet files come first
+    assert images.notes == ("left out 2 files whose suffix is none of an image format that is read: 2 .tar",)
+    assert (images.layout, images.classes) == ("parquet", CLASSES)
+    assert images.val.names[0] == "valid/0000.parquet[000000]"
 
 
 def test_files_without_a_split_are_a_pool(shards, tmp_path):

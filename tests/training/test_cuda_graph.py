@@ -101,8 +101,8 @@ def test_three_real_steps_then_one_recording_then_replays(on_tape):
 
 @pytest.mark.skipif(not native.available(), reason="torch's own batch norm does not declare what it writes")
 def test_replays_train_as_steps_do(image_folder, tmp_path, monkeypatch, small_network, on_tape):
-    """To the bit: an ascent, a re-initialisation, smaller last batches, evaluations and a kill, with one recording."""
-    config = replace(AMP, data=str(image_folder))
+    """To the bit: an ascent, a re-initialisation, mixup, smaller last batches, evaluations, a kill; one recording."""
+    config = replace(AMP, data=str(image_folder), mixup=0.4)
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
         run(replace(config, out=tmp_path / "steps"))

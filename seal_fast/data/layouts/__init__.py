@@ -5,11 +5,12 @@ A layout is a module with NAME, DESCRIPTION (for messages), `matches(archive)` a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 
 from seal_fast.data.archive import Archive
 from seal_fast.data.layouts import idx, image_folder, shards, tiny_imagenet
-from seal_fast.data.layouts.common import Contents, Faults
+from seal_fast.data.layouts.common import Contents, Faults, other_files
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.terminal import shown
 
@@ -27,7 +28,9 @@ def read_layout(archive: Archive, faults: Faults, split_seed: int | None = None)
         if layout.matches(archive):
             return layout.NAME, layout.read(archive, faults)
     if paths := shards.inside(archive):
-        return shards.read(paths, faults, split_seed)
+        layout, contents = shards.read(paths, faults, split_seed)
+        others = other_files(archive, ("",), known=paths[0].suffix) if archive.path.is_dir() else ()
+        return layout, replace(contents, notes=contents.notes + others)
     found = shown(", ".join(sorted({name.partition("/")[0] for name in archive.files})[:5])) or "nothing"
     if image_folder.has_no_split(archive):
         if split_seed is not None:

@@ -113,7 +113,7 @@ def class_folders(
     return {label: names for label, names in by_class.items() if names}
 
 
-def other_files(archive: Archive, roots: tuple[str, ...], known: str = "\0") -> tuple[str, ...]:
+def other_files(archive: Store, roots: tuple[str, ...], known: str | tuple[str, ...] = "\0") -> tuple[str, ...]:
     """A note that counts the files in class folders that are no images, by suffix; `known` ends names to leave out."""
     counts = Counter(
         PurePosixPath(shown(name)).suffix.lower() or "without suffix"

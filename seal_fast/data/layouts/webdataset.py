@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from seal_fast.data.archive import Archive
-from seal_fast.data.layouts.common import Samples, is_image
+from seal_fast.data.layouts.common import Samples, is_image, other_files
 from seal_fast.utils.errors import RunError
 
 NAME = "webdataset"
@@ -60,6 +60,7 @@ def read(paths: Sequence[Path], root: Path) -> Samples:
             raise RunError(f"{store.where(name)}: {images[key].rpartition('/')[2]} is an image of the same key")
         if name.endswith(".cls") or (name.endswith(".json") and key not in labels):
             labels[key] = _label(store, name)
+    store.notes += other_files(store, ("",), known=(".cls", ".json"))
     return Samples(store, {name: labels.get(key) for key, name in images.items()})
 
 
