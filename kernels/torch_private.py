@@ -88,8 +88,43 @@ def compiled_graphs() -> int:
     return dynamo.counters["stats"]["unique_graphs"]
 
 
+def take_compiled_graphs() -> int:
+    """As `compiled_graphs`, which then counts from 0 again, for the next run of this process."""
+    import sys
+
+    dynamo = sys.modules.get("torch._dynamo.utils")  # nothing was compiled without it
+    return dynamo.counters["stats"].pop("unique_graphs", 0) if dynamo else 0
+
+
 def compile_seconds() -> float:
     """Seconds torch.compile has spent in this process, backward graphs included. torch publishes no clock."""
     import torch._dynamo.utils as dynamo
 
     return dynamo.calculate_time_spent().get("total_wall_time", 0.0)
+
+
+def keep_reductions_whole() -> None:
+    """Have Inductor sum over a small map in one kernel on a GPU; a torch of another version keeps its own choice.
+
+    Sums over up to 8,192 rows of 256 channels and more, BatchNorm's, are split into two launches by default, for
+    parallelism that so many channels have anyway. In a CUDA graph each launch counts. No public switch tells these sums
+    apart.
+    """
+    if not torch.__version__.startswith("2.13."):
+        return
+    from torch._inductor import choices, config
+
+    class Whole(choices.InductorChoices):
+        def uuid(self) -> str:
+            return "seal_fast, reductions 1"  # part of the key of Inductor's caches
+
+        @staticmethod
+        def reduction_split_factor(
+            device: torch.device, reduction_numel_hint: int, numel_hint: int, inner_reduction: bool
+        ) -> int:
+            rows, channels = reduction_numel_hint, numel_hint
+            if device.type == "cuda" and not inner_reduction and channels >= 256 and rows <= 8192:
+                return 1
+            return choices.InductorChoices.reduction_split_factor(device, rows, channels, inner_reduction)
+
+    config.inductor_choices_class = Whole

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,10 @@ from seal_fast.utils.files import write_json
 from seal_fast.utils.terminal import prepare_streams, say, shown
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, opened: Callable[..., ImageSet] = open_images) -> dict[str, Any]:
     """Train as configured, into config.out or a new folder under runs/; returns the content of summary.json.
+
+    `opened` may keep the data set of an earlier run.
 
     Raises:
         UsageError: a setting cannot make a run, or contradicts the run found in config.out.
@@ -44,12 +46,12 @@ def run(config: Config) -> dict[str, Any]:
         Interrupted: SIGTERM, SIGINT or SIGHUP came; the checkpoint is written.
     """
     with distributed.joined(wants_gpu(config), config.dist_timeout) as world:
-        return _run(config, world)
+        return _run(config, world, opened)
 
 
-def _run(config: Config, world: World) -> dict[str, Any]:
+def _run(config: Config, world: World, opened: Callable[..., ImageSet]) -> dict[str, Any]:
     runtime = start(config, world.local_size)
-    dataset = world.run_on_all(lambda: open_images(config.data, config.on_bad_image))
+    dataset = world.run_on_all(lambda: opened(config.data, config.on_bad_image))
     folder = RunFolder(agree(config, dataset, world))
     with (
         folder.locked() if world.is_main else contextlib.nullcontext(),
@@ -128,12 +130,12 @@ def conclude(trainer: Trainer) -> dict[str, Any] | None:
     return summary
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, opened: Callable[..., ImageSet] = open_images) -> int:
     """The command; returns its exit code: 0, 1 (the run failed), 2 (usage), or 128 + the signal that stopped it."""
     prepare_streams()
     to_terminal()
     try:
-        run(arguments.parse(sys.argv[1:] if argv is None else argv))
+        run(arguments.parse(sys.argv[1:] if argv is None else argv), opened)
         distributed.leave()
     except (UsageError, RunError) as error:
         report_error(error)

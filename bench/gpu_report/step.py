@@ -80,6 +80,7 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
     import torch._inductor.config as inductor
     from torch._inductor.compile_fx import compile_fx
 
+    from seal_fast.kernels import torch_private
     from seal_fast.models import build, layers
     from seal_fast.optim.annealed_sgd import AnnealedSGD
     from seal_fast.training.runtime import Runtime
@@ -106,6 +107,7 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
         loss, sums = forward_and_loss(model, runtime, 0.1, weights, images, labels, None)
         return loss, sums
 
+    torch_private.keep_reductions_whole()
     torch._dynamo.reset()
     backend = functools.partial(compile_fx, inner_compile=functools.partial(_compile_for_cuda, facts))
     with (

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +14,12 @@ from typing import Any, NamedTuple
 from seal_fast.config import Config, dumps
 from seal_fast.runs.folder import RunFolder
 from seal_fast.sweep.plan import Trial
-from seal_fast.sweep.process import environment
+from seal_fast.sweep.process import SHAPE, environment
 from seal_fast.sweep.slots import Slots
 from seal_fast.utils.errors import RunError, last_message
 
 STEPS = 3
 _EVALUATION = 1 / 3  # cost of an evaluated image relative to a trained one: the forward pass alone
-_SHAPE = (
-    "model stem data image_size input batch_size accumulate amp amp_dtype dtype device kernels augmentation compile "
-    "ema log_norms record_examples eval_batch_size on_bad_image"
-).split()
 
 
 class Speed(NamedTuple):
@@ -42,18 +39,21 @@ def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, in
         RunError: a short run failed.
     """
     speeds: dict[tuple[object, ...], Speed] = {}
+    started: Counter[tuple[object, ...]] = Counter()
     seconds: list[float] = []
     with tempfile.TemporaryDirectory(prefix="seal-estimate-") as scratch:
         for trial, epochs in trials:
             config = trial.config
             train, val = sizes[trial.name]
-            shape = tuple(getattr(config, name) for name in _SHAPE)
-            compiling = shape not in speeds  # the others find its graphs
-            if compiling:
+            shape = tuple(getattr(config, name) for name in SHAPE)
+            if shape not in speeds:
                 speeds[shape] = measure(trial, train, slots.threads, Path(scratch) / str(len(speeds)))
             speed = speeds[shape]
+            started[shape] += 1
+            starting = started[shape] <= slots.concurrent  # later ones find a process that is warm
+            compiling = started[shape] == 1  # the others find its graphs
             images = train + val / config.eval_every * _EVALUATION
-            seconds.append(epochs * images / speed.rate + speed.start + compiling * speed.compile)
+            seconds.append(epochs * images / speed.rate + starting * speed.start + compiling * speed.compile)
     if not seconds:
         return "predicted: nothing is left to do"
     hours = max(sum(seconds) / min(slots.concurrent, len(seconds)), max(seconds)) / 3600
@@ -73,12 +73,12 @@ def _range(values: Iterable[int]) -> str:
 def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
     """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled.
 
-    Of the trial only the settings of `_SHAPE` count; `train` is the number of images, `scratch` a folder to be made.
+    Of the trial only the settings of `SHAPE` count; `train` is the number of images, `scratch` a folder to be made.
 
     Raises:
         RunError: the run failed.
     """
-    settings: dict[str, Any] = {name: getattr(trial.config, name) for name in _SHAPE}
+    settings: dict[str, Any] = {name: getattr(trial.config, name) for name in SHAPE}
     settings |= {"method": "restart", "generations": 1, "epochs": 2, "ascent_epochs": 0, "warmup_epochs": 0}
     settings |= {"limit_train": min(trial.config.batch_size * STEPS, train), "eval_every": 2, "checkpoint_seconds": 1e9}
     config = Config(lr=0.0, keep="none", **settings)

@@ -1,7 +1,7 @@
-"""One attempt of a trial: the trainer in a process of its own, with an ordinary run folder.
+"""One attempt of a trial: an ordinary run folder, trained in a process that may have trained others before.
 
-In a process of its own it leaves no memory, threads or crash behind, its number of threads is set before anything
-starts them, and it writes its checkpoint and ends when the process that watches it is killed.
+It is not this process, so that a crash ends no more than one run, the number of threads is set before anything starts
+them, and a checkpoint is written when the process that watches it is killed.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -28,6 +30,11 @@ from seal_fast.utils.files import write_text
 
 LOOK_SECONDS = 2.0  # between two looks at a trial's metrics
 STOP_SECONDS = 120.0
+# What speed and compiled graphs depend on, and what holds for a whole process
+SHAPE = (
+    "model stem width data image_size input batch_size accumulate amp amp_dtype dtype device kernels augmentation "
+    "compile ema log_norms record_examples eval_batch_size on_bad_image deterministic"
+).split()
 
 
 def environment(shared: Path, threads: int) -> dict[str, str]:
@@ -37,16 +44,70 @@ def environment(shared: Path, threads: int) -> dict[str, str]:
     return places | dict(os.environ) | counts
 
 
+class Server:
+    """A process that trains run after run of one shape; see `serve.py`. A failed run ends it."""
+
+    def __init__(self, shape: Any, threads: int, shared: Path, cwd: str | None, log: Path) -> None:
+        """Start it; `log` takes what it says before its first run."""
+        self.shape = shape
+        command, pipe = [sys.executable, "-m", "seal_fast.sweep.serve"], subprocess.PIPE
+        settings: dict[str, Any] = {"env": environment(shared, threads), "cwd": cwd, "bufsize": 0}
+        with log.open("ab") as errors:
+            # in a session of its own, as Ctrl-C is for the sweep, which then stops its trials
+            self.process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=errors, start_new_session=True,
+                preexec_fn=_terminate_with(os.getpid()), **settings,
+            )  # fmt: skip
+
+    def start(self, argv: list[str], log: Path) -> bool:
+        """Have it train with these flags; False if it has ended."""
+        with contextlib.suppress(BrokenPipeError):
+            assert self.process.stdin
+            self.process.stdin.write(json.dumps({"argv": argv, "log": str(log)}).encode() + b"\n")
+            return self.process.poll() is None
+        return False
+
+    def poll(self, seconds: float = 0.0) -> int | None:
+        """The exit code of the run that was started, or None if it still trains after so many seconds."""
+        assert self.process.stdout
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            return self.process.poll()
+        answer = self.process.stdout.readline()
+        return int(answer) if answer else self.process.wait()
+
+    def end(self) -> None:
+        """End it, at once if no run trains, else when that has written its checkpoint; kill it after two minutes."""
+        assert self.process.stdin
+        self.process.terminate()  # nothing if it has ended
+        self.process.stdin.close()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
 class Process:
     """A trial that trains.
 
     Attributes:
         folder: its run folder; the trainer's output is in `output.log` there.
+        server: the process that it trains in.
         ends: the metrics rows at which a generation ended, so far.
     """
 
-    def __init__(self, path: Path, config: Config, threads: int, shared: Path, cwd: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        threads: int,
+        shared: Path,
+        cwd: str | None = None,
+        server: Server | None = None,
+    ) -> None:
         """Start the trainer, which continues from the checkpoint if there is one.
+
+        `server` is that of an earlier trial with the same threads; it is ended if the new one has another shape.
 
         Raises:
             RunError: an earlier attempt still trains in the folder.
@@ -54,21 +115,23 @@ class Process:
         self.folder = RunFolder(path)
         line = timeline(config)
         self._last_epoch = [line.epochs(g) - 1 for g in range(len(line.generations))]
+        self._code: int | None = None
         self.ends: list[dict[str, Any]] = []
         path.mkdir(parents=True, exist_ok=True)
         if not wait_until_free(path, STOP_SECONDS):  # it may be writing its checkpoint
             raise RunError(f"{path}: another process has been training there for two minutes")
         if not self.folder.config.exists():
             write_text(self.folder.config, dumps(replace(config, threads=threads)))
-        command = [sys.executable, "-m", "seal_fast.train", "--out", str(path), "--threads", str(threads)]
-        with (path / "output.log").open("ab") as log:
-            self._log_start = log.tell()
-            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            settings: dict[str, Any] = {"env": environment(shared, threads), "cwd": cwd, **streams}
-            # in a session of its own, as Ctrl-C is for the sweep, which then stops its trials
-            self._process = subprocess.Popen(
-                command, start_new_session=True, preexec_fn=_terminate_with(os.getpid()), **settings
-            )
+        log = path / "output.log"
+        self._log_start = log.stat().st_size if log.exists() else 0
+        job = ["--out", str(path), "--threads", str(threads)], log
+        shape = {name: getattr(config, name) for name in SHAPE}
+        if not server or server.shape != shape or not server.start(*job):
+            if server:
+                server.end()
+            server = Server(shape, threads, shared, cwd, log)
+            server.start(*job)
+        self.server = server
 
     @property
     def generations(self) -> int:
@@ -76,27 +139,33 @@ class Process:
         return len(self._last_epoch)
 
     def wait(self, generation: int) -> int | None:
-        """Wait for the last row of a generation; the exit code if the process ends before it, else None."""
+        """Wait for the last row of a generation; the exit code if the run ends before it, else None."""
         while True:
-            code = self._process.poll()
+            code = self._poll(0)
             self.ends = [row for row in self.folder.rows() if row["epoch"] == self._last_epoch[row["generation"]]]
             if code is not None or len(self.ends) > generation:
                 return code if len(self.ends) <= generation else None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(LOOK_SECONDS)
+            self._poll(LOOK_SECONDS)
 
     def join(self) -> int:
-        """Wait for the end of the process; its exit code."""
-        return self._process.wait()
+        """Wait for the end of the run; its exit code."""
+        while (code := self._poll(LOOK_SECONDS)) is None:
+            pass
+        return code
 
-    def stop(self) -> None:
-        """Ask it to write its checkpoint and end; kill it after two minutes."""
-        self._process.terminate()  # nothing if it has ended
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def stop(self) -> Server | None:
+        """Have it write its checkpoint and end, if it has not; the process, if that can train another run."""
+        if self._poll(0) is None:
+            self.server.process.terminate()
+            if self._poll(STOP_SECONDS) == 128 + signal.SIGTERM and self.server.process.poll() is None:
+                return self.server
+            self.server.end()  # it was killed, or the signal came when its run had just ended
+        return self.server if self.server.process.poll() is None else None
+
+    def _poll(self, seconds: float) -> int | None:
+        if self._code is None:
+            self._code = self.server.poll(seconds)
+        return self._code
 
     def message(self) -> str:
         """Why it ended."""

@@ -75,6 +75,8 @@ class Runtime:
             return Compiled(function)
         keep_traced_graphs()
         check_compile_cache()
+        if self.device.type == "cuda":
+            torch_private.keep_reductions_whole()
         return Compiled(function, torch.compile(function, fullgraph=True, dynamic=False))
 
     def synchronize(self) -> None:
@@ -120,6 +122,7 @@ def start(config: Config, processes: int = 1) -> Runtime:
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in fp32 on a GPU
     if on_gpu:
         repeat_bits(config.deterministic)
+        torch.cuda.reset_peak_memory_stats()  # an earlier run of this process had its own
     dtype = getattr(torch, config.dtype)
     compute = getattr(torch, config.amp_dtype) if config.amp else dtype
     return Runtime(torch.device("cuda" if on_gpu else "cpu"), dtype, compute, config.amp, config.compile)

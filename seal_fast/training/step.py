@@ -138,10 +138,12 @@ def bf16_weight_overrides(model: nn.Module, optimizer: AnnealedSGD) -> dict[str,
     a step of one backward pass equals plain autocast's to the bit. Over several passes (`--accumulate`) both add
     gradients up in float32.
     """
-    cast = {
+    cast = (
         f"{name}.{parameter}"
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
         for parameter, _ in module.named_parameters(recurse=False)
-    }
-    return {name: weight for name, weight in optimizer.bf16_weights().items() if name in cast}
+    )
+    copies = optimizer.bf16_weights()
+    # in the network's order, not the groups', so that a compiled graph serves every threshold
+    return {name: copies[name] for name in cast if name in copies}

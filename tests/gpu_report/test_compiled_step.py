@@ -8,6 +8,7 @@ import torch
 
 from bench.gpu_report import pretend, step_report
 from bench.gpu_report.__main__ import main
+from seal_fast.kernels import torch_private
 
 # python -m bench.gpu_report step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
 RECORD = Path(__file__).parent / "resnet18_bf16_nhwc.json"
@@ -43,6 +44,31 @@ def flops_of_eager_step(request):
         model = architecture(request["model"], request["classes"], request["stem"])
         model(torch.empty(request["batch"], 3, size, size)).sum().backward()
     return counter.get_total_flops()
+
+
+@supported
+def test_sums_over_small_maps_are_one_kernel(monkeypatch):
+    """Inductor is asked about all others, and its caches keep the two choices apart."""
+    from torch._inductor import choices, config
+
+    monkeypatch.setattr(choices.InductorChoices, "reduction_split_factor", staticmethod(lambda *_: 7))
+    monkeypatch.setattr(config, "inductor_choices_class", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.14.0")
+        torch_private.keep_reductions_whole()
+        assert config.inductor_choices_class is None
+    before = config.save_config_portable()
+    torch_private.keep_reductions_whole()
+    split, cuda = config.inductor_choices_class().reduction_split_factor, torch.device("cuda")
+    assert split(cuda, 8192, 256, False) == 1
+    others = [
+        (cuda, 8192, 255, False),
+        (cuda, 8193, 256, False),
+        (cuda, 8192, 256, True),
+        (torch.device("cpu"), 9, 256, False),
+    ]
+    assert [split(*other) for other in others] == [7] * 4
+    assert config.save_config_portable() != before
 
 
 @pytest.mark.long

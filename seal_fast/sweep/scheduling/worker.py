@@ -25,13 +25,14 @@ class Worker(tune.Trainable):
         """Take over a trial."""
         self.name: str = config["trial"]["name"]
         self.sweep = Path(config["folder"])
-        self.begun, self.process = False, None
+        self.begun, self.process, self.server = False, None, None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take over the next trial in the same process."""
-        self.cleanup()
+        """Take over the next trial in the same process, with the same trainer if it lives."""
+        server = self.process.stop() if self.process else self.server
         self.config = new_config
         self.setup(new_config)
+        self.server = server
         return True
 
     def step(self) -> dict[str, Any]:
@@ -46,7 +47,8 @@ class Worker(tune.Trainable):
         """Start the trainer, which continues from its checkpoint if it has one."""
         settings = override(Config(), self.config["trial"]["config"], self.name)
         folder, shared = self.sweep / "trials" / self.name, self.sweep / "shared"
-        self.process = Process(folder, settings, self.config["threads"], shared, self.config["cwd"])
+        threads, cwd = self.config["threads"], self.config["cwd"]
+        self.process = Process(folder, settings, threads, shared, cwd, self.server)
         self.reported = 0
 
     def advance(self) -> dict[str, Any]:
@@ -77,6 +79,6 @@ class Worker(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the trainer; it writes a checkpoint first."""
-        if self.process:
-            self.process.stop()
-            self.process = None
+        if server := self.process.server if self.process else self.server:
+            server.end()
+        self.process = self.server = None
