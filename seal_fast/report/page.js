@@ -178,7 +178,7 @@ function dot(root, x, y, cell, group, clip = (v) => v) {
 function heatMap(place, { group, name, rows, columns, values }) {
   const [width, left, bottom] = [Math.max(240, place.clientWidth), 76, 76];
   const [w, h] = [(width - left - 8) / columns.length, Math.min(30, (width - left - 8) / rows.length)];
-  const height = h * rows.length + bottom + 40;
+  const height = h * rows.length + bottom;
   const caption = marked("figcaption", group);
   caption.append(`: ${name}`);
   place.replaceChildren(caption);

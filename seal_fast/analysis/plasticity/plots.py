@@ -18,12 +18,12 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
         RunError: a file cannot be written.
     """
     *layers, whole = results[0]["figures"]
-    last = {result["subject"].removesuffix(f" {result['stage']}"): result for result in results}
-    changes = [name for result in last.values() for name in result["figures"][whole] if name.startswith("sign changes")]
-    names = ["dormant units (%)", "effective rank", "gradient norm", *dict.fromkeys(changes)]
+    names = list(
+        dict.fromkeys(["dormant units (%)", "effective rank", *(n for r in results for n in r["figures"][whole])])
+    )
     figure, axes = new_figure(13, 3.2 * -(-len(names) // 3), -(-len(names) // 3), 3)
     for axis, name in zip(axes.flat, names, strict=False):
-        for i, result in enumerate(last.values() if name in changes else results):
+        for i, result in enumerate(results):
             found = [(at, result["figures"].get(layer, {}).get(name)) for at, layer in enumerate(layers)]
             known = [(at, value["mean"]) for at, value in found if value]
             style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}

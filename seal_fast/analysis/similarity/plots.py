@@ -25,30 +25,31 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     for result in last.values():
         for one in result["maps"]:
             found.setdefault((result["group"], one["name"]), []).append(one)
-    inside = [name for _, name in found if name.startswith(CHECKPOINTS)]
-    for file, names in (
-        ("similarity", [name for _, name in found if name not in inside]),
-        ("similarity_checkpoints", inside),
-    ):
-        if columns := list(dict.fromkeys(names)):
-            shown = {key: maps for key, maps in found.items() if key[1] in columns}
-            _draw(shown, columns, path(file))
+    for file, inside in (("similarity", False), ("similarity_checkpoints", True)):
+        shown = {key: maps for key, maps in found.items() if key[1].startswith(CHECKPOINTS) == inside}
+        if shown:
+            _draw(shown, path(file))
 
 
-def _draw(found: dict[tuple[str, str], list[dict[str, Any]]], columns: Sequence[str], path: Path) -> None:
-    """A row for each group, a column for each name; the mean is over maps with the first seed's rows and columns."""
-    groups = list(dict.fromkeys(group for group, _ in found))
-    figure, axes = new_figure(3.4 * len(columns) + 0.8, 3.2 * len(groups), len(groups), len(columns))
+def _draw(found: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
+    """A row for each group; the mean is over maps with the first seed's rows and columns."""
+    rows = [[key for key in found if key[0] == group] for group in dict.fromkeys(group for group, _ in found)]
+    across = max(map(len, rows))
+    figure, axes = new_figure(3.4 * across + 0.8, 3.2 * len(rows), len(rows), across)
     image = None
-    for axis, (group, name) in zip(axes.flat, ((g, n) for g in groups for n in columns), strict=True):
-        if not (maps := found.get((group, name))):
+    for line, keys in zip(axes, rows, strict=True):
+        for axis in line[len(keys) :]:
             axis.set_visible(False)
-            continue
-        first = maps[0]
-        same = [one["values"] for one in maps if all(one[k] == first[k] for k in ("rows", "columns"))]
-        image = axis.imshow(np.mean(same, 0, dtype=float), vmin=0, vmax=1, cmap="magma", origin="lower")
-        axis.set_xticks(range(len(first["columns"])), first["columns"], rotation=90, fontsize=6)
-        axis.set_yticks(range(len(first["rows"])), first["rows"], fontsize=6)
-        axis.set_title(f"{group}\n{name}", fontsize=8)
+        for axis, (group, name) in zip(line, keys, strict=False):
+            first = found[group, name][0]
+            same = [one["values"] for one in found[group, name] if _axes(one) == _axes(first)]
+            image = axis.imshow(np.mean(np.array(same, float), 0), vmin=0, vmax=1, cmap="magma", origin="lower")
+            axis.set_xticks(range(len(first["columns"])), first["columns"], rotation=90, fontsize=6)
+            axis.set_yticks(range(len(first["rows"])), first["rows"], fontsize=6)
+            axis.set_title(f"{group}\n{name}", fontsize=8)
     figure.colorbar(image, ax=axes, label="CKA", fraction=0.02)
     save(figure, path)
+
+
+def _axes(one: dict[str, Any]) -> tuple[Any, Any]:
+    return one["rows"], one["columns"]
