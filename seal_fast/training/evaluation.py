@@ -36,7 +36,7 @@ def evaluate(trainer: Trainer, split: str = "val") -> tuple[float, float, float]
     return loss / images, 100 * top1 / images, 100 * top5 / images
 
 
-def totals(trainer: Trainer, split: str, forward: Callable[..., tuple[Tensor, Tensor]]) -> list[float]:
+def totals(trainer: Trainer, split: str, forward: Callable[..., tuple[Tensor, ...]]) -> list[float]:
     """Sums over a split of all processes: loss, top-1 hits, top-5 hits, images."""
     sums = torch.zeros(4, dtype=torch.float64, device=trainer.runtime.device)
     for batch in trainer.input.evaluation(split):

@@ -24,7 +24,8 @@ NUMBERS = dict(generations=3, epochs=3, ascent_epochs=1, warmup_epochs=1)
 def annealer_of(model, config, trainer):
     scores = None
     if trainer.images:
-        scores = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), [*trainer.images(1000, 1.0, 0, 0)]  # noqa: E731
+        loader = [*trainer.images(1000, 1.0, False, 0, 0)]
+        scores = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), loader  # noqa: E731
     numbers = dict(lr=config.lr, seed=config.seed, **NUMBERS)
     return Annealer(model, config.method, threshold=config.layer_threshold, scores=scores, **numbers)
 
