@@ -7,6 +7,8 @@ BUILD := pyproject.toml constraints.txt CMakeLists.txt $(wildcard kernels/*.cpp 
 MODULES := $(shell find seal_fast kernels -name '*.py' | sort | cksum | cut -d' ' -f1)
 TRAIN := $(VENV)/.train-$(MODULES)
 DEV := $(VENV)/.dev-$(MODULES)
+# without compiling every module of every package: those that are imported are compiled then
+INSTALL := $(VENV)/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
 .PHONY: train test test-long lint bench clean
 
@@ -36,13 +38,14 @@ $(VENV)/bin/python:
 	  { echo "seal_fast needs Python 3.11 or newer; name one with make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# each install compiles the kernels, so .dev does not build on .train but stands for it
 $(TRAIN): $(VENV)/bin/python $(BUILD)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) .
 	rm -f $(VENV)/.train* $(VENV)/.dev* && touch $@
 
-$(DEV): $(TRAIN)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+$(DEV): $(VENV)/bin/python $(BUILD)
+	$(INSTALL) '.[dev]'
+	rm -f $(VENV)/.train* $(VENV)/.dev* && touch $(TRAIN) $@
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

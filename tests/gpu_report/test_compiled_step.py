@@ -10,16 +10,17 @@ from bench.gpu_report import pretend, step_report
 from bench.gpu_report.__main__ import main
 from seal_fast.kernels import torch_private
 
-# python -m bench.gpu_report step --amp --layout NHWC --json > tests/gpu_report/resnet18_bf16_nhwc.json
-RECORD = Path(__file__).parent / "resnet18_bf16_nhwc.json"
+# python -m bench.gpu_report step --amp --layout NHWC --json FLAGS > tests/gpu_report/NAME_bf16_nhwc.json
+RECORDS = {"resnet18": "", "wrn": "--model wrn-10-1 --image-size 32"}
 supported = pytest.mark.skipif(pretend.unsupported() is not None, reason=str(pretend.unsupported()))
 
 
 @pytest.mark.slow
 @supported
-def test_the_step_for_an_a100_counts_no_more_than_recorded(capsys):
-    recorded = json.loads(RECORD.read_text())
-    assert main("step --amp --layout NHWC --json".split()) == 0
+@pytest.mark.parametrize("name", ["wrn", pytest.param("resnet18", marks=pytest.mark.long)])
+def test_the_step_for_an_a100_counts_no_more_than_recorded(name, capsys):
+    recorded = json.loads((Path(__file__).parent / f"{name}_bf16_nhwc.json").read_text())
+    assert main(f"step --amp --layout NHWC --json {RECORDS[name]}".split()) == 0
     now = json.loads(capsys.readouterr().out)
     assert {k: v for k, v in now.items() if k != "columns"} == {k: v for k, v in recorded.items() if k != "columns"}
     (facts,), (before,) = now["columns"], recorded["columns"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from runs import BASE, trainer_of
 from safetensors.torch import load_file
-from small_resnet import build
+from small_resnet import build_shallow
 from torch import nn
 
 from seal_fast import Annealer
@@ -18,7 +18,7 @@ from seal_fast.utils.errors import UsageError
 
 # Cleared momentum; kept masks and snapshots; averages by epoch; two passes; scores.
 METHODS = ["seal", "imp", "swa", "sam", "dash"]
-NUMBERS = dict(generations=3, epochs=3, ascent_epochs=1, warmup_epochs=1)
+NUMBERS = dict(generations=3, epochs=2, ascent_epochs=1, warmup_epochs=1)
 
 
 def annealer_of(model, config, trainer):
@@ -53,13 +53,14 @@ def train(annealer, model, batches, smoothing, until=None):
 
 
 def network(trainer, config):
-    model = build(config.model, trainer.input.num_classes, stem=config.stem, seed=config.seed)
+    model = build_shallow(config.model, trainer.input.num_classes, stem=config.stem, seed=config.seed)
     return model.to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equals_the_program_to_the_bit_also_when_interrupted(method, image_folder, tmp_path, small_network):
+def test_equals_the_program_to_the_bit_also_when_interrupted(method, image_folder, tmp_path, shallow_network):
     config = replace(BASE, method=method, data=str(image_folder), keep="none", shuffle=method != "dash")
+    config = replace(config, **NUMBERS)
     run(replace(config, out=tmp_path / "program"))
     expected = load_file(tmp_path / "program" / "weights" / "last.safetensors")
 

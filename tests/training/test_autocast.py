@@ -5,52 +5,63 @@ from dataclasses import replace
 import pytest
 import torch
 from runs import AMP, Killed, assert_identical, die_at, outcome, trainer_of
+from small_resnet import build_shallow
 
+from seal_fast.runs import plots
 from seal_fast.train import run
+from seal_fast.training import assembly
 from seal_fast.training.runtime import Compiled, Runtime
+
+
+@pytest.fixture(scope="module")
+def whole(image_folder, tmp_path_factory):
+    """Generations, ascents, re-initialisations, evaluations, smaller last batches; the settings and what came out."""
+    config = replace(AMP, data=str(image_folder), out=tmp_path_factory.mktemp("amp") / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "build", build_shallow)
+        patch.setattr(plots, "draw", lambda *_: None)
+        run(config)
+    return config, outcome(config.out)
 
 
 def plain_autocast(monkeypatch):
     monkeypatch.setattr(Runtime, "bf16_weights", property(lambda self: False))
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_run_equals_plain_autocast_to_the_bit(parts, image_folder, tmp_path, monkeypatch, small_network):
-    """Generations, ascents, re-initialisations, evaluations, smaller last batches, gradients of several passes."""
-    config = replace(AMP, data=str(image_folder), accumulate=parts)
-    run(replace(config, out=tmp_path / "copy"))
-    with monkeypatch.context() as patch:
-        plain_autocast(patch)
-        run(replace(config, out=tmp_path / "plain"))
-    assert_identical(outcome(tmp_path / "plain"), outcome(tmp_path / "copy"))
+def test_a_run_equals_plain_autocast_to_the_bit(whole, tmp_path, monkeypatch, shallow_network):
+    """Also with gradients of several passes."""
+    config, expected = whole
+    parts = replace(config, accumulate=2, generations=1, ascent_epochs=0, method="restart")
+    run(replace(parts, out=tmp_path / "parts"))
+    plain_autocast(monkeypatch)
+    run(replace(config, out=tmp_path / "plain"))
+    assert_identical(outcome(tmp_path / "plain"), expected)
+    run(replace(parts, out=tmp_path / "plain-parts"))
+    assert_identical(outcome(tmp_path / "plain-parts"), outcome(tmp_path / "parts"))
 
 
-def test_it_resumes(image_folder, tmp_path, monkeypatch, small_network):
-    config = replace(AMP, data=str(image_folder), checkpoint_seconds=0)
-    run(replace(config, out=tmp_path / "whole"))
-    config = replace(config, out=tmp_path / "run")
+def test_it_resumes(whole, tmp_path, monkeypatch, shallow_network):
+    config = replace(whole[0], checkpoint_seconds=0, out=tmp_path / "run")
     with monkeypatch.context() as patch:
         die_at(patch, 6)  # the start of an ascent, where the late layers are drawn anew
         with pytest.raises(Killed):
             run(config)
     run(config)
-    assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
+    assert_identical(whole[1], outcome(tmp_path / "run"))
 
 
-def test_two_graphs_and_no_break(image_folder, tmp_path, monkeypatch, shallow_network):
+def test_two_graphs_and_no_break(whole, tmp_path, monkeypatch, shallow_network):
     """Traced and differentiated as under --compile, then run by torch's own kernels: the same numbers again."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    config = replace(AMP, data=str(image_folder), out=tmp_path / "eager", epochs=2, ascent_epochs=1)
-    run(config)
     monkeypatch.setattr(
         Runtime,
         "compiled",
         lambda self, f: Compiled(f, torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager")),
     )
-    assert run(replace(config, out=tmp_path / "traced", compile=True))["graphs"] == 2
+    assert run(replace(whole[0], out=tmp_path / "traced", compile=True))["graphs"] == 2
     torch._dynamo.reset()
-    assert_identical(outcome(tmp_path / "eager"), outcome(tmp_path / "traced"))
+    assert_identical(whole[1], outcome(tmp_path / "traced"))
 
 
 class Casts(torch.utils._python_dispatch.TorchDispatchMode):
@@ -67,14 +78,14 @@ class Casts(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("plain, casts", [(False, 0), (True, 2 * 22)])
-def test_no_step_casts_a_weight_or_its_gradient(plain, casts, image_folder, tmp_path, monkeypatch, small_network):
+@pytest.mark.parametrize("plain, casts", [(False, 0), (True, 2 * 14)])
+def test_no_step_casts_a_weight_or_its_gradient(plain, casts, image_folder, tmp_path, monkeypatch, shallow_network):
     if plain:
         plain_autocast(monkeypatch)
     with trainer_of(replace(AMP, data=str(image_folder), limit_train=8), tmp_path / "run") as trainer:
         model = trainer.state.model
         names = [name for name, p in model.named_parameters() if p.ndim > 1 or name == "fc.bias"]
-        assert len(names) == 22  # 20 convolutions (3 of them downsample), a linear layer's weight and bias
+        assert len(names) == 14  # 12 convolutions (3 of them downsample), a linear layer's weight and bias
         trainer.set_rates()
         seen = Casts({p.shape for name, p in model.named_parameters() if name in names})
         with seen:

@@ -53,6 +53,7 @@ def test_sigterm_stops_all_with_one_checkpoint(told, image_folder, tmp_path):
     assert folder.weights("last").exists()
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_same_end(image_folder, tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()

@@ -46,15 +46,48 @@ def said(argv):
     return code, out.getvalue(), err.getvalue()
 
 
-def same(argv, size=2):
+def said_all(commands):
+    return [said(argv) for argv in commands]
+
+
+FEW = "--ways 2 --shots 1 --queries 2 --episodes 2 --json".split()  # fewer batches and episodes than processes
+
+
+@pytest.fixture(scope="module")
+def answers(network, folder, target, image_folder, tmp_path_factory):
+    """By command, what each of three processes says and then one alone; started once for all commands."""
+    data, cache = ["--data", str(image_folder), "--json"], tmp_path_factory.mktemp("cache")
+    few = ["fewshot", *network, "--data", target, *FEW]
+    hessian = "--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 4 --group layer4 --dtype float64 --json"
+    transfer = "--batch-size 5 --k 1 3 --l2 1 0.1 --no-cache --json"
+    commands = {
+        "transfer": ["transfer", *network, "--data", target, *transfer.split()],
+        "hessian": ["hessian", str(folder), *hessian.split()],
+        "fewshot": [*few, "--no-cache"],
+        "cached": [*few, "--batch-size", "5", "--cache", str(cache)],
+        "cached again": [*few, "--batch-size", "5", "--cache", str(cache)],
+        "evaluate": ["evaluate", *network, *data, "--batch-size", "5"],
+        "plasticity": ["plasticity", *network, *data, "--images", "5", "--batch-size", "5"],  # an image for one only
+        "similarity": ["similarity", *network, *data, "--images", "12", "--batch-size", "4"],
+    }
+    many, threads = zip(*together(3, said_all, [*commands.values()]), strict=True), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "build", build)
+        patch.setattr(networks, "build", build)
+        alone = said_all(commands.values())
+    torch.set_num_threads(threads)
+    assert len(list(cache.rglob("*.safetensors"))) == 2  # the first process's; the one process found them
+    return dict(zip(commands, zip(many, alone, strict=True), strict=True))
+
+
+def same(many, alone):
     """The results of one process, after those of several have been found the same and printed by the first alone."""
-    first, *others = together(size, said, argv)
-    assert [first[0], *others] == [0, *[(0, "", "")] * (size - 1)], first
-    alone = said(argv)
+    first, *others = many
+    assert [first[0], *others] == [0, *[(0, "", "")] * len(others)], first
     assert alone[0] == 0
-    many, one = ([drop_seconds(r) for r in json.loads(answer[1])] for answer in (first, alone))
-    assert [r.pop("processes") for r in many] == [size] * len(many) and {r.pop("processes") for r in one} == {1}
-    assert many == one
+    several, one = ([drop_seconds(r) for r in json.loads(answer[1])] for answer in (first, alone))
+    assert [r.pop("processes") for r in several] == [len(many)] * len(one) and {r.pop("processes") for r in one} == {1}
+    assert several == one
     return one
 
 
@@ -67,39 +100,28 @@ def drop_seconds(result):
 def test_depth(network, image_folder, tmp_path):
     """Batches of 3: the bank of 20 does not divide into them, nor they among the processes, which hold fewer than k."""
     argv = ["depth", *network, "--data", str(image_folder), "--k", "11", "--pool", "avg", "--batch-size", "3", "--json"]
-    (result,) = same([*argv, "--leave-one-out", "--out", str(tmp_path)])
+    argv += ["--leave-one-out", "--out", str(tmp_path)]
+    (result,) = same(together(2, said, argv), said(argv))
     assert result["protocol"]["bank"] == 20 and (tmp_path / "depth.png").exists()
 
 
-def test_transfer_without_a_cache(network, target):
-    flags = "--batch-size 5 --k 1 3 --l2 1 0.1 --no-cache --json".split()
-    same(["transfer", *network, "--data", target, *flags])
+@pytest.mark.parametrize("command", ["transfer", "fewshot", "evaluate", "plasticity"])
+def test_figures_are_those_of_one_process(command, answers):
+    same(*answers[command])
 
 
-def test_hessian(folder, tmp_path):
+def test_fewshot_with_a_cache(answers):
+    assert same(*answers["cached"]) == same(*answers["cached again"])
+
+
+def test_hessian(answers):
     """Sums over other parts of the images are rounded otherwise; in float64 that is all."""
-    flags = "--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 4 --group layer4 --dtype float64 --json"
-    argv = ["hessian", str(folder), *flags.split()]
-    first, second = together(2, said, argv)
-    ((many,), (one,)) = (json.loads(answer[1]) for answer in (first, said(argv)))
-    assert second == (0, "", "") and (many["processes"], one["processes"]) == (2, 1)
+    (first, *others), alone = answers["hessian"]
+    ((many,), (one,)) = (json.loads(answer[1]) for answer in (first, alone))
+    assert others == [(0, "", "")] * 2 and (many["processes"], one["processes"]) == (3, 1)
     assert many["images"] == one["images"] == 11 and many["hvps"] == one["hvps"]
     for figure in ("top", "trace", "trace_half", "loss_value", "gradient_norm"):
         assert many[figure] == pytest.approx(one[figure], rel=1e-8), figure
-
-
-FEW = "--ways 2 --shots 1 --queries 2 --episodes 2 --json".split()
-
-
-def test_fewshot_with_a_cache(network, target, tmp_path):
-    few = ["fewshot", *network, "--data", target, *FEW, "--batch-size", "5", "--cache", str(tmp_path)]
-    before = same(few)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2  # the first process's; the one process found them
-    assert same(few) == before
-
-
-def test_more_processes_than_batches_and_episodes(network, target):
-    same(["fewshot", *network, "--data", target, *FEW, "--no-cache"], 3)
 
 
 @pytest.mark.long
@@ -177,32 +199,26 @@ def test_parts_of_a_bank_give_the_nearest_of_the_whole():
         assert torch.equal(ours, truth)
 
 
-def test_evaluate_and_plasticity(network, image_folder):
-    data = ["--data", str(image_folder), "--json"]
-    same(["evaluate", *network, *data, "--batch-size", "5"])
-    same(["plasticity", *network, *data, "--images", "5", "--batch-size", "5"])  # the second process has no image
+def test_similarity(answers):
+    same_sums(*answers["similarity"])
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        "similarity --images 12 --batch-size 4",
-        pytest.param(
-            "sharpness --images 7 --batch-size 3 --rho 0.1 --adaptive-rho 0.5 --noise 0.01 --adaptive-noise 0.1 "
-            "--draws 2 --ascent-steps 1 --top 1 --tol 0.5 --max-hvps 4 --probes 2 --dtype float64",
-            marks=pytest.mark.long,
-        ),
-    ],
-    ids=["similarity", "sharpness"],
-)
-def test_sums_over_processes(argv, network, image_folder):
+@pytest.mark.long
+def test_sharpness(network, image_folder):
     """Of unequal parts: three batches for two processes."""
+    argv = (
+        "sharpness --images 7 --batch-size 3 --rho 0.1 --adaptive-rho 0.5 --noise 0.01 --adaptive-noise 0.1 "
+        "--draws 2 --ascent-steps 1 --top 1 --tol 0.5 --max-hvps 4 --probes 2 --dtype float64"
+    )
     argv = [*argv.split(), *network, "--data", str(image_folder), "--json"]
-    first, second = together(2, said, argv)
-    alone = said(argv)
-    assert second[1:] == ("", "") and first[0] == second[0] == alone[0]
+    same_sums(together(2, said, argv), said(argv))
+
+
+def same_sums(several, alone):
+    first, *others = several
+    assert {answer[1:] for answer in others} == {("", "")} and {answer[0] for answer in several} == {alone[0]}
     (many,), (one,) = (json.loads(answer[1]) for answer in (first, alone))
-    assert many["figures"].keys() == one["figures"].keys() and many["processes"] == 2
+    assert many["figures"].keys() == one["figures"].keys() and many["processes"] == len(several)
     for section, found in one["figures"].items():
         values, expected = ({name: v["mean"] for name, v in x.items()} for x in (many["figures"][section], found))
         assert values == pytest.approx(expected, rel=1e-7, abs=1e-10)
