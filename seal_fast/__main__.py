@@ -75,6 +75,10 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     "barrier": ("seal_fast.analysis.barrier.command", "Loss and accuracy on the straight lines between networks."),
     "plasticity": ("seal_fast.analysis.plasticity.command", "Dormant units, effective rank, gradients, by layer."),
     "examples": ("seal_fast.analysis.examples.command", "When single training examples are learnt and forgotten."),
+    "robustness": (
+        "seal_fast.analysis.robustness.command",
+        "Accuracy on corrupted images, and telling images of other data sets from the own ones.",
+    ),
     "study": ("seal_fast.analysis.study.command", "Every analysis of some runs, one after the other, and the report."),
 }
 
