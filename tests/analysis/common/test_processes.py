@@ -222,3 +222,8 @@ def same_sums(several, alone):
     for section, found in one["figures"].items():
         values, expected = ({name: v["mean"] for name, v in x.items()} for x in (many["figures"][section], found))
         assert values == pytest.approx(expected, rel=1e-7, abs=1e-10)
+
+
+def test_robustness(network, target, image_folder):
+    flags = "--corruptions gaussian-noise fog --strengths 3 --batch-size 3 --json".split()
+    same(["robustness", *network, "--data", str(image_folder), "--ood", target, *flags])
