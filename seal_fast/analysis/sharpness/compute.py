@@ -74,7 +74,7 @@ class Landscape:
 
 @full_float32()
 def worst_case(
-    landscape: Landscape, batch: Batch, reaches: Sequence[Reach], steps: int = 5, seed: int = 0
+    landscape: Landscape, batch: Batch, reaches: Sequence[Reach], steps: int = 3, seed: int = 0
 ) -> list[float]:
     """The largest rise of a batch's loss that is found within each radius, at least 0.
 
@@ -110,7 +110,7 @@ def worst_case(
 
 @full_float32()
 def average_case(
-    landscape: Landscape, batches: Sequence[Batch], reaches: Sequence[Reach], draws: int = 5, seed: int = 0
+    landscape: Landscape, batches: Sequence[Batch], reaches: Sequence[Reach], draws: int = 3, seed: int = 0
 ) -> Tensor:
     """The rise of the summed loss of all images under noise of each size, float64 [draws, reaches].
 
