@@ -109,7 +109,7 @@ class Config:
     eval_every: int = 2
     """Evaluate every so many epochs; the last epoch of a phase is always evaluated."""
     eval_batch_size: int | None = None
-    """Images an evaluation step; default: the larger of the batch size and 256."""
+    """Images an evaluation step; default: the larger of the batch size and 256, on a GPU 1024 at up to 64 pixels."""
     holdout: float = 0.0
     """Choose the best epoch on this share of each class's training images, left out of training; the test set is then
     evaluated once a generation only. 0: choose it on the test set, as the papers do."""

@@ -155,11 +155,11 @@ class Input:
         """
         return self._timed(self._evaluation(split))
 
-    def buffers(self) -> tuple[Tensor, Tensor]:
-        """Memory for the images and the labels of a full training batch."""
-        shape = (self.micro_batch_size, 3, self.image_size, self.image_size)
+    def buffers(self, size: int) -> tuple[Tensor, Tensor]:
+        """Memory for the images and the labels of a batch of so many."""
+        shape = (size, 3, self.image_size, self.image_size)
         images = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
-        return images, torch.empty(self.micro_batch_size, dtype=torch.int64, device=self.device)
+        return images, torch.empty(size, dtype=torch.int64, device=self.device)
 
     def close(self) -> None:
         """Free memory and end threads; the input cannot be used again."""

@@ -51,7 +51,7 @@ def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World
         kind=kind,
         image_size=config.image_size,
         batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size or max(256, config.batch_size),
+        eval_batch_size=config.eval_batch_size or max(config.batch_size, evaluated_at_once(config, runtime, dataset)),
         dtype=runtime.compute,
         device=runtime.device,
         seed=config.seed,
@@ -62,6 +62,12 @@ def open_input(config: Config, runtime: Runtime, dataset: ImageSet, world: World
         backend="auto" if config.kernels == "native" else config.kernels,  # the augmentation has no native kernel
         shard=Shard(world.rank, world.size, config.accumulate),
     )
+
+
+def evaluated_at_once(config: Config, runtime: Runtime, dataset: ImageSet) -> int:
+    """Images: 256; on a GPU all of a validation set up to 1,024, if they have 64 pixels or fewer."""
+    small = (config.image_size or dataset.native_size or 64) <= 64
+    return min(1024, max(256, len(dataset.val))) if runtime.device.type == "cuda" and small else 256
 
 
 @contextlib.contextmanager

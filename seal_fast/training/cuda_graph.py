@@ -9,7 +9,7 @@ Source: PyTorch's notes on CUDA graphs, "whole-network capture".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,29 +29,26 @@ def possible(runtime: Runtime, scaler: torch.amp.GradScaler) -> bool:
 
 
 class StepGraph:
-    """Takes the place of a step of full batches. Its warm-up steps are real ones, so nothing has to be undone.
+    """Takes the place of a step on batches of one size. Its warm-up steps are real, so nothing has to be undone.
 
     Args:
-        step: changes tensors in place, from images and labels. After `WARM_UP_STEPS` calls it is called once more,
-            to be recorded, and never again.
-        images: buffer for a batch; a caller that writes a batch there itself saves a copy.
-        labels: the same for labels.
+        step: changes tensors in place, from a batch. After `WARM_UP_STEPS` calls it is called once more, to be
+            recorded, and never again.
+        buffers: for the tensors of a batch; a caller that writes a batch there itself saves a copy.
         device: where all of that is.
     """
 
-    def __init__(
-        self, step: Callable[[Tensor, Tensor], None], images: Tensor, labels: Tensor, device: torch.device
-    ) -> None:
-        self.step, self.images, self.labels = step, images, labels
+    def __init__(self, step: Callable[..., None], buffers: Sequence[Tensor], device: torch.device) -> None:
+        self.step, self.buffers = step, buffers
         self.recorder = Recorder(device)
         self.warm_ups = 0
         self.replay: Callable[[], None] | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """One training step on this batch."""
-        for buffer, batch in ((self.images, images), (self.labels, labels)):
-            if batch is not buffer:
-                buffer.copy_(batch)
+    def __call__(self, *batch: Tensor) -> None:
+        """One step on this batch."""
+        for buffer, tensor in zip(self.buffers, batch, strict=True):
+            if tensor is not buffer:
+                buffer.copy_(tensor)
         if self.replay is None and self.warm_ups < WARM_UP_STEPS:
             self.recorder.run(self._step)
             self.warm_ups += 1
@@ -61,7 +58,7 @@ class StepGraph:
         self.replay()
 
     def _step(self) -> None:
-        self.step(self.images, self.labels)
+        self.step(*self.buffers)
 
 
 class Recorder:

@@ -30,17 +30,17 @@ def evaluate(trainer: Trainer, split: str = "val") -> tuple[float, float, float]
     trainer.refresh_weights()
     if not trainer.link:  # each process has running statistics of its own images
         world.broadcast_(*model.buffers())
-    loss, top1, top5, images = totals(trainer, split, trainer.steps.forward)
+    loss, top1, top5, images = totals(trainer, split, trainer.steps.evaluate)
     if not abs(loss) < float("inf"):
         trainer.diverged("the validation loss is NaN or infinite")
     return loss / images, 100 * top1 / images, 100 * top5 / images
 
 
-def totals(trainer: Trainer, split: str, forward: Callable[..., tuple[Tensor, ...]]) -> list[float]:
+def totals(trainer: Trainer, split: str, sums_of: Callable[..., Tensor]) -> list[float]:
     """Sums over a split of all processes: loss, top-1 hits, top-5 hits, images."""
     sums = torch.zeros(4, dtype=torch.float64, device=trainer.runtime.device)
     for batch in trainer.input.evaluation(split):
-        sums += forward(batch.images, batch.labels, batch.valid)[1]
+        sums += sums_of(batch.images, batch.labels, batch.valid)
     return trainer.world.sum(sums).tolist()
 
 

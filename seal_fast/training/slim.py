@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seal_fast.config import Config
 from seal_fast.models import Network, build
@@ -37,9 +37,11 @@ class Slim:
         whole, config, runtime = trainer.state.model.state_dict(), trainer.config, trainer.runtime
         for name, value in self.network.state_dict().items():
             value.copy_(whole[name][tuple(map(slice, value.shape))])
-        _, top1, top5, images = evaluation.totals(
-            trainer, "val", lambda *batch: forward_and_loss(self.network, runtime, config.label_smoothing, {}, *batch)
-        )
+
+        def sums_of(images: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+            return forward_and_loss(self.network, runtime, config.label_smoothing, {}, images, labels, valid)[1]
+
+        _, top1, top5, images = evaluation.totals(trainer, "val", sums_of)
         if config.keep != "none" and trainer.world.is_main:
             file = trainer.folder.weights(f"generation-{trainer.state.position.generation}-slim")
             metadata = trainer.metadata | {"width": f"{self.width:g}"}

@@ -29,7 +29,8 @@ class Steps:
     """Takes the steps of a run; nothing here makes the host wait for the device.
 
     Under --compile the network is one graph in train and one in eval mode for the whole run; a distilling phase adds
-    its own. On CUDA each kind of step (with or without SAM, with or without distillation) is recorded once.
+    its own. On CUDA each kind of step (with or without SAM, with or without distillation; of a full batch, of a smaller
+    last one, of an evaluation) is recorded once.
 
     Attributes:
         forward: images, labels and, in evaluation, which are valid -> loss and sums; `eager` is not compiled.
@@ -69,13 +70,12 @@ class Steps:
         )
         self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime, state.scaler)
         self.share = torch.zeros((), dtype=torch.float64, device=runtime.device) if config.mixup else None
-        self.buffers = None
-        if self.recorded:
-            source.out, labels = source.buffers()
-            self.buffers = source.out, labels if self.share is None else labels.repeat(2, 1)
-        self.full: dict[tuple[Sharpness | None, bool], Callable[[Tensor, Tensor], None]] = {}
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}  # of recorded steps, by the images of a batch
+        self.whole: dict[tuple[Sharpness | None, bool, int], Callable[[Tensor, Tensor], None]] = {}
+        self.sums = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+        self.recorded_evaluation: cuda_graph.StepGraph | None = None
         self.parts: list[Part] = []
-        # Rows of a full batch; a recorded step reads them here.
+        # Rows of a batch; a recorded step reads them here.
         self.rows = torch.zeros(source.micro_batch_size, dtype=torch.int64, device=runtime.device) if record else None
         source.numbered = record
         self.begin(timeline.generations[0][0])
@@ -85,12 +85,22 @@ class Steps:
         if self.numbers is not None:
             self.numbers.copy_(loss_numbers(phase.loss or Loss(), self.smoothing))
         self.sharpness, self.distils = phase.sharpness, phase.loss is not None and phase.loss.distil > 0
-        kind = (self.sharpness, self.distils)
-        if kind not in self.full:
-            step = functools.partial(self.step, self.forward)
-            record = self.recorded and self.buffers
-            self.full[kind] = cuda_graph.StepGraph(step, *record, self.runtime.device) if record else step
-        self.full_step = self.full[kind]
+
+    def whole_step(self, size: int) -> Callable[[Tensor, Tensor], None]:
+        """The step on a batch of this size, which is not divided; a smaller last batch is not compiled."""
+        kind, full = (self.sharpness, self.distils, size), size == self.input.micro_batch_size
+        if kind not in self.whole:
+            rows = None if self.rows is None else self.rows[:size]
+            step = functools.partial(self.step, self.forward if full else self.eager, rows=rows)
+            if self.recorded:
+                if size not in self.buffers:
+                    images, labels = self.input.buffers(size)
+                    self.buffers[size] = images, labels if self.share is None else labels.repeat(2, 1)
+                    if full:
+                        self.input.out = images
+                step = cuda_graph.StepGraph(step, self.buffers[size], self.runtime.device)
+            self.whole[kind] = step
+        return self.whole[kind]
 
     def take(self, batch: Batch) -> bool:
         """A step, or a part of one; whether it ended a step."""
@@ -100,13 +110,27 @@ class Steps:
         self.seed(cut)
         labels = batch.labels if self.share is None else self._mix(self.share, batch)
         full = len(batch.labels) == self.input.micro_batch_size and cut.shared == (self.processes > 1)
-        if full and cut.weight == 1 and self.forward.whole:
+        if (full or self.recorded) and cut.weight == 1 and self.forward.whole:
             if self.rows is not None and batch.rows is not None:
-                self.rows.copy_(batch.rows)
-            self.full_step(batch.images, labels)
+                self.rows[: len(batch.rows)].copy_(batch.rows)
+            self.whole_step(len(batch.labels))(batch.images, labels)
         else:  # a smaller last batch is not compiled: it would be a third graph
             self.step(self.forward if full else self.eager, batch.images, labels, cut, batch.rows)
         return cut.last
+
+    def evaluate(self, images: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        """Sums of loss, top-1 hits, top-5 hits and images, float64 [4], until the next call; in eval mode."""
+        if not (self.recorded and self.forward.whole):
+            return self.forward(images, labels, valid)[1]
+        if self.recorded_evaluation is None:
+
+            def step(*batch: Tensor) -> None:
+                self.sums.copy_(self.forward(*batch)[1])
+
+            buffers = (*self.input.buffers(len(labels)), torch.empty_like(valid))
+            self.recorded_evaluation = cuda_graph.StepGraph(step, buffers, self.runtime.device)
+        self.recorded_evaluation(images, labels, valid)
+        return self.sums
 
     def seed(self, cut: MicroBatch) -> None:
         """Seed torch's generator, from which a network draws (dropout), by the place of these images in the run."""

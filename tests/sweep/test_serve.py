@@ -1,7 +1,6 @@
 """Runs that follow each other in one process are those of processes of their own."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from runs import assert_identical, outcome
 
 from seal_fast.config import Config
-from seal_fast.sweep.process import Process, wait_until_free
+from seal_fast.sweep.process import Process, environment, wait_until_free
 from seal_fast.train import run
 
 BASE = Config(
@@ -106,5 +105,5 @@ def test_compiled_runs_share_their_graphs_and_keep_their_bits(trial, tmp_path):
         out.mkdir()
         (out / "config.toml").write_text((process.folder.path / "config.toml").read_text())
         command = [sys.executable, "-m", "seal_fast.train", "--out", str(out), "--threads", "1"]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, env=environment(tmp_path / "shared", 1), stdout=subprocess.DEVNULL)
         assert_identical(outcome(process.folder.path), outcome(out))

@@ -48,12 +48,13 @@ class Tape(TorchDispatchMode):
 
 
 class FakeRecorder:
-    """As `cuda_graph.Recorder`, on the CPU; notes what is asked of it."""
+    """As `cuda_graph.Recorder`, on the CPU; notes what is asked of each."""
 
-    log: list[str] = []
+    logs: list[list[str]] = []
 
     def __init__(self, device):
-        self.log.clear()
+        self.log: list[str] = []
+        self.logs.append(self.log)
 
     def run(self, work):
         self.log.append("run")
@@ -77,6 +78,7 @@ class FakeRecorder:
 @pytest.fixture
 def on_tape(monkeypatch):
     monkeypatch.setattr(cuda_graph, "Recorder", FakeRecorder)
+    FakeRecorder.logs.clear()
     monkeypatch.setattr(cuda_graph, "possible", lambda runtime, scaler: True)
 
 
@@ -84,7 +86,7 @@ def test_three_real_steps_then_one_recording_then_replays(on_tape):
     total = torch.zeros(())
     factor = torch.tensor(1.0)
     graph = StepGraph(
-        lambda x, y: total.add_((x * y).sum() * factor), torch.empty(2), torch.empty(2, dtype=torch.int64), "cpu"
+        lambda x, y: total.add_((x * y).sum() * factor), (torch.empty(2), torch.empty(2, dtype=torch.int64)), "cpu"
     )
     expected = 0.0
     for i in range(6):
@@ -93,21 +95,23 @@ def test_three_real_steps_then_one_recording_then_replays(on_tape):
         graph(torch.full((2,), float(i)), torch.tensor([1, 2]))
         expected += 3 * i * (10 if i >= 4 else 1)
         assert total.item() == expected
-    graph.images.fill_(7)  # written in place by the caller
-    graph(graph.images, torch.tensor([1, 1]))
+    graph.buffers[0].fill_(7)  # written in place by the caller
+    graph(graph.buffers[0], torch.tensor([1, 1]))
     assert total.item() == expected + 14 * 10
-    assert FakeRecorder.log == ["run"] * 3 + ["record"] + ["replay"] * 4
+    assert FakeRecorder.logs == [["run"] * 3 + ["record"] + ["replay"] * 4]
 
 
 @pytest.mark.skipif(not native.available(), reason="torch's own batch norm does not declare what it writes")
 def test_replays_train_as_steps_do(image_folder, tmp_path, monkeypatch, small_network, on_tape):
-    """To the bit: an ascent, a re-initialisation, mixup, smaller last batches, evaluations, a kill; one recording."""
+    """To the bit: an ascent, a re-initialisation, mixup, small last batches, evaluations, a kill; all recorded once."""
     config = replace(AMP, data=str(image_folder), mixup=0.4)
     with monkeypatch.context() as patch:
         patch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
         run(replace(config, out=tmp_path / "steps"))
     run(replace(config, out=tmp_path / "replays"))
-    assert FakeRecorder.log == ["run"] * 3 + ["record"] + ["replay"] * 5  # of 2 generations, 2 epochs, 2 full batches
+    full, last, evaluation = FakeRecorder.logs  # of 2 generations of 2 epochs of 2 full batches
+    assert full == ["run"] * 3 + ["record"] + ["replay"] * 5
+    assert last == evaluation == ["run"] * 3 + ["record"] + ["replay"]
     assert_identical(outcome(tmp_path / "steps"), outcome(tmp_path / "replays"))
 
     killed = replace(config, out=tmp_path / "killed", checkpoint_seconds=0.0)
