@@ -162,8 +162,8 @@ def test_rounding_is_far_below_the_threshold(dtype, largest, monkeypatch):
         seen.append(float((forward - backward).abs().max()) / scale if len(forward) else 0.0)
 
     monkeypatch.setattr(ritz, "check_symmetry", check)
-    x, y = images(24, dtype=dtype)
-    operator = HessianOperator(resnet(width=16, dtype=dtype), smoothed, [(x, y)])
+    x, y = images(12, dtype=dtype)
+    operator = HessianOperator(resnet(width=8, dtype=dtype), smoothed, [(x, y)])
     lanczos(operator, 2, 1, tol=1e-4, basis=12)
     density(operator, 1, 25)
     power(operator, 2, tol=1e-2)

@@ -4,8 +4,6 @@ interpreter in a process of its own (the interpreter is chosen when triton is im
 import importlib
 import itertools
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ BACKENDS = [
     pytest.param(
         ("triton", "cpu"),
         id="triton-interpreted",
-        marks=pytest.mark.skipif(not INTERPRETING, reason="test_triton_interpreted runs it in a process of its own"),
+        marks=pytest.mark.skipif(not INTERPRETING, reason="test_interpreted.py runs it in a process of its own"),
     ),
     pytest.param(("triton", "cuda"), id="triton", marks=[pytest.mark.gpu, GPU]),
 ]
@@ -327,12 +325,3 @@ def test_refuses_what_does_not_fit(message, change):
     tensors |= {name: values.pop(name) for name in change if name in Buffers.__dataclass_fields__}
     with pytest.raises(ValueError, match=message):
         annealed_sgd_(Buffers(**tensors), grads, **values)
-
-
-@pytest.mark.skipif(INTERPRETING, reason="this is that process")
-def test_triton_interpreted():
-    """All of this file's Triton tests, under the interpreter."""
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "interpreted", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and "passed" in done.stdout and "failed" not in done.stdout, done.stdout + done.stderr

@@ -27,7 +27,7 @@ if INTERPRETING:
     ROUNDING[torch.bfloat16] *= 2
 
 no_triton = pytest.mark.skipif(
-    not INTERPRETING and DEVICE == "cpu", reason="no GPU; test_augment_triton.py runs this on the CPU"
+    not INTERPRETING and DEVICE == "cpu", reason="no GPU; test_interpreted.py runs this on the CPU"
 )
 TRITON = pytest.param("triton", marks=[no_triton] if INTERPRETING else [no_triton, pytest.mark.gpu])
 BACKENDS = ["reference", TRITON]

@@ -1,10 +1,6 @@
-"""The augmentation's Triton kernel without a GPU: run by the interpreter, compiled for sm_80 and sm_90."""
+"""The augmentation's Triton kernel without a GPU: compiled for sm_80 and sm_90."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +10,6 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import create_function_from_signature
 
 from seal_fast.kernels.augment.triton import WARPS, augment_kernel, constants
-
-TESTS = Path(__file__).with_name("test_augment.py")
-
-
-def test_triton_under_the_interpreter():
-    """The interpreter must be chosen before Triton is imported, hence a process of its own."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", str(TESTS), "-k", "triton", "-p", "no:cacheprovider"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"\d+ passed", done.stdout) and "skipped" not in done.stdout
 
 
 def test_scalars_never_recompile():

@@ -67,7 +67,7 @@ def test_a_bad_file_ends_in_one_sentence(old, new, sentence):
     assert sentence in str(caught.value)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(timelines())
 def test_any_timeline_prints_and_reads_back(timeline):
     assert loads(dumps(timeline)) == timeline

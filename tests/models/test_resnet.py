@@ -88,7 +88,7 @@ def test_names_shapes_and_counts_are_torchvisions(name):
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize("name", FACTS)
 def test_forward_in_float64(name, stem, training):
-    model = models.build(name, 7, stem, seed=3).double().train(training)
+    model = models.build(name, 7, stem, seed=3, width=0.125).double().train(training)
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)  # not the identity, so that a swapped norm shows
         torch.nn.init.uniform_(norm.bias, -0.2, 0.2)

@@ -26,7 +26,7 @@ def averages(model):
     return {name: t.detach().clone() for name, t in model.state_dict().items() if t.is_floating_point()}
 
 
-def test_averages_and_norms_equal_literal_loops(image_folder, tmp_path, small_network):
+def test_averages_and_norms_equal_literal_loops(image_folder, tmp_path, shallow_network):
     """SEAL in float64, with ascents and reset momentum; weights and running statistics."""
     config = replace(EXACT, data=str(image_folder), generations=2, epochs=2, eval_every=2, **BOTH)
     with trainer_of(config, tmp_path / "run") as trainer:
@@ -83,7 +83,7 @@ def test_averages_and_norms_equal_literal_loops(image_folder, tmp_path, small_ne
 
 
 @pytest.mark.parametrize("base", [BASE, pytest.param(AMP, marks=pytest.mark.long)], ids=["float32", "bfloat16"])
-def test_it_resumes_to_the_bit(base, image_folder, tmp_path, monkeypatch, small_network):
+def test_it_resumes_to_the_bit(base, image_folder, tmp_path, monkeypatch, shallow_network):
     config = replace(
         base, data=str(image_folder), keep="ascents", checkpoint_seconds=0, generations=2, epochs=2, **BOTH
     )
@@ -99,7 +99,7 @@ def test_it_resumes_to_the_bit(base, image_folder, tmp_path, monkeypatch, small_
     assert_identical(whole, outcome(tmp_path / "run"))
 
 
-def test_training_is_the_same_with_and_without(image_folder, tmp_path, small_network):
+def test_training_is_the_same_with_and_without(image_folder, tmp_path, shallow_network):
     config = replace(AMP, data=str(image_folder), generations=1, ascent_epochs=0)
     run(replace(config, out=tmp_path / "without"))
     run(replace(config, out=tmp_path / "with", **BOTH))

@@ -39,6 +39,7 @@ ascent_epochs = 1
 warmup_epochs = 0
 batch_size = 8
 stem = "small"
+width = 0.125
 eval_every = 1
 method = {{ grid = ["seal", "restart"] }}
 """
@@ -63,7 +64,7 @@ def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsy
     assert "0003-method=restart,seed=1" in text and "4 runs, 16 epochs" in text
     hours = float(text.split("predicted: ")[1].split()[0])
     starting = float(re.search(r"and (\d+) s to start", text)[1])
-    assert starting >= 1 and hours >= 0.99 * 4 / min(4, cpus.cpu_count()) * (starting - 1) / 3600
+    assert starting >= 1 and hours >= 0.99 * (starting - 1) / 3600  # every later run finds a process that is warm
     assert not (tmp_path / "out").exists()
 
 

@@ -16,7 +16,7 @@ from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
 
 OPTIONS = {"holdout": 0.2, "per_class": 4, "label_noise": 0.25}
-CONFIG = replace(BASE, generations=2, epochs=2, method="restart", threads=1, **OPTIONS)
+CONFIG = replace(BASE, generations=2, epochs=2, method="restart", width=0.125, threads=1, **OPTIONS)
 
 
 @pytest.fixture(scope="module")

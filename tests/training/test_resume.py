@@ -20,28 +20,40 @@ from seal_fast.training import checkpoint
 from seal_fast.utils.errors import RunError, UsageError
 
 
+def broken_off(config, monkeypatch, steps, error=Killed, between=False):
+    """Run to an error again and again, each time so many steps further; the positions of the checkpoints left."""
+    positions = []
+    for step in steps:
+        with monkeypatch.context() as patch:
+            die_at(patch, step, error, between)
+            with pytest.raises(error):
+                run(config)
+        positions.append(checkpoint.load(RunFolder(config.out).checkpoint).position)
+    return positions
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return {}, tmp_path_factory.mktemp("whole")
+def kept(tmp_path_factory):
+    """What uninterrupted runs came to, and a folder for them."""
+    return {"folder": tmp_path_factory.mktemp("whole")}
 
 
-# 9: start of an ascent, 12: the switch to descent, 18: start of a generation, 26: the last step.
-# A checkpoint after every step, or at the generations' ends.
-@pytest.mark.parametrize(("step", "often"), [(1, 0.0), (9, 1e9), (12, 0.0), (18, 0.0), (26, 1e9)])
-def test_a_kill_changes_nothing(step, often, image_folder, tmp_path, monkeypatch, shallow_network, uninterrupted):
-    method = "seal+llf"
-    config = replace(BASE, method=method, data=str(image_folder), keep="ascents", checkpoint_seconds=often)
-    whole, folder = uninterrupted
-    if method not in whole:
-        run(replace(config, out=folder / method))
-        whole[method] = outcome(folder / method)
-    config = replace(config, out=tmp_path / "run")
-    with monkeypatch.context() as patch:
-        die_at(patch, step)
-        with pytest.raises(Killed):
-            run(config)
+def whole(config, kept, name):
+    if name not in kept:
+        run(replace(config, out=kept["folder"] / name))
+        kept[name] = outcome(kept["folder"] / name)
+    return kept[name]
+
+
+# In step 1, in 12, the switch to descent, and in 18, the start of a generation, with a checkpoint after every step; in
+# 9, the start of an ascent, and in 26, the last step, with one at the generations' ends.
+@pytest.mark.parametrize(("further", "often"), [((1, 11, 6), 0.0), ((9, 17), 1e9)])
+def test_a_kill_changes_nothing(further, often, image_folder, tmp_path, monkeypatch, shallow_network, kept):
+    config = replace(BASE, method="seal+llf", data=str(image_folder), keep="ascents", checkpoint_seconds=often)
+    expected, config = whole(config, kept, "seal+llf"), replace(config, out=tmp_path / "run")
+    broken_off(config, monkeypatch, further)
     run(config)
-    assert_identical(whole[method], outcome(tmp_path / "run"))
+    assert_identical(expected, outcome(config.out))
 
 
 # Of each kind of state and of operator one that is wrong when done twice: 6 steps a generation, so the entries of
@@ -58,28 +70,16 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("step", [6, 7], ids=["after the entry, before the first step", "after the first step"])
 @pytest.mark.parametrize("method", KINDS)
-def test_what_is_entered_is_not_entered_again(method, step, image_folder, tmp_path, monkeypatch, shallow_network, kept):
-    """Interrupted between two steps, where the state is saved."""
+def test_what_is_entered_is_not_entered_again(method, image_folder, tmp_path, monkeypatch, shallow_network, kept):
+    """Interrupted after the entry and before the first step, and again after that step; the state is saved there."""
     config = replace(BASE, data=str(image_folder), generations=2, epochs=2, eval_every=100, stem="small")
     config = replace(config, method=method, **KINDS[method])
-    if method not in kept:
-        run(replace(config, out=kept["folder"] / method))
-        kept[method] = outcome(kept["folder"] / method)
-    config = replace(config, out=tmp_path / "run")
-    with monkeypatch.context() as patch:
-        die_at(patch, step, ZeroDivisionError, between=True)
-        with pytest.raises(ZeroDivisionError):
-            run(config)
-    assert checkpoint.load(RunFolder(config.out).checkpoint).position.step == step % 3
+    expected, config = whole(config, kept, method), replace(config, out=tmp_path / "run")
+    positions = broken_off(config, monkeypatch, (6, 1), ZeroDivisionError, between=True)
+    assert [position.step for position in positions] == [0, 1]
     run(config)
-    assert_identical(kept[method], outcome(config.out))
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return {"folder": tmp_path_factory.mktemp("kinds")}
+    assert_identical(expected, outcome(config.out))
 
 
 def test_a_run_whose_timeline_has_changed_is_refused(image_folder, tmp_path, shallow_network):
@@ -110,12 +110,10 @@ def test_a_file_is_trained_and_continued_from_the_runs_own_copy(image_folder, tm
 
 def test_amp_float16_resumes_with_its_scaler(image_folder, tmp_path, monkeypatch, shallow_network):
     config = replace(BASE, data=str(image_folder), amp=True, amp_dtype="float16", generations=2, checkpoint_seconds=0)
+    config = replace(config, epochs=2)
     run(replace(config, out=tmp_path / "whole"))
     config = replace(config, out=tmp_path / "run")
-    with monkeypatch.context() as patch:
-        die_at(patch, 10)
-        with pytest.raises(Killed):
-            run(config)
+    broken_off(config, monkeypatch, [7])
     run(config)
     assert checkpoint.load(RunFolder(tmp_path / "run").checkpoint).plain["scaler"]["_growth_tracker"] > 0
     assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
@@ -123,7 +121,7 @@ def test_amp_float16_resumes_with_its_scaler(image_folder, tmp_path, monkeypatch
 
 def start(out, image_folder, *flags):
     command = [sys.executable, "-m", "seal_fast.train", "--data", str(image_folder), "--out", str(out)]
-    command += "--generations 2 --epochs 40 --batch-size 8 --image-size 8 --checkpoint-seconds 0".split()
+    command += "--width 0.125 --generations 2 --epochs 200 --batch-size 8 --image-size 8 --checkpoint-seconds 0".split()
     return subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -151,7 +149,7 @@ def test_real_signals(image_folder, tmp_path):
     at = checkpoint.load(RunFolder(out).checkpoint).position
     assert json.loads((out / "summary.json").read_text())["finished"] is False
     assert [(r["generation"], r["epoch"]) for r in RunFolder(out).rows()] == [
-        (g, e) for g in range(2) for e in range(40) if (g, e) < (at.generation, at.epoch)
+        (g, e) for g in range(2) for e in range(200) if (g, e) < (at.generation, at.epoch)
     ]
 
 
@@ -207,17 +205,15 @@ def test_nan_loss_names_place_and_last_good_checkpoint(image_folder, tmp_path, s
     assert all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("model."))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, OSError])
-def test_an_error_between_steps_costs_no_step(error, image_folder, tmp_path, shallow_network, monkeypatch):
+def test_an_error_between_steps_costs_no_step(image_folder, tmp_path, shallow_network, monkeypatch):
     """The state of a step that broke off in its middle is not kept: the tests above kill runs there."""
     config = replace(BASE, data=str(image_folder), generations=2)
     run(replace(config, out=tmp_path / "whole"))
     config = replace(config, out=tmp_path / "run")
-    with monkeypatch.context() as patch:
-        die_at(patch, 13, error, between=True)
-        with pytest.raises(error):
-            run(config)
-    assert checkpoint.load(RunFolder(config.out).checkpoint).position == checkpoint.Position(1, 1, 1)
+    places = {KeyboardInterrupt: (1, 1, 1), ZeroDivisionError: (1, 1, 2), OSError: (1, 2, 0)}
+    for error, place in places.items():
+        further = 13 if error is KeyboardInterrupt else 1
+        assert broken_off(config, monkeypatch, [further], error, between=True) == [checkpoint.Position(*place)]
     run(config)
     assert_identical(outcome(tmp_path / "whole"), outcome(config.out))
 

@@ -77,7 +77,7 @@ def test_the_command_to_continue_is_quoted_for_the_shell(tmp_path):
     assert str(error).endswith(f"python -m seal_fast.train --out '{tmp_path}/a run; rm'")
 
 
-def test_a_run_in_a_thread_is_the_same_run(image_folder, tmp_path, small_network):
+def test_a_run_in_a_thread_is_the_same_run(image_folder, tmp_path, shallow_network):
     config = replace(BASE, data=str(image_folder), generations=1, epochs=2)
     run(replace(config, out=tmp_path / "main"))
     errors = []

@@ -111,7 +111,7 @@ def test_metrics_rows_tell_the_timeline(image_folder, tmp_path, small_network):
         assert (out / name).exists()
 
 
-def test_training_metrics_equal_a_direct_count(image_folder, tmp_path, small_network):
+def test_training_metrics_equal_a_direct_count(image_folder, tmp_path, shallow_network):
     """With a learning rate of 0 the network stands still, so an epoch's sums can be counted again outside."""
     import torch.nn.functional as F
 
@@ -151,7 +151,7 @@ def test_a_comparison_with_nan_is_a_miss():
 
 
 def test_a_validation_loss_that_is_not_finite_stops_before_row_and_best(
-    image_folder, tmp_path, small_network, monkeypatch
+    image_folder, tmp_path, shallow_network, monkeypatch
 ):
     """Weights and training loss stay finite here; only the running statistics that evaluation reads do not."""
     out = tmp_path / "run"
@@ -172,7 +172,7 @@ def test_a_validation_loss_that_is_not_finite_stops_before_row_and_best(
     assert all(t.isfinite().all() for t in saved.tensors.values() if t.is_floating_point())
 
 
-def test_the_settings_are_written_for_tensorboards_hparams_page(image_folder, tmp_path, small_network):
+def test_the_settings_are_written_for_tensorboards_hparams_page(image_folder, tmp_path, shallow_network):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -188,7 +188,7 @@ def test_the_settings_are_written_for_tensorboards_hparams_page(image_folder, tm
     assert events.Scalars("val/top1")[-1].value == pytest.approx(summary["last"]["val_top1"])
 
 
-def test_streamed_and_resident_input_train_alike(image_folder, tmp_path, small_network):
+def test_streamed_and_resident_input_train_alike(image_folder, tmp_path, shallow_network):
     """Order and augmentation depend on the position only, so where the images are decoded changes nothing."""
     config = replace(EXACT, data=str(image_folder), generations=2, augmentation="pad-crop", shuffle=True)
     for kind in ("resident", "stream"):

@@ -69,7 +69,7 @@ def test_heads_are_those_trained_one_after_the_other(shots, settings):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_protocol_gives_the_same_answers_episode_by_episode(dtype):
     features, labels = pool(dimension=64, dtype=dtype)
-    shown = draw(labels, list("abcdef"), ways=5, shots=5, queries=15, episodes=8, seed=1)
+    shown = draw(labels, list("abcdef"), ways=5, shots=5, queries=15, episodes=4, seed=1)
     _, expected = one_after_the_other(features, shown, HeadSettings())
     found = linear(features, shown)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-12)

@@ -55,7 +55,7 @@ def test_trace_density_and_picture_of_several(weights, image_folder, tmp_path, c
     out = tmp_path / "out"
     flags = f"--data {image_folder} --stem small --image-size 16 --images 16 --batch-size 5 --label-smoothing 0.2"
     flags += f" --trace --probes 4 --density --density-probes 1 --steps 6 --out {out}"
-    flags += " --solver power --top 1 --bottom 0 --tol 0.1"
+    flags += " --solver power --top 1 --bottom 0 --tol 0.1 --group layer4.1"
     copy = shutil.copy(weights, tmp_path / "copy.safetensors")
     assert main(["hessian", str(weights), str(copy), *flags.split()]) == 0
     printed = capsys.readouterr().out
