@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -146,6 +147,19 @@ def test_a_tiny_networks_figures_are_those_of_its_whole_hessian(image_folder, tm
     assert sum(rises) <= figures["rho 0.3"]["rise of the loss"] < 2 * sum(rises)
     noise = result["figures"]["adaptive noise 0.1"]["rise of the loss"]
     assert noise["count"] == 3 and noise["low"] < noise["mean"] < noise["high"]
+
+
+def test_the_loss_of_one_class_is_flat(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(network, "build", lambda *_, **__: Tiny(1))
+    save_file(Tiny(1).state_dict(), tmp_path / "single.safetensors")
+    first = min(path for path in (image_folder / "train").iterdir() if path.is_dir())
+    for split in ("train", "val"):
+        shutil.copytree(first, tmp_path / "one" / split / first.name)
+    flags = f"--image-size 16 --dtype float64 --images 1 --data {tmp_path / 'one'} --json"
+    assert main(["sharpness", str(tmp_path / "single.safetensors"), *flags.split()]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert all(value["mean"] == 0 for found in result["figures"].values() for value in found.values())
+    assert list(result["figures"]["all layers"]) == ["loss", "largest eigenvalue", "trace"]  # 0 has no direction
 
 
 def test_parameters_by_block():
