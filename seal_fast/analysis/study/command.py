@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seal_fast import __version__
 from seal_fast.analysis.common.command import Analysis
-from seal_fast.analysis.common.network import checkpoints
-from seal_fast.methods import timeline
-from seal_fast.runs.collection import Run, open_runs
+from seal_fast.analysis.study.plan import Measure, noted, plan, registered
+from seal_fast.runs.collection import open_runs
 from seal_fast.runs.identity import read_object
 from seal_fast.training.signals import stop_signals
 from seal_fast.utils.errors import RunError, UsageError, last_message
@@ -26,31 +22,6 @@ from seal_fast.utils.files import locked, write_json
 from seal_fast.utils.terminal import say, shown
 
 LEDGER = "study.json"
-
-
-@dataclass
-class Measure:
-    """One analysis as the study makes it.
-
-    Attributes:
-        name: of the command.
-        flags: of the command, without the runs.
-        runs: to measure.
-        inputs: path, size and time of the files that it reads.
-        notes: what some runs lack for it.
-        why: why it is not made at all; empty if it is.
-    """
-
-    name: str
-    flags: list[str] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
-    inputs: list[list[Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    why: str = ""
-
-    def request(self) -> dict[str, Any]:
-        """What decides its results: the same request is not measured twice."""
-        return {"seal_fast": __version__, "flags": self.flags, "inputs": self.inputs}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if not (runs := [run for run in found.kept if run.state == "finished"]):
         raise UsageError(f"study: none of the runs is finished; {'; '.join(left_out)}")
     out = flags.out or (flags.runs[0] if runs[0].path != flags.runs[0] else runs[0].path.parent) / "study"
-    measures = [_plan(analysis, runs, flags) for analysis in analyses]
+    measures = [plan(analysis, runs, flags) for analysis in analyses]
     failed: list[str] = []
     if flags.dry_run:
         done = read_object(out / LEDGER)
@@ -86,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         with locked(out, "another study writes there; wait for it or choose another folder"):
             failed = _make(measures, out, flags.runs)
-    for line in [*left_out, *(note for measure in measures for note in measure.notes)]:
+    for line in [*left_out, *noted(measures)]:
         say(f"left out: {line}")
     for sentence in failed:
         say(f"error: {sentence}", "stderr")
@@ -118,20 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def registered() -> dict[str, type[Analysis]]:
-    """The analyses among the commands, by name."""
-    from seal_fast.__main__ import COMMANDS
-
-    found: dict[str, type[Analysis]] = {}
-    for name, (place, _) in COMMANDS.items():
-        if isinstance(place, str) and place.startswith("seal_fast.analysis."):
-            members = vars(importlib.import_module(place)).values()
-            for member in members:
-                if isinstance(member, type) and issubclass(member, Analysis) and member.__module__ == place:
-                    found[name] = member
-    return found
-
-
 def _chosen(only: Sequence[str] | None, skip: Sequence[str]) -> list[type[Analysis]]:
     known = registered()
     for flag, names in (("only", only or ()), ("skip", skip)):
@@ -139,59 +96,6 @@ def _chosen(only: Sequence[str] | None, skip: Sequence[str]) -> list[type[Analys
             if name not in known:
                 raise UsageError(f"--{flag} {name}: is no measure; choose among {', '.join(known)}")
     return [known[name] for name in known if name not in skip and (only is None or name in only)]
-
-
-def _plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespace) -> Measure:
-    """What a measure is asked."""
-    measure, parser = Measure(analysis.name), analysis().parser()
-    takes = {option: action for action in parser._actions for option in action.option_strings}
-    extra = [words[1:] for words in map(shlex.split, flags.flags) if words[:1] == [analysis.name]]
-    if analysis.target_flag:
-        if flags.targets:
-            measure.flags += [analysis.target_flag, *flags.targets]
-        elif takes[analysis.target_flag].required:
-            measure.why = "left out, as it needs other images: name them with --targets"
-            return measure
-    generations, networks = flags.per_generation or analysis.every_generation, 0
-    for run in runs:
-        if lack := analysis.lacks(run.path, generations):
-            measure.notes.append(f"{analysis.name} of {run.name}, which {lack}")
-            continue
-        measure.runs.append(run)
-        kept = [f"generation-{i}" for i in range(len(timeline(run.config).generations))] if generations else []
-        networks += len(checkpoints(run.path)) if generations else 1
-        if missing := set(kept) - set(checkpoints(run.path)):
-            measure.notes.append(f"{analysis.name} of {run.name} at {', '.join(sorted(missing))}: no weights are kept")
-    if networks < analysis.networks_needed:
-        measure.why = "left out, as it needs two networks" if measure.runs else "left out, as no run can be measured"
-        return measure
-    for name, must_exist in analysis.image_flags.items():
-        option = f"--{name}"
-        if option in takes:
-            default = takes[option].default
-            fewest = int(min(run.rows[-1]["images"] for run in measure.runs)) if must_exist else None
-            limits = [n for n in (flags.images, default, fewest) if n is not None]
-            if limits and min(limits) != (default or fewest):
-                measure.flags += [option, str(min(limits))]
-    for name in ("amp", "per_generation", "on_bad_image", "device", "threads"):
-        option, value = f"--{name.replace('_', '-')}", getattr(flags, name)
-        if value and option in takes:
-            measure.flags += [option] if value is True else [option, str(value)]
-    measure.flags += [word for words in extra for word in words]
-    own = {run.config.data for run in measure.runs} if "--data" in takes else set()
-    folders = [run.path / name for run in measure.runs for name in ("weights", "examples")]
-    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
-    measure.inputs = [_stamp(path) for path in [*files, *sorted(own), *(flags.targets or ())]]
-    return measure
-
-
-def _stamp(path: Path | str) -> list[Any]:
-    """What changes with a file."""
-    try:
-        stat = os.stat(path)
-    except OSError:  # the name of a data set that comes with a library
-        return [str(path)]
-    return [os.path.realpath(path), stat.st_size, stat.st_mtime_ns]
 
 
 def _is_done(measure: Measure, done: dict[str, Any], out: Path) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from pretend import pretend_run
 
 from seal_fast.__main__ import COMMANDS, main
-from seal_fast.analysis.study import command
+from seal_fast.analysis.study import command, plan
 from seal_fast.config import Config
 from seal_fast.utils.errors import UsageError
 
@@ -80,7 +80,7 @@ def test_a_failing_measure_is_named_and_loses_no_other(runs, tmp_path, launched,
     assert "error: evaluate: " in printed.err and "not a readable safetensors file" in printed.err
     assert printed.err.count("\n") == 1
     assert f"left out: {tmp_path / 'all' / 'young'}: unfinished" in printed.out
-    assert "left out: drift of seal-0 at generation-0: no weights are kept" in printed.out
+    assert "left out: drift of a run that keeps no weights of generation-0: seal-0" in printed.out
     shutil.copy(runs[2] / "weights" / "last.safetensors", torn)
     launched.clear()
     assert main(study) == 0
@@ -94,7 +94,7 @@ def test_a_dry_run_lists_every_measure(runs, tmp_path, capsys):
     assert main(["study", str(bare), "--images", "5", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     states = dict(line.split(": ", 1) for line in lines if not line.startswith(("  ", "left out")))
-    assert list(states) == [name for name in COMMANDS if name in command.registered()]
+    assert list(states) == [name for name in COMMANDS if name in plan.registered()]
     assert set(OURS) <= states.keys() and "study" not in states
     assert states["transfer"] == states["fewshot"] == "left out, as it needs other images: name them with --targets"
     assert states["barrier"] == "left out, as it needs two networks"
@@ -102,7 +102,7 @@ def test_a_dry_run_lists_every_measure(runs, tmp_path, capsys):
     assert f"  python -m seal_fast depth {bare} --queries 5 --bank 5" in "\n".join(lines).replace(
         "--bank 5 --queries 5", "--queries 5 --bank 5"
     )
-    assert "left out: drift of bare, which keeps no weights of its generations" in lines
+    assert "left out: drift of a run that keeps no weights of its generations: bare" in lines
     assert not (tmp_path / "study").exists()
     assert main(["study", *map(str, runs), "--targets", "digits", "--dry-run", "--only", "transfer", "hessian"]) == 0
     shown = capsys.readouterr().out
@@ -139,8 +139,8 @@ def test_a_process_that_fails_dies_or_is_stopped(tmp_path):
 def test_a_changed_file_asks_anew(tmp_path):
     file = tmp_path / "x"
     file.write_text("1")
-    before = command._stamp(file)
-    assert command._stamp(file) == before and command._stamp("digits") == ["digits"]
+    before = plan.stamp(file)
+    assert plan.stamp(file) == before and plan.stamp("digits") == ["digits"]
     file.write_text("22")
-    assert command._stamp(file) != before
-    assert command.Measure("a", inputs=[before]).request() != command.Measure("a").request()
+    assert plan.stamp(file) != before
+    assert plan.Measure("a", inputs=[before]).request() != plan.Measure("a").request()
