@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.barrier import plots
-from seal_fast.analysis.barrier.compute import Batches, height, line
+from seal_fast.analysis.barrier.compute import Batches, height, line, plane
 from seal_fast.analysis.common.earlier import GROUPS, KINDS, SEEDS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
@@ -38,7 +38,7 @@ class Barrier(FigureAnalysis):
         "recomputed at every point: between the networks named and, with --per-generation, between consecutive "
         "generations and across the ascents of each run, and between the runs' last checkpoints."
     )
-    least = {"points": 3, "images": 2, "batch_size": 2}
+    least = {"points": 3, "images": 2, "batch_size": 2, "plane": 2}
     networks_needed = 2
 
     def __init__(self) -> None:
@@ -51,6 +51,7 @@ class Barrier(FigureAnalysis):
         add("--data", help="data set of the networks' own classes; default: the run's")
         add("--points", type=int, default=11, help="on each line, its ends among them; default: 11")
         add("--images", type=int, default=2000, help="of each split at most, evenly spaced; default: 2000")
+        add("--plane", type=int, metavar="N", help="also N x N points in the plane through the first three networks")
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def open(self) -> None:
@@ -65,6 +66,8 @@ class Barrier(FigureAnalysis):
             weights: [one for one in found if one.kind != KINDS["start"]]
             for weights, found in partners(self.networks).items()
         }
+        if self.flags.plane and len(self.networks) < 3:
+            raise UsageError(f"--plane {self.flags.plane}: needs three networks; name more runs, or --per-generation")
         if not any(self.others.values()):
             raise UsageError("barrier: there is no second network; name several runs, or use --per-generation")
 
@@ -81,6 +84,10 @@ class Barrier(FigureAnalysis):
             data = images.fingerprint, network.image_size, len(train)
             if found := self._line(network, other, data, shown):
                 lines.append({"kind": kind, "from": other.name, "splits": found})
+        third = self.flags.plane and network is self.networks[2]
+        if third and not shown:
+            shown = {name: self._decode(network, images, split) for name, split in splits.items()}
+        extra = {"plane": self._plane(shown)} if third else {}
         figures: dict[str, dict[str, dict[str, float]]] = {}
         for kind in dict.fromkeys(one["kind"] for one in lines):
             for split in splits:
@@ -106,6 +113,7 @@ class Barrier(FigureAnalysis):
             "skipped_images": {images.name: list(images.skipped)},
             "figures": figures,
             "lines": lines,
+            **extra,
         }
 
     def _line(
@@ -134,6 +142,20 @@ class Barrier(FigureAnalysis):
         if first is other:
             return found
         return {split: {name: values[::-1] for name, values in one.items()} for split, one in found.items()}
+
+    def _plane(self, shown: dict[str, Batches]) -> dict[str, Any]:
+        """The plane through the first three networks, and their names."""
+        three, runtime, total = self.networks[:3], self.runtime, self.flags.plane**2
+        models = [network.load(runtime.device, runtime.dtype) for network in three]
+        corners = [{name: p.clone() for name, p in model.named_parameters()} for model in models]
+        if any(_shapes(corner) != _shapes(corners[0]) for corner in corners):
+            raise UsageError("--plane: the first three networks have different parameters: no plane holds them")
+
+        def progress(done: int) -> None:
+            self.say(f"\r  plane: {done} of {total} points" + "\n" * (done == total))
+
+        found = plane(models[0], corners, self.flags.plane, shown["train"], shown, runtime.autocast, progress)
+        return {"networks": [network.name for network in three], **found}
 
     def _decode(self, network: TrainedNetwork, images: ImageSet, split: Split) -> Batches:
         settings = {"batch_size": self.flags.batch_size, "threads": self.flags.threads}

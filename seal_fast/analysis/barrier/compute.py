@@ -1,8 +1,8 @@
-"""Loss and accuracy on the straight line between the weights of two networks, and the height of the barrier there."""
+"""Loss and accuracy on the line between two networks and in the plane through three, and the height of a barrier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_fast.models import BATCHNORMS
+from seal_fast.utils.errors import UsageError
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Images [B, 3, S, S] and labels int64 [B]."""
@@ -86,14 +87,81 @@ def line(
         autocast: makes the context of the forward passes.
         progress: called with the number of points done.
     """
+    places = ({name: torch.lerp(before[name], after[name], i / (points - 1)) for name in before} for i in range(points))
+    return _along(model, places, train, splits, autocast, progress)
+
+
+def _along(
+    model: nn.Module,
+    places: Iterable[Mapping[str, Tensor]],
+    train: Batches,
+    splits: Mapping[str, Batches],
+    autocast: Autocast,
+    progress: Callable[[int], None],
+) -> Path:
+    """Loss and accuracy with the weights of each place, BatchNorm statistics recomputed."""
     found: Path = {name: {"loss": [], "top1": []} for name in splits}
-    for i in range(points):
+    for number, weights in enumerate(places, 1):
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.lerp(before[name], after[name], i / (points - 1)))
+            parameter.copy_(weights[name])
         recompute_statistics(model, train, autocast)
         for name, batches in splits.items():
             loss, top1 = evaluate(model, batches, autocast)
             found[name]["loss"].append(loss)
             found[name]["top1"].append(top1)
-        progress(i + 1)
+        progress(number)
     return found
+
+
+@torch.no_grad()
+def plane(
+    model: nn.Module,
+    corners: Sequence[Mapping[str, Tensor]],
+    side: int,
+    train: Batches,
+    splits: Mapping[str, Batches],
+    autocast: Autocast = nullcontext,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Loss and accuracy on a grid in the plane through three networks (Garipov et al., NeurIPS 2018, section 3).
+
+    Args:
+        model: as in `line`.
+        corners: the parameters of three networks by name.
+        side: points along each axis; the grid reaches a quarter beyond the networks.
+        train: as in `line`, like the rest.
+        splits: images to measure on.
+        autocast: makes the context of the forward passes.
+        progress: called with the number of points done.
+
+    Returns:
+        `corners`: distances (x, y) of the networks from the first, the second on the x axis; `x` and `y` of the grid;
+        `splits`: as in `line`, y by y.
+
+    Raises:
+        UsageError: the networks lie on one line.
+    """
+    first, second, third = corners
+    u = {name: (second[name] - first[name]).double() for name in first}
+    v = {name: (third[name] - first[name]).double() for name in first}
+    along = _dot(v, u) / max(_dot(u, u), 1e-300)
+    v = {name: v[name] - along * u[name] for name in v}
+    wide, high = _dot(u, u) ** 0.5, _dot(v, v) ** 0.5
+    if not wide or high <= 1e-6 * wide:
+        raise UsageError("--plane: the three networks lie on one line; name others")
+    points = [(0.0, 0.0), (wide, 0.0), (along * wide, high)]
+    axes = []
+    for values in zip(*points, strict=True):
+        margin = (max(values) - min(values)) / 4
+        axes.append(torch.linspace(min(values) - margin, max(values) + margin, side, dtype=torch.float64).tolist())
+    places = (
+        {name: (first[name] + (x / wide) * u[name] + (y / high) * v[name]).to(first[name].dtype) for name in first}
+        for y in axes[1]
+        for x in axes[0]
+    )
+    found = _along(model, places, train, splits, autocast, progress)
+    return {"corners": points, "x": axes[0], "y": axes[1], "splits": found}
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return sum(float((a[name] * b[name]).sum()) for name in a)

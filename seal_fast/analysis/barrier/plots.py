@@ -17,6 +17,9 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     Raises:
         RunError: a file cannot be written.
     """
+    for result in results:
+        if "plane" in result:
+            _draw_plane(result["plane"], path("barrier_plane"))
     kinds = list(dict.fromkeys(line["kind"] for result in results for line in result["lines"]))
     if not kinds:
         return
@@ -44,3 +47,19 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             for split in splits
         ]
         draw_stages(rows, path("barrier_generations"))
+
+
+def _draw_plane(plane: dict[str, Any], path: Path) -> None:
+    """Contours of the loss of each split, and the three networks."""
+    figure, axes = new_figure(4.4 * len(plane["splits"]), 3.8, 1, len(plane["splits"]))
+    side = len(plane["x"])
+    for axis, (split, found) in zip(axes[0], plane["splits"].items(), strict=True):
+        rows = [found["loss"][start : start + side] for start in range(0, side * side, side)]
+        contours = axis.contourf(plane["x"], plane["y"], rows, levels=20, cmap="viridis")
+        figure.colorbar(contours, ax=axis, label="loss")
+        for (x, y), name in zip(plane["corners"], plane["networks"], strict=True):
+            axis.plot(x, y, "o", color="white", markeredgecolor="black")
+            axis.annotate(name, (x, y), (4, 4), textcoords="offset points", color="white", fontsize=7)
+        axis.set_title(split, fontsize=9)
+        axis.set_xlabel("distance of weights", fontsize=8)
+    save(figure, path)

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from seal_fast.__main__ import main
 from seal_fast.analysis.barrier.command import Barrier
-from seal_fast.analysis.barrier.compute import evaluate, height, line, recompute_statistics
+from seal_fast.analysis.barrier.compute import evaluate, height, line, plane, recompute_statistics
 from seal_fast.data import open_images
 from seal_fast.data.batches import batches
 from seal_fast.utils.errors import UsageError
@@ -49,6 +50,31 @@ def test_a_line_is_that_of_literal_torch():
             assert found[name]["top1"][i] == pytest.approx(100 * float((logits.argmax(1) == labels).double().mean()))
 
 
+def test_a_plane_holds_its_three_networks_and_literal_points():
+    three, train, val = [network(seed) for seed in range(3)], shown(6, 6), shown(5)
+    corners = [weights(model) for model in three]
+    found = plane(copy.deepcopy(three[0]), corners, 3, train, {"val": val})
+    flat = [torch.cat([p.flatten() for p in corner.values()]) for corner in corners]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        distance = math.dist(found["corners"][i], found["corners"][j])
+        assert distance == pytest.approx(float(torch.dist(flat[i], flat[j])), rel=1e-12)
+    (_, _), (wide, _), (over, high) = found["corners"]
+    assert found["x"][0] == pytest.approx(min(0, over) - (max(wide, over) - min(0, over)) / 4)
+    for row, column in ((0, 0), (1, 2)):
+        y, x = found["y"][row], found["x"][column]
+        b = y / high  # first + a (second - first) + b (third - first)
+        a = x / wide - b * over / wide
+        between = copy.deepcopy(three[0])
+        for p, *ends in zip(between.parameters(), *(model.parameters() for model in three), strict=True):
+            p.data = (1 - a - b) * ends[0].data + a * ends[1].data + b * ends[2].data
+        update_bn([images for images, _ in train], between.train())
+        logits, labels = between.eval()(val[0][0]).detach(), val[0][1]
+        expected = float(F.cross_entropy(logits, labels))
+        assert found["splits"]["val"]["loss"][3 * row + column] == pytest.approx(expected, rel=1e-10)
+    with pytest.raises(UsageError, match="on one line"):
+        plane(copy.deepcopy(three[0]), [corners[0], corners[1], corners[0]], 3, train, {"val": val})
+
+
 def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -77,7 +103,7 @@ def test_heights():
 
 def test_runs_are_joined_inside_and_between(runs, folder, image_folder, tmp_path, capsys):
     flags = ["--per-generation", "--points", "3", "--images", "8", "--batch-size", "8", "--json"]
-    assert main(["barrier", *map(str, runs), *flags]) == 0
+    assert main(["barrier", *map(str, runs), *flags, "--plane", "2"]) == 0
     results = json.loads(capsys.readouterr().out.replace("null", "NaN"))
     assert "8 train images and 8 val images" in Barrier().table(results)
     by_name = {r["subject"]: r for r in results}
@@ -111,8 +137,15 @@ def test_runs_are_joined_inside_and_between(runs, folder, image_folder, tmp_path
         expected = float(F.cross_entropy(model.eval()(pixels), labels))
     found = by_name["seal-0 generation-1-ascent"]["lines"][0]["splits"]["val"]["loss"][1]
     assert found == pytest.approx(expected, rel=1e-5)
-    Barrier().plot([by_name["seal-0 generation-1-ascent"]], lambda name: tmp_path / f"{name}.png")
-    assert {p.name for p in tmp_path.glob("*.png")} == {"barrier.png", "barrier_generations.png"}
+    assert [r["subject"] for r in results if "plane" in r] == ["seal-0 generation-1"]
+    assert last["plane"]["networks"] == [f"seal-0 generation-{stage}" for stage in ("0", "1-ascent", "1")]
+    assert all(len(values["loss"]) == 4 for values in last["plane"]["splits"].values())
+    both = [by_name["seal-0 generation-1-ascent"], last]
+    Barrier().plot(both, lambda name: tmp_path / f"{name}.png")
+    names = {"barrier.png", "barrier_generations.png", "barrier_plane.png"}
+    assert {p.name for p in tmp_path.glob("*.png")} == names
+    assert main(["barrier", *map(str, runs[:2]), "--plane", "2"]) == 2
+    assert "--plane 2: needs three networks" in capsys.readouterr().err
 
 
 def test_equal_networks_have_no_barrier_and_different_ones_no_line(folder, image_folder, tmp_path, capsys, caplog):
