@@ -26,7 +26,8 @@ def annealer_of(model, config, trainer):
     if trainer.images:
         loader = [*trainer.images(1000, 1.0, False, 0, 0)]
         scores = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), loader  # noqa: E731
-    numbers = dict(lr=config.lr, seed=config.seed, **NUMBERS)
+    example = torch.zeros(2, 3, trainer.input.image_size, trainer.input.image_size)  # SAM's norm adds up in this order
+    numbers = dict(lr=config.lr, seed=config.seed, example=example, **NUMBERS)
     return Annealer(model, config.method, threshold=config.layer_threshold, scores=scores, **numbers)
 
 

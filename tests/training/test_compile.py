@@ -61,7 +61,7 @@ def compiled_quickly(monkeypatch):
 
 
 def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch):
-    """Every kind of operator, state and loss but distillation, and a moving threshold."""
+    """Every kind of operator, state and loss but distillation, a moving threshold, mixup and dropout."""
     compiled_quickly(monkeypatch)
     up, down = Rule(-1, 0.1, lr_multiplier_end=0.01), Rule(weight_decay=5e-4)
     everything = (

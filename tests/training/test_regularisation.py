@@ -1,4 +1,4 @@
-"""--dropout and --mixup: against a literal loop in float64, interrupted, compiled, and where they must do nothing."""
+"""--dropout and --mixup: against a literal loop in float64, interrupted, and where they must do nothing."""
 
 import sys
 from dataclasses import replace
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from literal import literal_philox
 from runs import EXACT, assert_identical, die_at, outcome
 from safetensors.torch import load_file
-from test_compile import compiled_quickly
 from test_trainer import read_images
 
 from seal_fast import models, train
@@ -122,14 +121,6 @@ def test_a_resumed_run_is_the_same_to_the_bit(method, image_folder, tmp_path, mo
     torch.manual_seed(99)
     train.run(replace(config, out=tmp_path / "run"))
     assert_identical(outcome(tmp_path / "whole"), outcome(tmp_path / "run"))
-
-
-def test_they_compile_two_graphs(image_folder, tmp_path, monkeypatch, own):
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    compiled_quickly(monkeypatch)
-    config = replace(own, data=str(image_folder), out=tmp_path / "run", compile=True)
-    assert train.run(config)["graphs"] == 2
 
 
 @pytest.mark.parametrize(("method", "batchnorm"), [("r-operator", "eval"), ("double-backward", "train")])
