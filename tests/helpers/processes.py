@@ -10,7 +10,9 @@ import traceback
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["seal_fast.train", "seal_fast.runs.plots", "torch.utils.tensorboard", "small_resnet"])
+PRELOADED = """seal_fast.train seal_fast.runs.plots torch.utils.tensorboard small_resnet seal_fast.__main__
+torch._dynamo torch.distributed nvidia.dali nvidia.dali.math"""
+CONTEXT.set_forkserver_preload(PRELOADED.split())
 PATIENCE = 300
 
 
