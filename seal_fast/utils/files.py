@@ -121,7 +121,7 @@ def locked(folder: Path, taken: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "wb")  # noqa: SIM115 (closing it would release the lock)
+        lock = open(folder / ".lock", "wb")  # closing it would release the lock
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({reason(error)}); choose another folder") from None
     with lock:
