@@ -25,7 +25,7 @@ def annealer_of(model, config, trainer):
     scores = None
     if trainer.images:
         loader = [*trainer.images(1000, 1.0, False, 0, 0)]
-        scores = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), loader  # noqa: E731
+        scores = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), loader
     example = torch.zeros(2, 3, trainer.input.image_size, trainer.input.image_size)  # SAM's norm adds up in this order
     numbers = dict(lr=config.lr, seed=config.seed, example=example, **NUMBERS)
     return Annealer(model, config.method, threshold=config.layer_threshold, scores=scores, **numbers)
