@@ -22,8 +22,11 @@ from seal_fast.methods.operators import (
 )
 from seal_fast.methods.schedule import Phase, Rule, Timeline, rules
 from seal_fast.methods.text import dumps, loads
+from seal_fast.models import initialise_
+from seal_fast.models.resnet import BasicBlock, ResNet
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
+from seal_fast.training import assembly
 from seal_fast.training.runtime import Compiled, Runtime
 
 
@@ -35,11 +38,23 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
+def two_layers(name, num_classes, stem="imagenet", seed=0, width=1.0):
+    model = ResNet(BasicBlock, (1, 1), num_classes, stem, width=8)
+    initialise_(model, seed)
+    return model
+
+
 @pytest.mark.slow
-def test_two_graphs_for_a_whole_run_and_the_same_training(image_folder, tmp_path, shallow_network, fresh_dynamo):
-    """Generations, phase switches, re-initialisation and a smaller last batch compile nothing more."""
+def test_two_graphs_for_a_whole_run_and_the_same_training(
+    image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch
+):
+    """Generations, phase switches, re-initialisation and a smaller last batch compile nothing more.
+
+    The code generator takes a minute for a whole ResNet: two layers of one block each are enough here.
+    """
+    monkeypatch.setattr(assembly, "build", two_layers)
     config = replace(BASE, method="seal+llf", data=str(image_folder), stem="small", lr=0.01, dtype="float64")
-    config = replace(config, generations=2, epochs=2)
+    config = replace(config, generations=2, epochs=2, layer_threshold="layer2", record_examples=True)
     summary = run(replace(config, out=tmp_path / "compiled", compile=True))
     assert summary["graphs"] == 2
     assert torch._dynamo.utils.counters["graph_break"] == {}
@@ -61,7 +76,7 @@ def compiled_quickly(monkeypatch):
 
 
 def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch):
-    """Every kind of operator, state and loss but distillation, a moving threshold, mixup and dropout."""
+    """Every kind of operator, state and loss, a moving threshold, mixup, dropout; distillation has two of its own."""
     compiled_quickly(monkeypatch)
     up, down = Rule(-1, 0.1, lr_multiplier_end=0.01), Rule(weight_decay=5e-4)
     everything = (
@@ -78,21 +93,17 @@ def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fre
             Phase("ascent", 2, rules(all=down, a=up), everything, snapshot=True, average=average, loss=loss),
             Phase("descent", 1, rules(all=down), hold=Scope(), average=average),
         ),
-        (Phase("ascent", 1, rules(all=down, a=up, b=up), average=average, sharpness=Sharpness()),),
+        (
+            Phase("ascent", 1, rules(all=down, a=up, b=up), average=average, sharpness=Sharpness()),
+            Phase("descent", 1, rules(all=down), average=average, loss=Loss(distil=0.5)),
+        ),
     )
     timeline = Timeline("all", generations, 0.01, cuts=("layer2", "layer4"), groups=("a", "b", "c"))
-    assert timeline.needs() == {"average", "snapshot", "held", "initial", "images", "loss"}
+    assert timeline.needs() == {"average", "snapshot", "held", "initial", "images", "loss", "teacher"}
     (tmp_path / "all.toml").write_text(dumps(timeline))
     config = replace(BASE, data=str(image_folder), stem="small", timeline=tmp_path / "all.toml", eval_every=9)
-    config = replace(config, record_examples=True)
-    assert run(replace(config, out=tmp_path / "run", compile=True))["graphs"] == 2
-
-
-def test_distillation_adds_its_two_graphs(image_folder, tmp_path, shallow_network, fresh_dynamo, monkeypatch):
-    compiled_quickly(monkeypatch)
-    config = replace(BASE, method="born-again", data=str(image_folder), stem="small", generations=2, epochs=1)
-    config = replace(config, warmup_epochs=0, ascent_epochs=0, compile=True)
-    assert run(replace(config, out=tmp_path / "run"))["graphs"] == 4
+    config = replace(config, mixup=0.4, dropout=0.25)
+    assert run(replace(config, out=tmp_path / "run", compile=True))["graphs"] == 4
 
 
 @settings(max_examples=4, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))

@@ -102,7 +102,7 @@ def test_three_real_steps_then_one_recording_then_replays(on_tape):
 
 
 @pytest.mark.skipif(not native.available(), reason="torch's own batch norm does not declare what it writes")
-def test_replays_train_as_steps_do(image_folder, tmp_path, monkeypatch, small_network, on_tape):
+def test_replays_train_as_steps_do(image_folder, tmp_path, monkeypatch, shallow_network, on_tape):
     """To the bit: an ascent, a re-initialisation, mixup, small last batches, evaluations, a kill; all recorded once."""
     config = replace(AMP, data=str(image_folder), mixup=0.4)
     with monkeypatch.context() as patch:
