@@ -63,7 +63,7 @@ def card(card: Card) -> None:
         setattr(torch.cuda, name, _always(value))
     # What cuDNN answers: channels-last if either operand is. A CPU build knows no cuDNN, would have each convolution
     # return NCHW, and Inductor would convert every activation back and forth.
-    torch._C._conv_determine_backend_memory_format = _cudnn_memory_format  # pyright: ignore[reportAttributeAccessIssue]
+    torch._C._conv_determine_backend_memory_format = _cudnn_memory_format
 
     import triton
     from triton.backends.compiler import GPUTarget

@@ -88,7 +88,7 @@ def compile_step(request: dict[str, Any], amp: bool, layout: str) -> Facts:
 
     memory = torch.channels_last if layout == "NHWC" else torch.contiguous_format
     model = build(request["model"], request["classes"], request["stem"])
-    model.to(memory_format=memory)  # pyright: ignore[reportCallIssue]
+    model.to(memory_format=memory)
     compute = torch.bfloat16 if amp else torch.float32
     runtime = Runtime(torch.device("cpu"), torch.float32, compute, amp, compile=True)
     optimizer = AnnealedSGD(model.named_parameters(), torch.tensor(0.1), bf16_copy=runtime.bf16_weights)

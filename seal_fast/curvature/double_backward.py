@@ -113,7 +113,7 @@ class DoubleBackward:
             except RuntimeError:  # vmap has no rule for one of the model's operations: one vector after the other
                 self.batched = False
         parts = [differentiate(lambda v, i=i: v[i]) for i in range(count)]
-        return [None if p[0] is None else torch.stack(p) for p in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        return [None if p[0] is None else torch.stack(p) for p in zip(*parts, strict=True)]
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ class ShardedSGD(AnnealedSGD):
                 gathered.append(dist.all_gather_single(weights[bucket.region], weights[bucket.shard], async_op=True))
                 bucket.reduced, bucket.missing = None, set(bucket.members)
             for bucket, work in zip(self._buckets, gathered, strict=True):
-                work.wait()  # pyright: ignore[reportOptionalMemberAccess]
+                work.wait()
                 if self._bf16 is not None:
                     self._bf16[bucket.region] = weights[bucket.region]
         increment_version([*self._flat.params, *self._flat.bf16_weights])
@@ -117,7 +117,7 @@ class ShardedSGD(AnnealedSGD):
             "use momentum_state() and load_momentum_state(), on all of them"
         )
 
-    state_dict = load_state_dict = __reduce__ = _refuse  # type: ignore[assignment]
+    state_dict = load_state_dict = __reduce__ = _refuse
 
     # --- shards ------------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ def assemble(
     if config.init_weights and ("initial" in needs or not resuming):
         load_weights(model, config.init_weights, config.init_fc, order.classifier)
     link = synchronise_(model) if config.sync_batchnorm and world.size > 1 else None
-    model.to(runtime.device, runtime.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.to(runtime.device, runtime.dtype).to(memory_format=torch.channels_last)
     if config.layer_threshold not in order and not timeline.effective().cuts:
         timeline = timeline.effective()  # the threshold makes no difference
     partition = split(order, timeline.cuts, timeline.groups, "--timeline: cut" if config.timeline else "")

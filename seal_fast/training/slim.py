@@ -71,5 +71,5 @@ def slim_network(model: nn.Module, config: Config, num_classes: int, keep: float
     if kept != {name: list(value.shape) for name, value in network.state_dict().items()}:
         return None
     p = next(model.parameters())
-    network.to(p.device, p.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.to(p.device, p.dtype).to(memory_format=torch.channels_last)
     return Slim(network, width)

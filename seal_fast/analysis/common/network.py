@@ -69,7 +69,7 @@ class TrainedNetwork:
         """
         network = build(self.model, self.num_classes or 1, self.stem, width=self.width)  # type: ignore[arg-type]
         load_weights(network, self.weights, classifier=self.classifier)
-        network.to(device, dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        network.to(device, dtype).to(memory_format=torch.channels_last)
         return network.eval().requires_grad_(False)
 
 

@@ -145,9 +145,9 @@ def fine_tune(
             method="restart",
             generations=1,
             warmup_epochs=0,
-            model=network.model,  # type: ignore[arg-type]
+            model=network.model,
             width=network.width,
-            stem=network.stem,  # type: ignore[arg-type]
+            stem=network.stem,
             layer_threshold="fc",  # every network has a classifier; all layers are trained alike
             image_size=settings.image_size or network.image_size,
             data=images.source,
