@@ -1,4 +1,4 @@
-"""Images per second of the trainer, per phase and method, beside a textbook loop: ratios in one run.
+"""Images per second of the trainer, per phase and method, beside textbook and strong loops: ratios in one run.
 
 ResNet-18, 64x64, batch 128. All contenders take turns, a few steps each per round; figures are medians over rounds, of
 which SEAL_FAST_BENCH_LONG in the environment asks for more.
@@ -7,6 +7,7 @@ which SEAL_FAST_BENCH_LONG in the environment asks for more.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import sys
 import time
 
 import pytest
+import strong
 import textbook
 import torch
 from PIL import Image
@@ -113,7 +115,7 @@ def epoch(trainer: Trainer, generation: int = 0, epoch: int = 0) -> tuple[float,
 @pytest.fixture
 def opponent(images):
     """The textbook loop, on the same images as encoded bytes."""
-    loop = textbook.Apart(*encoded(images), len(images.classes), SIZE, BATCH)
+    loop = textbook.Apart(textbook.textbook, *encoded(images), len(images.classes), SIZE, BATCH)
     yield loop
     loop.close()
 
@@ -193,6 +195,44 @@ def test_engine_against_textbook_loop(benchmark, trainers, opponent, images):
     work = step_flops(build("resnet18", len(images.classes)))
     info["amp, share of the matrix product's rate"] = statistics.median(speeds["amp"]) * work / roof
     info["n"] = f"{ROUNDS} rounds of {STEPS} steps of {BATCH}; textbook {base:.0f} images/s"
+
+
+@pytest.mark.parametrize("batch", [128, 32])
+def test_trainer_against_strong_loops(benchmark, trainers, images, batch):
+    """Plain torch as a careful user writes it, eager and compiled, and Lightning; batches of 128 and the papers' 32."""
+    data = *encoded(images), len(images.classes), SIZE, batch
+    with contextlib.ExitStack() as stack:
+        opponents: dict[str, textbook.Apart] = {}
+        kinds = {"strong": (strong.Loop, *data, False), "strong, compiled": (strong.Loop, *data, True)}
+        if importlib.util.find_spec("lightning"):
+            kinds["Lightning"] = strong.Lightning, *data
+        else:
+            benchmark.extra_info["Lightning"] = "not installed: pip install 'seal-fast[lightning]'"
+        for name, (make, *arguments) in kinds.items():
+            opponents[name] = textbook.Apart(make, *arguments)
+            stack.callback(opponents[name].close)
+        contenders = {n: trainers(**VARIANTS[n], batch_size=batch) for n in ("amp", "amp, compiled")}
+        speeds: dict[str, list[float]] = {name: [] for name in (*opponents, *contenders)}
+        for trainer in contenders.values():
+            epoch(trainer)  # compiles
+        for opponent in opponents.values():
+            opponent.images_per_s(1)
+
+        def one_round():
+            for name, opponent in opponents.items():
+                speeds[name].append(opponent.images_per_s(STEPS * BATCH // batch))
+            for name, trainer in contenders.items():
+                speeds[name].append(epoch(trainer)[0])
+
+        benchmark.pedantic(one_round, rounds=ROUNDS)
+    info = benchmark.extra_info
+    for name, values in speeds.items():
+        info[f"{name}, images/s"] = statistics.median(values)
+    record(info, "amp / strong", speeds["amp"], speeds["strong"])
+    record(info, "amp, compiled / strong, compiled", speeds["amp, compiled"], speeds["strong, compiled"])
+    if "Lightning" in speeds:
+        record(info, "amp / Lightning", speeds["amp"], speeds["Lightning"])
+    info["n"] = f"{ROUNDS} rounds of {STEPS * BATCH // batch} steps of {batch}"
 
 
 def test_phases_of_every_method(benchmark, trainers):

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 
 from seal_fast.models import layers
 
-# What a contender needs; curvlinops asks for a torchvision, so it is installed by hand: pip install --no-deps
-# curvlinops-for-pytorch einops einconv opt-einsum linear_operator backpack-for-pytorch
+# What a contender needs. curvlinops is not in the extra `bench`: it asks for torchvision, whose wheel is built for the
+# CUDA torch and does not import beside the CPU's. Without it: pip install --no-deps curvlinops-for-pytorch einops
+# einconv opt-einsum linear_operator backpack-for-pytorch
 NEEDS = {"PyHessian": "pyhessian", "curvlinops": "curvlinops", "hessian-eigenthings": "hessian_eigenthings"}
 
 

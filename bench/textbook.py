@@ -9,8 +9,9 @@ import io
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,12 +84,13 @@ class Loop:
 class Apart:
     """A loop in a process of its own, where nothing that the trainer sets (threads, memory) reaches it."""
 
-    def __init__(self, blobs: Sequence[bytes], labels: Sequence[int], classes: int, size: int, batch_size: int) -> None:
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        """Start it; `make(*arguments)` is the loop."""
         context = torch.multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        arguments = other, blobs, labels, classes, size, batch_size
-        self.process = context.Process(target=_serve, args=arguments)
+        self.process = context.Process(target=_serve, args=(other, make, arguments))
         self.process.start()
+        other.close()
 
     def images_per_s(self, steps: int) -> float:
         """As `Loop.images_per_s`."""
@@ -101,10 +103,13 @@ class Apart:
         self.process.join()
 
 
-def _serve(
-    connection: Connection, blobs: Sequence[bytes], labels: Sequence[int], classes: int, size: int, batch_size: int
-) -> None:
+def textbook(blobs: Sequence[bytes], labels: Sequence[int], classes: int, size: int, batch_size: int) -> Loop:
+    """The loop on ResNet-18."""
+    return Loop(build("resnet18", classes), Encoded(blobs, labels, size), batch_size)
+
+
+def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Answer numbers of steps with images per second, until 0 comes."""
-    loop = Loop(build("resnet18", classes), Encoded(blobs, labels, size), batch_size)
+    loop = make(*arguments)
     while steps := connection.recv():
         connection.send(loop.images_per_s(steps))
