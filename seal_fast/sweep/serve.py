@@ -20,7 +20,7 @@ _MOST_GRAPHS = 3  # torch.compile refuses to make more than 8 of a function, and
 
 def main() -> int:
     """Train what stdin asks for until it ends, a run fails or too many graphs are compiled; the exit code."""
-    jobs, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    jobs, answers = os.fdopen(os.dup(0)), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
 
@@ -44,7 +44,10 @@ def main() -> int:
         if code not in _GO_ON:
             return code
         graphs += torch_private.take_compiled_graphs()
-        print(code, file=answers, flush=True)
+        try:
+            os.write(answers, b"%d\n" % code)
+        except BrokenPipeError:  # the sweep is gone
+            return code
         if graphs > _MOST_GRAPHS:
             return 0
         gc.collect()
