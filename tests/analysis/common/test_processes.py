@@ -59,6 +59,7 @@ def answers(network, folder, target, image_folder, tmp_path_factory):
     data, cache = ["--data", str(image_folder), "--json"], tmp_path_factory.mktemp("cache")
     few = ["fewshot", *network, "--data", target, *FEW]
     hessian = "--images 11 --batch-size 3 --top 2 --bottom 0 --trace --probes 4 --group layer4 --dtype float64 --json"
+    robustness = "--corruptions gaussian-noise fog --strengths 3 --batch-size 3"
     transfer = "--batch-size 5 --k 1 3 --l2 1 0.1 --no-cache --json"
     commands = {
         "transfer": ["transfer", *network, "--data", target, *transfer.split()],
@@ -68,6 +69,7 @@ def answers(network, folder, target, image_folder, tmp_path_factory):
         "cached again": [*few, "--batch-size", "5", "--cache", str(cache)],
         "evaluate": ["evaluate", *network, *data, "--batch-size", "5"],
         "plasticity": ["plasticity", *network, *data, "--images", "5", "--batch-size", "5"],  # an image for one only
+        "robustness": ["robustness", *network, *data, "--ood", target, *robustness.split()],
         "similarity": ["similarity", *network, *data, "--images", "12", "--batch-size", "4"],
     }
     many, threads = zip(*together(3, said_all, [*commands.values()]), strict=True), torch.get_num_threads()
@@ -105,7 +107,7 @@ def test_depth(network, image_folder, tmp_path):
     assert result["protocol"]["bank"] == 20 and (tmp_path / "depth.png").exists()
 
 
-@pytest.mark.parametrize("command", ["transfer", "fewshot", "evaluate", "plasticity"])
+@pytest.mark.parametrize("command", ["transfer", "fewshot", "evaluate", "plasticity", "robustness"])
 def test_figures_are_those_of_one_process(command, answers):
     same(*answers[command])
 
@@ -222,8 +224,3 @@ def same_sums(several, alone):
     for section, found in one["figures"].items():
         values, expected = ({name: v["mean"] for name, v in x.items()} for x in (many["figures"][section], found))
         assert values == pytest.approx(expected, rel=1e-7, abs=1e-10)
-
-
-def test_robustness(network, target, image_folder):
-    flags = "--corruptions gaussian-noise fog --strengths 3 --batch-size 3 --json".split()
-    same(["robustness", *network, "--data", str(image_folder), "--ood", target, *flags])
