@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 from seal_fast.config import Config, check, difference, load, override
 from seal_fast.methods import method
 from seal_fast.methods.method import canonical
+from seal_fast.networks import code_flags
 from seal_fast.presets import PRESETS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
@@ -42,7 +44,7 @@ def parse(argv: Sequence[str]) -> Config:
     import tyro
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--config", "--preset", "--out", "--resume", "--data"):
+    for name in ("--config", "--preset", "--out", "--resume", "--data", "--model"):
         early.add_argument(name)
     try:
         first, rest = early.parse_known_args(argv)
@@ -51,11 +53,16 @@ def parse(argv: Sequence[str]) -> Config:
 
     argv, options = _options(argv)
     resumed = _resumed(first)
-    if first.out and not resumed and not (rest or first.config or first.preset or first.data):
+    if first.out and not resumed and not (rest or first.config or first.preset or first.data or first.model):
         missing = "config.toml is missing there" if Path(first.out).exists() else "there is no such folder"
         raise UsageError(
             f"--out {first.out} alone continues a run, and {missing}; to start a new one, give its settings too, "
             "such as --preset demo or --method seal"
+        )
+    if resumed and code_flags(resumed.model) and not first.model:
+        raise UsageError(
+            f"--out {first.out} holds a run of {resumed.model}, which is code to import: to continue it, name it too, "
+            f"with {shlex.join(code_flags(resumed.model))}, if you trust it"
         )
     base = resumed or Config()
     if first.preset is not None:

@@ -95,6 +95,11 @@ def _factory(model: str) -> Factory:
     return Factory(module, name, options)
 
 
+def code_flags(model: str) -> list[str]:
+    """What a command that reads a run folder must be given: a file alone never names code to import."""
+    return ["--model", model] if ":" in model else []
+
+
 def short(model: str) -> str:
     """A model's name for folders."""
     return re.sub(r"[^\w.+-]", "_", model.partition(":")[2].partition("(")[0] or model)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from seal_fast.networks import code_flags
 from seal_fast.runs.identity import short
 from seal_fast.sweep import arguments, mps, results, suggest
 from seal_fast.sweep import plan as plans
@@ -50,12 +51,24 @@ def main(argv: Sequence[str]) -> int:
                 cure = "continue it with --resume, or use another --out"
                 raise UsageError(f"--out {flags.out} holds a sweep already; {cure}")
             return _run(flags, folder, made, metadata)
-        trials, metadata = folder.read_plan()
+        trials, metadata = _read(flags, folder)
         if made and metadata["search"] != "optuna":
             if {t.name: t.config for t in made.trials} != {t.name: t.config for t in trials.values()}:
                 cure = "drop it from the command to continue that sweep, or choose another --out"
                 raise UsageError(f"{flags.space}: makes other runs than the sweep in {flags.out}; {cure}")
         return _run(flags, folder, Plan(tuple(trials.values()), metadata["repeated"]), metadata)
+
+
+def _read(flags: argparse.Namespace, folder: SweepFolder) -> tuple[dict[str, Trial], dict[str, Any]]:
+    """The plan of a sweep to continue; only a space file that is named here may name code."""
+    trials, metadata = folder.read_plan()
+    code = [trial.config.model for trial in trials.values() if code_flags(trial.config.model)]
+    if code and not flags.space:
+        raise UsageError(
+            f"--out {flags.out} holds a sweep of {code[0]}, which is code to import: to continue it, name its space "
+            f"file too ({metadata['space']}), if you trust it"
+        )
+    return trials, metadata
 
 
 def _plan(flags: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
@@ -117,8 +130,10 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
                 display.stop()
             results.write(folder, trials, ledger)
             if stopped is not None:
+                code = any(code_flags(trial.config.model) for trial in trials.values())
+                named = [metadata["space"]] if code else []
                 again = shlex.join(
-                    ["python", "-m", "seal_fast", "sweep", "--out", str(folder.path), "--resume", *flags.again]
+                    ["python", "-m", "seal_fast", "sweep", *named, "--out", str(folder.path), "--resume", *flags.again]
                 )
                 print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
                 session.exit_code = 128 + stopped
@@ -170,7 +185,7 @@ def _shares_gpus(flags: argparse.Namespace, place: Slots) -> bool:
 
 def _dry_resume(flags: argparse.Namespace, folder: SweepFolder) -> int:
     """Print what `--resume` would run."""
-    trials, metadata = folder.read_plan()
+    trials, metadata = _read(flags, folder)
     ledger = _open_ledger(folder, trials, repair=False)
     left = [trials[name] for name in ledger.left() + (ledger.names("failed") if flags.retry_failed else [])]
     missing = metadata["samples"] - len(trials)

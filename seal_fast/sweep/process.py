@@ -24,6 +24,7 @@ from typing import Any
 
 from seal_fast.config import Config, dumps
 from seal_fast.methods import timeline
+from seal_fast.networks import code_flags
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import RunError, last_message
 from seal_fast.utils.files import write_text
@@ -124,7 +125,7 @@ class Process:
             write_text(self.folder.config, dumps(replace(config, threads=threads)))
         log = path / "output.log"
         self._log_start = log.stat().st_size if log.exists() else 0
-        job = ["--out", str(path), "--threads", str(threads)], log
+        job = ["--out", str(path), "--threads", str(threads), *code_flags(config.model)], log
         shape = {name: getattr(config, name) for name in SHAPE}
         if not server or server.shape != shape or not server.start(*job):
             if server:

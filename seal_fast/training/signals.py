@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from seal_fast.distributed.world import World
+from seal_fast.networks import code_flags
 from seal_fast.training.checkpoint import Position
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -72,10 +73,11 @@ class Interrupted(Exception):
 
     on_all_ranks = True
 
-    def __init__(self, number: int, position: Position, folder: Path) -> None:
+    def __init__(self, number: int, position: Position, folder: Path, model: str) -> None:
+        again = ["python", "-m", "seal_fast.train", "--out", str(folder), *code_flags(model)]
         super().__init__(
             f"stopped by {signal.Signals(number).name} before {position}, the checkpoint is written; "
-            f"continue with: {shlex.join(['python', '-m', 'seal_fast.train', '--out', str(folder)])}"
+            f"continue with: {shlex.join(again)}"
         )
         self.number = number
 

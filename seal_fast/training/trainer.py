@@ -267,7 +267,7 @@ class Trainer:
         self.flags.saved = time.monotonic()
         if self.flags.stop:
             self.save("last")
-            raise Interrupted(self.flags.stop, self.state.position, self.folder.path)
+            raise Interrupted(self.flags.stop, self.state.position, self.folder.path, self.config.model)
 
     def rescue(self) -> None:
         """After an error, write the checkpoint if this is a single process between two steps, in a finite state."""

@@ -16,7 +16,10 @@ from seal_fast.__main__ import main
 from seal_fast.analysis.common.network import open_network
 from seal_fast.methods.operators import EVERYTHING, Mix, Scope, Source
 from seal_fast.methods.partition import split
+from seal_fast.models import registry
 from seal_fast.runs.folder import RunFolder
+from seal_fast.sweep.folder import SweepFolder
+from seal_fast.sweep.plan import Plan, Trial
 from seal_fast.training import checkpoint
 from seal_fast.training.forgetting import Forgetting, leaves, select
 from seal_fast.utils.errors import UsageError
@@ -167,13 +170,13 @@ def test_a_run_of_an_own_network(run, image_folder, tmp_path, capsys):
     train.run(run)
     assert checkpoint.load(RunFolder(run.out).checkpoint).position.generation == 2
     train.run(run)  # finished: nothing to do
-    network = open_network(run.out)
+    network = open_network(run.out, model=["mine:other", "mine:tiny"])
     assert (network.classifier, network.num_classes) == ("head", 4)
     weights = network.weights
-    with pytest.raises(UsageError, match="is of mine:tiny, which is code to import: name it with --model"):
-        open_network(weights)
-    assert open_network(weights, model="mine:tiny").load().head.out_features == 4
-    assert main(f"depth {run.out} --k 3 --probes nothing".split()) == 2
+    assert network.load().head.out_features == 4
+    with pytest.raises(UsageError, match="says that it is of mine:tiny; drop the flag"):
+        open_network(weights, model="mine:other")
+    assert main(f"depth {run.out} --model mine:tiny --k 3 --probes nothing".split()) == 2
     assert "--probes nothing: the network has no module called 'nothing'" in capsys.readouterr().err
     data = str(image_folder)
     for command in (
@@ -182,12 +185,38 @@ def test_a_run_of_an_own_network(run, image_folder, tmp_path, capsys):
         f"fewshot {run.out} --data {data} --no-cache --ways 2 --shots 1 --queries 1 --episodes 2",
         f"hessian {run.out} --images 8 --top 1 --bottom 0 --tol 0.5 --group late --threads 1",
     ):
-        assert main(command.split()) == 0
+        assert main([*command.split(), "--model", "mine:tiny"]) == 0
     printed = capsys.readouterr().out
     assert "4 probes" in printed and "products: double backward" in printed
     with pytest.raises(UsageError, match="--layer-threshold layer3: the model has no such layer"):
         train.run(replace(run, method="seal", layer_threshold="layer3", out=tmp_path / "no"))
     train.run(replace(run, method="restart", layer_threshold="layer3", ema=0.0, out=tmp_path / "restart"))
+
+
+def test_a_folder_alone_never_names_code_to_import(run, image_folder, tmp_path, monkeypatch, capsys):
+    """An analysis, a resume and a resumed sweep refuse before the module is imported, until a command names it."""
+    train.run(replace(run, generations=1, epochs=1, ascent_epochs=0, warmup_epochs=0, method="restart"))
+    space = tmp_path / "space.toml"
+    space.write_text(f'data = "{image_folder}"\nmodel = "mine:tiny"\nlayer_threshold = "attention"\ngenerations = 1\n')
+    trial = Trial("0000", {}, replace(run, out=None))
+    folder = SweepFolder(tmp_path / "sweep")
+    with folder.locked():
+        folder.write_plan(Plan((trial,)), search="grid", samples=None, search_seed=0, space=str(space))
+    monkeypatch.setattr(registry, "_made", lambda *_: pytest.fail("imported"))
+    for command in (f"depth {run.out} --k 3", f"depth {run.out / 'weights/last.safetensors'} --k 3"):
+        assert main(command.split()) == 2
+        assert "is of mine:tiny, which is code to import: name it with --model" in capsys.readouterr().err
+    assert main(["study", str(run.out), "--only", "depth", "--dry-run"]) == 2
+    assert "is of mine:tiny, which is code to import: name it with --model" in capsys.readouterr().err
+    assert main(["study", str(run.out), "--only", "depth", "--dry-run", "--model", "mine:tiny"]) == 0
+    assert "--model mine:tiny --out" in capsys.readouterr().out
+    assert train.main(["--out", str(run.out)]) == 2
+    assert "to continue it, name it too, with --model mine:tiny, if you trust it" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert main(["sweep", "--out", str(folder.path), "--resume", *more]) == 2
+        assert f"to continue it, name its space file too ({space}), if you trust it" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train.main(["--out", str(run.out), "--model", "mine:tiny"]) == 0
 
 
 def test_a_graph_break_is_said_and_the_network_is_trained_uncompiled(run, caplog):

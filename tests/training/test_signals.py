@@ -73,8 +73,8 @@ def test_a_hang_up_stops_unless_it_is_ignored():
 
 
 def test_the_command_to_continue_is_quoted_for_the_shell(tmp_path):
-    error = Interrupted(signal.SIGTERM, signals.Position(), tmp_path / "a run; rm")
-    assert str(error).endswith(f"python -m seal_fast.train --out '{tmp_path}/a run; rm'")
+    error = Interrupted(signal.SIGTERM, signals.Position(), tmp_path / "a run; rm", "mine:net(depth=2)")
+    assert str(error).endswith(f"python -m seal_fast.train --out '{tmp_path}/a run; rm' --model 'mine:net(depth=2)'")
 
 
 def test_a_run_in_a_thread_is_the_same_run(image_folder, tmp_path, shallow_network):

@@ -231,7 +231,8 @@ class Analysis:
         add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
         add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
         add("--per-generation", action="store_true", help="all weights kept of each RUN's generations and ascents")
-        add("--model", help="of a bare weights file, as in training; default: resnet18")
+        own = "of a bare weights file, as in training (default: resnet18), or of runs whose --model was a factory"
+        add("--model", action="append", metavar="NAME", help=f"{own}; may be given several times")
         add("--width", type=float, help="of a bare weights file; default: 1")
         add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
         add("--image-size", type=int, help="pixels a side of the input; default: what the network was trained on")

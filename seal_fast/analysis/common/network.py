@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def open_network(
     path: str | Path,
     *,
     stage: str = "last",
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     stem: str | None = None,
     width: float | None = None,
     image_size: int | None = None,
@@ -86,7 +86,7 @@ def open_network(
 
     Run folders and the weights in them record their architecture. For other files `model`, `stem`, `width` and
     `image_size` give it; None stands for resnet18, imagenet, 1 and 64. A file alone never names code to import: where
-    its network is a factory's, `model` must name it.
+    its network is a factory's, `model` must name it. It may name several, of which the file's must be one.
 
     Raises:
         UsageError: there is no such run, stage or file, or an argument contradicts the file.
@@ -103,7 +103,7 @@ def open_network(
         raise UsageError(f"{path} keeps no weights called {stage}; it keeps {held}")
     name = path.resolve().name + ("" if stage == "last" else f" {stage}")
     config = load(folder.config, Config())
-    network = _of_file(file, model=model or config.model, stem=stem, width=width, image_size=image_size)
+    network = _of_file(file, model=model, stem=stem, width=width, image_size=image_size)
     return replace(network, name=name, config=config, stage=stage)
 
 
@@ -128,7 +128,7 @@ def load_checkpoints(path: str | Path, **architecture: Any) -> list[TrainedNetwo
     return kept
 
 
-def _of_file(file: Path, **given: Any) -> TrainedNetwork:
+def _of_file(file: Path, model: str | Sequence[str] | None = None, **given: Any) -> TrainedNetwork:
     from safetensors import SafetensorError
 
     if not file.is_file():
@@ -141,6 +141,10 @@ def _of_file(file: Path, **given: Any) -> TrainedNetwork:
         recorded = {name: kind(header[name]) for name, kind in _HEADER.items() if name in header}
     except ValueError as error:
         raise RunError(f"{file}: its header is damaged ({error})") from None
+    named = [model] if isinstance(model, str) else list(model or ())
+    if "model" not in recorded and len(named) > 1:
+        raise UsageError(f"--model: {file} does not say which network it is of; name one")
+    given["model"] = recorded["model"] if recorded.get("model") in named else next(iter(named), None)
     for name, value in given.items():
         if value is not None and name != "image_size" and value != recorded.get(name, value):
             raise UsageError(f"--{name} {value}: {file} says that it is of {recorded[name]}; drop the flag")

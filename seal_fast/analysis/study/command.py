@@ -14,6 +14,7 @@ from typing import Any
 
 from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.study.plan import Measure, noted, plan, registered
+from seal_fast.networks import code_flags
 from seal_fast.runs.collection import open_runs
 from seal_fast.runs.identity import read_object
 from seal_fast.training.signals import stop_signals
@@ -44,6 +45,10 @@ def main(argv: Sequence[str]) -> int:
     left_out += [f"{shown(run.path)}: {run.state}" for run in found.kept if run.state != "finished"]
     if not (runs := [run for run in found.kept if run.state == "finished"]):
         raise UsageError(f"study: none of the runs is finished; {'; '.join(left_out)}")
+    for run in runs:
+        if code_flags(run.config.model) and run.config.model not in flags.model:
+            what = f"is of {run.config.model}, which is code to import"
+            raise UsageError(f"{shown(run.path)} {what}: name it with --model, if you trust it")
     out = flags.out or (flags.runs[0] if runs[0].path != flags.runs[0] else runs[0].path.parent) / "study"
     measures = [plan(analysis, runs, flags) for analysis in analyses]
     failed: list[str] = []
@@ -80,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip", nargs="+", default=[], metavar="MEASURE", help="all measures but these")
     help = "further flags of one measure, in quotes; may be repeated"
     add("--flags", action="append", default=[], metavar='"MEASURE --FLAG ..."', help=help)
+    help = "a factory that runs were trained with, as their --model named it; may be repeated"
+    add("--model", action="append", default=[], metavar="NAME", help=help)
     add("--amp", action="store_true", help="run networks under bfloat16 autocast, where a measure can")
     add("--on-bad-image", choices=("error", "skip"), help="see the measures")
     add("--device", choices=("auto", "cpu", "cuda"))

@@ -15,6 +15,7 @@ from seal_fast import __version__
 from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.common.network import checkpoints
 from seal_fast.methods import timeline
+from seal_fast.networks import code_flags
 from seal_fast.runs.collection import Run
 
 
@@ -93,6 +94,9 @@ def plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespac
         option, value = f"--{name.replace('_', '-')}", getattr(flags, name)
         if value and option in takes:
             measure.flags += [option] if value is True else [option, str(value)]
+    models = sorted({run.config.model for run in measure.runs})
+    if any(map(code_flags, models)):
+        measure.flags += [word for model in models for word in ("--model", model)]
     measure.flags += [word for words in extra for word in words]
     own = {run.config.data for run in measure.runs} if "--data" in takes else set()
     folders = [run.path / name for run in measure.runs for name in ("weights", "examples")]
