@@ -203,6 +203,11 @@ class Timeline:
     def _phases(self) -> Iterator[Phase]:
         return (phase for phases in self.generations for phase in phases)
 
+    def extends(self, other: Timeline) -> bool:
+        """Whether this is the other timeline, or that with more generations behind its own."""
+        first = self.generations[: len(other.generations)]
+        return replace(self, generations=first) == other and self.needs() == other.needs()
+
     def needs(self) -> frozenset[Need]:
         """What a run must keep or be given beside weights and momentum.
 

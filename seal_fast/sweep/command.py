@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from seal_fast.methods import timeline
 from seal_fast.networks import code_flags
 from seal_fast.runs.identity import short
 from seal_fast.sweep import arguments, mps, results, suggest
@@ -44,31 +45,48 @@ def main(argv: Sequence[str]) -> int:
     folder = SweepFolder(flags.out)
     made, metadata = _plan(flags) if flags.space else (None, {})
     if flags.dry_run:
-        return _dry_run(flags, made, metadata["search"]) if made and not flags.resume else _dry_resume(flags, folder)
+        return (
+            _dry_run(flags, made, metadata["search"]) if made and not flags.resume else _dry_resume(flags, folder, made)
+        )
     with folder.locked():
         if made and not flags.resume:
             if folder.plan.exists():
                 cure = "continue it with --resume, or use another --out"
                 raise UsageError(f"--out {flags.out} holds a sweep already; {cure}")
             return _run(flags, folder, made, metadata)
-        trials, metadata = _read(flags, folder)
-        if made and metadata["search"] != "optuna":
-            if {t.name: t.config for t in made.trials} != {t.name: t.config for t in trials.values()}:
-                cure = "drop it from the command to continue that sweep, or choose another --out"
-                raise UsageError(f"{flags.space}: makes other runs than the sweep in {flags.out}; {cure}")
-        return _run(flags, folder, Plan(tuple(trials.values()), metadata["repeated"]), metadata)
+        trials, metadata, grown = _read(flags, folder, made)
+        return _run(flags, folder, Plan(tuple(trials.values()), metadata["repeated"]), metadata, grown)
 
 
-def _read(flags: argparse.Namespace, folder: SweepFolder) -> tuple[dict[str, Trial], dict[str, Any]]:
-    """The plan of a sweep to continue; only a space file that is named here may name code."""
+def _read(
+    flags: argparse.Namespace, folder: SweepFolder, made: Plan | None
+) -> tuple[dict[str, Trial], dict[str, Any], list[str]]:
+    """The trials and the other values of the sweep to continue, and the names of those that train longer than it said.
+
+    Only a space file that is named again may name code, and ask for more generations.
+    """
     trials, metadata = folder.read_plan()
     code = [trial.config.model for trial in trials.values() if code_flags(trial.config.model)]
-    if code and not flags.space:
+    if code and not made:
         raise UsageError(
             f"--out {flags.out} holds a sweep of {code[0]}, which is code to import: to continue it, name its space "
             f"file too ({metadata['space']}), if you trust it"
         )
-    return trials, metadata
+    if not made or metadata["search"] == "optuna":
+        return trials, metadata, []
+    new, grown = {trial.name: trial for trial in made.trials}, []
+    for name in new.keys() | trials.keys():
+        before, after = (found[name].config if name in found else None for found in (trials, new))
+        if before == after:
+            continue
+        if not before or not after or replace(before, generations=max(before.generations, after.generations)) != after:
+            cure = "drop it from the command to continue that sweep, or choose another --out"
+            raise UsageError(f"{flags.space}: makes other runs than the sweep in {flags.out}; {cure}")
+        if not timeline(after).extends(timeline(before)):
+            what = f"{flags.space}: generations = {after.generations} changes what {name} has trained already"
+            raise UsageError(f"{what}; choose another --out for it")
+        grown.append(name)
+    return new, metadata, grown
 
 
 def _plan(flags: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
@@ -83,7 +101,9 @@ def _plan(flags: argparse.Namespace) -> tuple[Plan, dict[str, Any]]:
     return made, metadata | {"space": str(flags.space.absolute())}
 
 
-def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: dict[str, Any]) -> int:
+def _run(
+    flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: dict[str, Any], grown: Sequence[str] = ()
+) -> int:
     try:
         from seal_fast.sweep.scheduling import connection, tune
     except ImportError as error:
@@ -93,6 +113,8 @@ def _run(flags: argparse.Namespace, folder: SweepFolder, made: Plan, metadata: d
     learning = metadata["search"] == "optuna"
     trials = {trial.name: trial for trial in (made.trials if flags.resume or not learning else ())}
     ledger = _open_ledger(folder, trials)
+    for name in set(grown) & set(ledger.names("finished")):
+        ledger.record(name, "waiting")
     if flags.retry_failed:
         ledger.retry()
     left = set(ledger.left())
@@ -183,11 +205,12 @@ def _shares_gpus(flags: argparse.Namespace, place: Slots) -> bool:
     return 0 < place.gpu < 1 and not flags.address
 
 
-def _dry_resume(flags: argparse.Namespace, folder: SweepFolder) -> int:
+def _dry_resume(flags: argparse.Namespace, folder: SweepFolder, made: Plan | None) -> int:
     """Print what `--resume` would run."""
-    trials, metadata = _read(flags, folder)
+    trials, metadata, grown = _read(flags, folder, made)
     ledger = _open_ledger(folder, trials, repair=False)
-    left = [trials[name] for name in ledger.left() + (ledger.names("failed") if flags.retry_failed else [])]
+    names = [*ledger.left(), *(name for name in ledger.names("finished") if name in grown)]
+    left = [trials[name] for name in names + (ledger.names("failed") if flags.retry_failed else [])]
     missing = metadata["samples"] - len(trials)
     if metadata["search"] == "optuna" and missing > 0:
         space = spaces.all_drawn(spaces.read(Path(metadata["space"])))

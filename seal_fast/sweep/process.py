@@ -125,7 +125,8 @@ class Process:
             write_text(self.folder.config, dumps(replace(config, threads=threads)))
         log = path / "output.log"
         self._log_start = log.stat().st_size if log.exists() else 0
-        job = ["--out", str(path), "--threads", str(threads), *code_flags(config.model)], log
+        flags = {"--out": path, "--threads": threads, "--generations": config.generations}
+        job = [*(str(word) for pair in flags.items() for word in pair), *code_flags(config.model)], log
         shape = {name: getattr(config, name) for name in SHAPE}
         if not server or server.shape != shape or not server.start(*job):
             if server:

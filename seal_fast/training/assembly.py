@@ -118,16 +118,16 @@ def assemble(
         resume(config, timeline, folder, state, provenance, world)
     at = state.position
     if world.is_main:
-        if not resuming or not folder.timeline.exists():
-            write_text(folder.timeline, text.dumps(timeline))
         if not resuming or not folder.config.exists():
             beside = config.timeline and Path(folder.timeline.name)
             write_text(folder.config, dumps(replace(config, timeline=beside)))
-        else:  # data set and initial weights may have moved
+        else:  # data set and initial weights may have moved, and generations may be more
             known = load(folder.config, Config())
-            moved = replace(known, data=config.data, init_weights=initial or known.init_weights)
-            if moved != known:
-                write_text(folder.config, dumps(moved))
+            now = {"data": config.data, "init_weights": initial or known.init_weights}
+            if (new := replace(known, generations=config.generations, **now)) != known:
+                write_text(folder.config, dumps(new))
+        if not resuming or not folder.timeline.exists() or text.load(folder.timeline) != timeline:
+            write_text(folder.timeline, text.dumps(timeline))
         write_provenance(
             folder.path,
             data_sha256=dataset.fingerprint,
@@ -255,8 +255,10 @@ def resume(
         raise UsageError(f"--data {config.data}: not the images that the run in {folder.path} was trained on")
     if changes := difference(Config(**saved.provenance["config"]), config):
         raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
-    if folder.timeline.exists() and text.load(folder.timeline) != timeline:
+    if folder.timeline.exists() and not timeline.extends(text.load(folder.timeline)):
+        more = config.generations > saved.provenance["config"]["generations"]
         what = f"--timeline {config.timeline}" if config.timeline else f"--method {config.method}"
+        what += f" --generations {config.generations}" * more
         raise UsageError(f"{what}: not the timeline that the run in {folder.path} follows; choose another --out")
     if "initial" in timeline.needs() or (config.init_weights and config.init_weights.exists()):
         check_initial_weights(folder.path, config.init_weights)

@@ -117,6 +117,30 @@ def test_resume_with_another_space_is_refused(space, tmp_path, capsys):
     assert "holds a sweep already; continue it with --resume" in capsys.readouterr().err
 
 
+def test_more_generations_in_the_space_make_the_finished_runs_wait_again(
+    space, tmp_path, capsys, monkeypatch, known_speed
+):
+    folder = SweepFolder(tmp_path / "out")
+    trials = {t.name: t for t in plan.make(spaces.read(space), search="grid", samples=1, seeds=None).trials}
+    folder.write_plan(plan.Plan(tuple(trials.values())), search="grid", samples=1)
+    ledger = Ledger.open(folder.ledger, trials)
+    for name in trials:
+        ledger.record(name, "finished")
+        pretend_run(folder.trials / name, trials[name].config, 60)
+    flags = ["sweep", str(space), "--out", str(folder.path), "--resume"]
+    assert main([*flags, "--dry-run"]) == 0
+    assert "\n0 runs left, 0 epochs; " in capsys.readouterr().out
+    space.write_text(space.read_text().replace("generations = 2", "generations = 5"))
+    assert main([*flags, "--dry-run"]) == 0
+    assert "\n2 runs left, 12 epochs; " in capsys.readouterr().out  # four of the ten of each are trained
+    space.write_text(space.read_text().replace("generations = 5", "generations = 1"))
+    assert main([*flags, "--dry-run"]) == 2
+    assert "makes other runs than the sweep" in capsys.readouterr().err
+    space.write_text(space.read_text().replace("generations = 1", "generations = 5").replace('"restart"', '"long"'))
+    assert main(flags) == 2
+    assert "makes other runs than the sweep" in capsys.readouterr().err
+
+
 def rows(folder):
     times = {"images_per_s", "seconds", "input_wait_seconds", "compile_seconds"}
     return [{k: v for k, v in row.items() if k not in times} for row in RunFolder(folder).rows()]
@@ -289,6 +313,14 @@ def test_a_sweep_killed_and_resumed_trains_what_the_trainer_trains(space, tmp_pa
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
     assert main(["report", str(out)]) == 0 and Path(out / "report.html").stat().st_size > 10_000
+
+    # finished runs go on for more generations
+    space.write_text(space.read_text().replace("generations = 2", "generations = 3"))
+    done = subprocess.run([*command, str(space), "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0 and "2 of 2 runs to do" in done.stdout, done.stderr
+    run(replace(load(trial / "config.toml", Config()), out=alone))
+    torch.set_num_threads(threads)
+    assert len(rows(alone)) == 6 and rows(alone) == rows(trial)
 
 
 @pytest.mark.long

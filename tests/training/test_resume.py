@@ -92,6 +92,32 @@ def test_a_run_whose_timeline_has_changed_is_refused(image_folder, tmp_path, sha
         run(config)
 
 
+@pytest.mark.parametrize("method", ["seal+llf", "born-again"])
+def test_a_finished_run_goes_on_for_more_generations(method, image_folder, tmp_path, shallow_network, kept, capsys):
+    """The same bits as a run that was long from the start; fewer generations than are trained are refused."""
+    config = replace(BASE, data=str(image_folder), generations=3, epochs=2, eval_every=100, stem="small")
+    config = replace(config, method=method)
+    expected, config = whole(config, kept, f"{method} of 3"), replace(config, out=tmp_path / "run")
+    run(replace(config, generations=2))
+    assert main(["--out", str(config.out), "--generations", "3"]) == 0
+    assert_identical(expected, outcome(config.out))
+    here, there = RunFolder(config.out), RunFolder(kept["folder"] / f"{method} of 3")
+    assert load(here.config, Config()) == load(there.config, Config())
+    assert here.timeline.read_text() == there.timeline.read_text()
+    assert main(["--out", str(config.out)]) == 0  # finished
+    assert main(["--out", str(config.out), "--generations", "2"]) == 2
+    assert "holds a run with other settings (--generations: 3 -> 2)" in capsys.readouterr().err
+
+
+def test_more_generations_that_change_those_trained_are_refused(image_folder, tmp_path, shallow_network):
+    config = replace(BASE, data=str(image_folder), generations=1, method="long", out=tmp_path / "run")
+    run(config)
+    before = (config.out / "config.toml").read_text(), (config.out / "timeline.toml").read_text()
+    with pytest.raises(UsageError, match="--method long --generations 2: not the timeline that the run in"):
+        run(replace(config, generations=2))
+    assert before == ((config.out / "config.toml").read_text(), (config.out / "timeline.toml").read_text())
+
+
 def test_a_file_is_trained_and_continued_from_the_runs_own_copy(image_folder, tmp_path, shallow_network):
     """The same bits as the method that wrote it; then the file is lost and the folder moves."""
     config = replace(BASE, data=str(image_folder), generations=2, epochs=2, stem="small", eval_every=100)
