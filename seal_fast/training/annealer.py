@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -20,11 +19,10 @@ from seal_fast.methods import text
 from seal_fast.methods.partition import split
 from seal_fast.methods.schedule import Timeline
 from seal_fast.models.order import order_of_use, registration_order
-from seal_fast.optim.annealed_sgd import AnnealedSGD
-from seal_fast.optim.ema import ModelEMA
-from seal_fast.training.checkpoint import Position, TrainState, dense
+from seal_fast.training.checkpoint import Position, dense, extra_tensors, load_extra_tensors, make_state
 from seal_fast.training.entry import average_epoch, begin_phase
 from seal_fast.training.forgetting import check_scopes
+from seal_fast.training.runtime import Runtime
 from seal_fast.training.step import two_passes
 from seal_fast.utils.errors import UsageError
 
@@ -128,8 +126,6 @@ class Annealer:
         if "images" in needs and scores is None:
             raise UsageError(f"{timeline.method} scores weights by gradients: give scores=(loss, loader), where "
                              "loss(model, batch) is a batch's mean loss")  # fmt: skip
-        decay = timeline.ema_decay(config.ema)
-        parameters = dict(model.named_parameters())
         order = registration_order(model)
         if example is not None:
             inputs = example if isinstance(example, tuple) else (example,)
@@ -137,19 +133,10 @@ class Annealer:
         self.partition = split(order, timeline.cuts, timeline.groups, "threshold")
         check_scopes(timeline, model, self.partition.order)
         self._initial = dense(model.state_dict()) if "initial" in needs else {}
-        snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
-        groups = self.partition.groups.items()
-        self.optimizer = AnnealedSGD(
-            [{"name": group, "params": [(name, parameters[name]) for name in names]} for group, names in groups],
-            lr=torch.tensor(timeline.lr, dtype=torch.float64),
-            momentum=momentum,
-            weight_decay=weight_decay,
-            ema_decay=decay,
-            hold="held" in needs,
-        )
-        ema = None if decay is None else ModelEMA(model, self.optimizer, decay)
-        scaler = torch.amp.GradScaler(enabled=False)
-        self._state = TrainState(model, self.optimizer, scaler, torch.zeros(4), ema, snapshot)
+        p = next(model.parameters(), torch.zeros(()))
+        runtime = Runtime(p.device, p.dtype, p.dtype, amp=False, compile=False)
+        self._state = make_state(config, timeline, runtime, model, self.partition)
+        self.optimizer = self._state.optimizer
         self._scores = scores
         self._inside = False  # between the yield of an epoch and its end
 
@@ -231,16 +218,12 @@ class Annealer:
         `model.state_dict()`.
         """
         state, at = self._state, self._state.position
-        held = self.optimizer.held_state() if self.optimizer.holds else {}
         return {
             "generation": at.generation,
             "epoch": at.epoch,
             "inside": self._inside,
             "averaged": state.averaged,
-            "momentum": dense(self.optimizer.momentum_state()),
-            "ema": dense(state.ema.state_dict()) if state.ema else {},
-            "snapshot": dense(state.snapshot.state_dict()) if state.snapshot else {},
-            "held": dense(held),
+            **{part: dense(tensors) for part, tensors in extra_tensors(state).items()},
             "initial": self._initial,
         }
 
@@ -255,13 +238,7 @@ class Annealer:
         ended = at == Position(len(self.timeline.generations), 0)
         if not ended and (at.generation, at.epoch) not in self.timeline.walk():
             raise UsageError(f"the state is at {at}, which this timeline does not have")
-        self.optimizer.load_momentum_state(saved["momentum"])
-        if state.ema:
-            state.ema.load_state_dict(saved["ema"])
-        if state.snapshot:
-            state.snapshot.load_state_dict(saved["snapshot"])
-        if self.optimizer.holds:
-            self.optimizer.hold(saved["held"])
+        load_extra_tensors(state, saved.__getitem__)
         self._initial = dict(saved["initial"])
         state.position, state.averaged, self._inside = at, saved["averaged"], saved["inside"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,9 @@ from seal_fast.curvature.monitor import Curvature
 from seal_fast.data import ImageSet, Input, Shard, fits, make_input, select
 from seal_fast.distributed.world import SINGLE_PROCESS, World
 from seal_fast.methods import text
-from seal_fast.methods.partition import Partition, split
+from seal_fast.methods.partition import split
 from seal_fast.methods.schedule import Timeline
 from seal_fast.models import build, forward_order, load_weights, synchronise_
-from seal_fast.optim.annealed_sgd import AnnealedSGD
-from seal_fast.optim.ema import ModelEMA
-from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.identity import check_initial_weights, write_provenance
 from seal_fast.runs.logger import Log, Silence
@@ -109,7 +104,7 @@ def assemble(
     partition = split(order, timeline.cuts, timeline.groups, "--timeline: cut" if config.timeline else "")
     check_scopes(timeline, model, order)
     initial_values = checkpoint.dense(model.state_dict()) if "initial" in needs else {}
-    state = make_state(config, timeline, runtime, model, partition, world)
+    state = checkpoint.make_state(config, timeline, runtime, model, partition, world)
     if config.record_examples:
         phases = max(map(len, timeline.generations))
         state.examples = Examples(batches.train_size, phases, runtime.device, runtime.dtype)
@@ -197,42 +192,6 @@ def score_images(config: Config, batches: Input) -> Images:
                     return
 
     return images
-
-
-def make_state(
-    config: Config,
-    timeline: Timeline,
-    runtime: Runtime,
-    model: torch.nn.Module,
-    partition: Partition,
-    world: World = SINGLE_PROCESS,
-) -> TrainState:
-    """A fresh training state; the optimiser's groups are the partition's, for life.
-
-    Raises:
-        UsageError: two averages are asked for.
-    """
-    needs, decay = timeline.needs(), timeline.ema_decay(config.ema)
-    snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
-    parameters = dict(model.named_parameters())
-    optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
-        [
-            {"name": group, "params": [(name, parameters[name]) for name in names]}
-            for group, names in partition.groups.items()
-        ],
-        lr=torch.tensor(config.lr, dtype=torch.float64),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        backend=config.kernels,
-        ema_decay=decay,
-        bf16_copy=runtime.bf16_weights,
-        norms=config.log_norms,
-        hold="held" in needs,
-    )
-    ema = None if decay is None else ModelEMA(model, optimizer, decay)
-    counters = torch.zeros(4, dtype=torch.float64, device=runtime.device)
-    scaler = runtime.scaler() if world.size == 1 else runtime.scaler(SharedScaler)
-    return TrainState(model, optimizer, scaler, counters, ema, snapshot)
 
 
 def resume(

@@ -6,19 +6,26 @@ safetensors cannot execute code when loaded, and the rest of the state is JSON i
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from seal_fast.config import Config
 from seal_fast.distributed.world import SINGLE_PROCESS, World
+from seal_fast.methods.partition import Partition
+from seal_fast.methods.schedule import Timeline
 from seal_fast.optim.annealed_sgd import AnnealedSGD
 from seal_fast.optim.ema import ModelEMA
+from seal_fast.optim.sharded_sgd import ShardedSGD, SharedScaler
 from seal_fast.training.examples import Examples
+from seal_fast.training.runtime import Runtime
 from seal_fast.utils.errors import RunError, UsageError, errno_of, reason
 from seal_fast.utils.files import read_tensors, write_atomically
 
@@ -75,6 +82,66 @@ class TrainState:
     wait_seconds: float = 0.0
 
 
+def make_state(
+    config: Config,
+    timeline: Timeline,
+    runtime: Runtime,
+    model: nn.Module,
+    partition: Partition,
+    world: World = SINGLE_PROCESS,
+) -> TrainState:
+    """A fresh training state; the optimiser's groups are the partition's, for life.
+
+    Raises:
+        UsageError: two averages are asked for.
+    """
+    needs, decay = timeline.needs(), timeline.ema_decay(config.ema)
+    snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
+    parameters = dict(model.named_parameters())
+    groups = partition.groups.items()
+    optimizer = (AnnealedSGD if world.size == 1 else partial(ShardedSGD, world=world))(
+        [{"name": group, "params": [(name, parameters[name]) for name in names]} for group, names in groups],
+        lr=torch.tensor(config.lr, dtype=torch.float64),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        backend=config.kernels,
+        ema_decay=decay,
+        bf16_copy=runtime.bf16_weights,
+        norms=config.log_norms,
+        hold="held" in needs,
+    )
+    ema = None if decay is None else ModelEMA(model, optimizer, decay)
+    counters = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+    scaler = runtime.scaler() if world.size == 1 else runtime.scaler(SharedScaler)
+    return TrainState(model, optimizer, scaler, counters, ema, snapshot)
+
+
+def extra_tensors(state: TrainState) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of a state beside its model and counters, by part and name; called by all processes."""
+    optimizer = state.optimizer
+    return {
+        "momentum": optimizer.momentum_state(),
+        "ema": state.ema.state_dict() if state.ema else {},
+        "snapshot": state.snapshot.state_dict() if state.snapshot is not None else {},
+        "held": optimizer.held_state() if optimizer.holds else {},
+    }
+
+
+def load_extra_tensors(state: TrainState, part: Callable[[str], Mapping[str, Tensor]]) -> None:
+    """Write the parts that `extra_tensors` returned, as far as the state keeps them.
+
+    Raises:
+        ValueError: names or shapes are not those of the model.
+    """
+    state.optimizer.load_momentum_state(part("momentum"))
+    if state.ema:
+        state.ema.load_state_dict(part("ema"))
+    if state.snapshot is not None:
+        state.snapshot.load_state_dict(part("snapshot"))
+    if state.optimizer.holds:
+        state.optimizer.hold(part("held"))
+
+
 def dense(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """Copies in host memory, in the logical (contiguous) layout: files do not depend on how memory is laid out."""
     return {prefix + name: torch.empty(t.shape, dtype=t.dtype).copy_(t.detach()) for name, t in tensors.items()}
@@ -100,19 +167,15 @@ def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World
         RunError: the disk is full or the folder cannot be written; the previous checkpoint is intact.
     """
     tensors = dense(state.model.state_dict(), "model.") if world.is_main else {}
-    momentum, counters = state.optimizer.momentum_state(), world.sum(state.counters)
-    average = state.ema.state_dict() if state.ema else {}
+    extra, counters = extra_tensors(state), world.sum(state.counters)
     norms = state.optimizer.norms
     if norms is not None:
         norms = world.sum(norms)
     examples = state.examples.state_dict(world) if state.examples else {}
     if not world.is_main:
         return
-    tensors |= dense(momentum, "momentum.") | dense(average, "ema.") | dense(examples, "examples.")
-    if state.snapshot is not None:
-        tensors |= dense(state.snapshot.state_dict(), "snapshot.")
-    if state.optimizer.holds:
-        tensors |= dense(state.optimizer.held_state(), "held.")
+    for part, values in (extra | {"examples": examples}).items():
+        tensors |= dense(values, f"{part}.")
     tensors |= {} if norms is None else {"norms": norms.cpu()}
     tensors |= {"counters": counters.cpu(), "rng": torch.get_rng_state()}
     if state.counters.is_cuda:
@@ -182,15 +245,9 @@ def restore(saved: Saved, state: TrainState, world: World = SINGLE_PROCESS) -> N
     with torch.no_grad():
         for name, tensor in own.items():  # copied in place: parameters stay views into the optimiser's buffer
             tensor.copy_(model[name])
-    state.optimizer.load_momentum_state(_part(saved.tensors, "momentum."))
-    if state.ema:
-        state.ema.load_state_dict(_part(saved.tensors, "ema."))
+    load_extra_tensors(state, lambda part: _part(saved.tensors, f"{part}."))
     if state.examples:
         state.examples.load_state_dict(_part(saved.tensors, "examples."), world)
-    if state.snapshot is not None:
-        state.snapshot.load_state_dict(_part(saved.tensors, "snapshot."))
-    if state.optimizer.holds:
-        state.optimizer.hold(_part(saved.tensors, "held."))
     state.entered, state.averaged = saved.plain.get("entered"), saved.plain.get("averaged", 0)
     state.counters.copy_(saved.tensors["counters"])
     norms = state.optimizer.norms

@@ -48,7 +48,7 @@ class Killed(BaseException):
 
 
 def die_at(monkeypatch, step, error=Killed, between=False):
-    """Kill training in its `step`-th step of this process, or between it and the step before."""
+    """Kill training in its `step`-th step of this process, after the forward pass, or between it and the one before."""
     taken = iter(range(10**9))
     if between:
         train = trainer.Trainer.train
@@ -72,9 +72,10 @@ def die_at(monkeypatch, step, error=Killed, between=False):
     original = steps.forward_and_loss
 
     def forward_and_loss(model, *rest, **extra):
+        found = original(model, *rest, **extra)
         if model.training and next(taken) == step:
             raise error
-        return original(model, *rest, **extra)
+        return found
 
     monkeypatch.setattr(steps, "forward_and_loss", forward_and_loss)
 
