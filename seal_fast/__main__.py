@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from seal_fast.utils import openmp  # noqa: F401 (before a command imports torch)
-from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.errors import system_error
 from seal_fast.utils.terminal import prepare_streams
 
 
@@ -99,11 +99,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(run, str):
             run = importlib.import_module(run).main
         return run(argv[1:])
-    except (UsageError, RunError) as error:
+    except Exception as error:
+        if not (sentence := system_error(error)):
+            raise
         from seal_fast.distributed.errors import report_error
 
-        report_error(error)
-        return error.exit_code
+        report_error(sentence)
+        return sentence.exit_code
 
 
 if __name__ == "__main__":

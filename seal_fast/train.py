@@ -137,16 +137,13 @@ def main(argv: Sequence[str] | None = None, opened: Callable[..., ImageSet] = op
     try:
         run(arguments.parse(sys.argv[1:] if argv is None else argv), opened)
         distributed.leave()
-    except (UsageError, RunError) as error:
-        report_error(error)
-        return error.exit_code
     except Interrupted as interruption:
         report_error(interruption)
         return 128 + interruption.number
     except KeyboardInterrupt:
         say("stopped at once; start again with the same --out to continue from the last checkpoint", "stderr")
         return 130
-    except (OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not (sentence := system_error(error)):
             raise
         report_error(sentence)

@@ -1,5 +1,7 @@
+import errno
 import importlib
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from seal_fast import train
 from seal_fast.__main__ import COMMANDS, main
+from seal_fast.runs.logger import to_terminal
 
 
 def test_timeline_prints_the_phases(capsys):
@@ -82,6 +86,29 @@ def test_weights_and_biases_offline(image_folder, tmp_path, small_network, monke
     out = tmp_path / "run"
     run(Config(data=str(image_folder), out=out, generations=1, epochs=2, batch_size=8, wandb=True))
     assert list(out.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("program", [train.main, lambda argv: main(["presets", *argv])], ids=["train", "command"])
+def test_what_the_machine_refuses_ends_in_one_sentence(program, monkeypatch, capsys):
+    def refused(*_):
+        raise OSError(errno.EMFILE, "x", "/a/b")
+
+    monkeypatch.setattr(train, "run", refused)
+    monkeypatch.setitem(COMMANDS, "presets", (refused, ""))
+    assert program([]) == 1
+    assert capsys.readouterr().err == "error: /a/b: Too many open files: raise the limit on open files (ulimit -n)\n"
+
+
+def test_training_and_the_logger_outlive_their_terminal(image_folder, tmp_path, shallow_network, monkeypatch):
+    def train_shortly():
+        flags = "--generations 1 --epochs 1 --ascent-epochs 0 --batch-size 8 --keep none".split()
+        return train.main(["--data", str(image_folder), "--out", str(tmp_path / "run"), *flags])
+
+    to_terminal()
+    for speak in (lambda: logging.getLogger("seal_fast").info("x"), train_shortly):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            assert not speak()
 
 
 def test_a_user_without_a_home_trains(image_folder, tmp_path, small_network, monkeypatch):

@@ -50,8 +50,13 @@ def reason(error: BaseException) -> str:
     return os.strerror(errno_of(error)) if errno_of(error) else str(error)
 
 
-def system_error(error: BaseException) -> RunError | None:
-    """One sentence for what the machine refuses: memory, open files, disk, permission; None for any other error."""
+def system_error(error: BaseException) -> UsageError | RunError | None:
+    """One sentence for what the machine refuses: memory, open files, disk, permission; None for any other error.
+
+    A UsageError or RunError is returned as it is.
+    """
+    if isinstance(error, UsageError | RunError):
+        return error
     number, text = errno_of(error), str(error)
     # torch's allocators raise RuntimeError; on a GPU it is a subclass whose text begins with CUDA out of memory
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
