@@ -5,10 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Hypothesis
+from hypothesis import strategies as st
 from processes import together
 from runs import EXACT, Killed, assert_close, assert_identical, outcome
 from safetensors.torch import load_file
 from small_resnet import build_shallow
+from timelines import timelines
 
 from seal_fast import train
 from seal_fast.methods.operators import EVERYTHING, Align, Mask, Mix, Orthogonalise, Scope, Source
@@ -18,6 +22,7 @@ from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
 from seal_fast.training import checkpoint, steps
 from seal_fast.training.runtime import Runtime
+from seal_fast.utils.errors import RunError
 
 # 20 images in steps of 8: two processes share the last step of 4, for four it is too small and each computes it whole.
 SAME = replace(EXACT, augmentation="pad-crop", shuffle=True, sync_batchnorm=True, warmup_epochs=0)
@@ -88,6 +93,27 @@ def test_every_kind_of_method_equals_one_process(kinds, image_folder, tmp_path):
     for config in many:
         run(replace(config, out=tmp_path / f"one-{config.method}"))
         assert_close(config.out, tmp_path / f"one-{config.method}", parts=("model.", "momentum.", "ema.", "snapshot."))
+
+
+STATE = ("model.", "momentum.", "ema.", "snapshot.", "held.")
+
+
+@pytest.mark.parametrize(("size", "count"), [(2, 2), pytest.param(4, 8, marks=pytest.mark.long)])
+@settings(max_examples=2, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_timeline_equals_that_of_one_process(size, count, image_folder, tmp_path_factory, data):
+    out, many = tmp_path_factory.mktemp("random"), []
+    for i in range(count):
+        (out / f"{i}.toml").write_text(dumps(data.draw(timelines(epochs=1))))
+        config = replace(SAME, data=str(image_folder), timeline=out / f"{i}.toml", eval_every=9)
+        try:
+            run(replace(config, out=out / f"one-{i}"))
+        except RunError:  # operators may leave no finite loss
+            continue
+        many.append(replace(config, out=out / f"many-{i}"))
+    together(size, run_all, many)
+    for config in many:
+        assert_close(config.out, out / config.out.name.replace("many", "one"), parts=STATE)
 
 
 @pytest.mark.long

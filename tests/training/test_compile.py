@@ -115,3 +115,22 @@ def test_any_timeline_trains(image_folder, tmp_path_factory, shallow_network, ti
     assert run(replace(config, out=out / "run", limit_train=16, eval_every=9))["finished"]
     assert len(RunFolder(out / "run").rows()) == timeline.total_epochs()
     assert loads(RunFolder(out / "run").timeline.read_text()) == timeline
+
+
+@pytest.mark.long
+@settings(max_examples=8, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
+@given(timelines(epochs=1))
+def test_any_timeline_compiles_as_many_graphs_as_it_has_kinds_of_passes(
+    image_folder, tmp_path_factory, shallow_network, timeline
+):
+    """One to evaluate, one to train; where a phase distils, the teacher's and its own."""
+    out = tmp_path_factory.mktemp("random")
+    (out / "random.toml").write_text(dumps(timeline))
+    config = replace(BASE, data=str(image_folder), stem="small", timeline=out / "random.toml", dtype="float64")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        compiled_quickly(patch)
+        summary = run(replace(config, out=out / "run", limit_train=16, eval_every=9, compile=True))
+    distils = {phase.loss is not None and phase.loss.distil > 0 for g in timeline.generations for phase in g}
+    assert summary["graphs"] == 1 + (False in distils) + 2 * (True in distils)

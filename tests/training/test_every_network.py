@@ -1,4 +1,4 @@
-"""Every registered network, tiny: SEAL and LLF through two short generations, and every analysis."""
+"""Every registered network, tiny: every method through two short generations, and every analysis."""
 
 from dataclasses import replace
 
@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from seal_fast import Annealer, models, train
 from seal_fast.__main__ import main
 from seal_fast.config import Config
+from seal_fast.methods import METHODS
+from seal_fast.models.registry import MODELS
+from seal_fast.networks import parse
 from seal_fast.runs import plots
 
 NETWORKS = ("wrn-10-1", "densenet-bc-10-8", "vgg16-bn", "convnext-tiny", "vit-tiny")
@@ -71,6 +74,21 @@ def test_every_kind_of_method_touches_what_it_should(name):
             assert annealer.step(closure=closure) < 10
             assert all(p.isfinite().all() for p in model.parameters())
             before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+ALL = ("resnet18", "resnet34", "resnet50", "densenet121", "densenet169", *NETWORKS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_trains_it(name, image_folder, tmp_path, monkeypatch):
+    """Generation 0 and one that forgets, two steps each; the run stops at numbers that are not finite."""
+    assert {parse(name).family for name in ALL} == MODELS.keys()
+    monkeypatch.setattr(plots, "draw", lambda *_: None)
+    config = Config(model=name, width=0.05, stem="small", data=str(image_folder), **SHORT | {"epochs": 2})
+    config = replace(config, ascent_epochs=1, eval_every=9, keep="none", lr=0.001)
+    for method in METHODS:
+        assert train.run(replace(config, method=method, out=tmp_path / method))["finished"]
 
 
 @pytest.mark.parametrize("method", ["shrink-perturb", "sam", "lw"])

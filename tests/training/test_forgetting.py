@@ -82,8 +82,9 @@ def test_a_draw_is_a_function_of_seed_generation_epoch_and_name():
     assert not torch.equal(drawn(), later[0].weight)  # a second operator draws other numbers
 
 
-def test_every_dtype_gets_the_same_draw():
-    draw = Mix(Scope(), Source("draw"))
+@pytest.mark.parametrize("mask", [None, Mask("wels"), Mask("rows", count=9)], ids=["all", "wels", "rows"])
+def test_every_dtype_gets_the_same_draw(mask):
+    draw = Mix(Scope(), Source("draw"), mask=mask)
     single, double = (apply(network(dtype), draw)[0].weight for dtype in (torch.float32, torch.float64))
     assert double.dtype == torch.float64 and torch.equal(double, single.double())
 

@@ -10,7 +10,7 @@ from small_resnet import build_by_name as build
 
 from seal_fast.__main__ import main
 from seal_fast.analysis.hessian.compute import Watcher
-from seal_fast.data import open_images
+from seal_fast.data import open_images, select
 from seal_fast.data.batches import batches
 
 
@@ -21,7 +21,7 @@ def weights(tmp_path):
     return path
 
 
-def test_a_run_says_its_own_data_and_loss(folder, tmp_path, capsys):
+def test_a_run_says_its_own_data_and_loss(folder, image_folder, tmp_path, capsys):
     out = tmp_path / "results"
     flags = "--images 8 --top 2 --bottom 1 --max-hvps 200 --group layer4.1 --tol 0.05 --vectors --seed 3".split()
     assert main(["hessian", str(folder), *flags, "--out", str(out), "--json"]) == 0
@@ -30,7 +30,9 @@ def test_a_run_says_its_own_data_and_loss(folder, tmp_path, capsys):
     assert set(keys.split()) <= set(result)
     protocol = result["protocol"]
     assert protocol["loss"] == "cross entropy, label smoothing 0.1, without weight decay"
-    assert [protocol[key] for key in ("images", "group", "solver", "batchnorm")] == [8, "layer4.1", "lanczos", "eval"]
+    expected = dict(images=8, group="layer4.1", solver="lanczos", batchnorm="eval", tol=0.05, compute="float32")
+    assert protocol.items() >= expected.items()
+    assert protocol["data_sha256"] == select(open_images(str(image_folder)), limit_train=12).fingerprint
     assert result["trace"] is None and result["products"] == "R-operator" and result["seed"] == 0
     assert len(result["top"]) == 2 and len(result["residuals"]["bottom"]) == 1
     assert json.loads((out / "hessian.json").read_text()) == [result]

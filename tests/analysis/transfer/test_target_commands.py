@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from small_resnet import build_by_name as build
 
 from seal_fast.__main__ import main
+from seal_fast.data import open_images
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,11 @@ def test_transfer_compares_groups_and_writes_what_it_says(runs, target, tmp_path
         ("restart-0", "restart", "last", 0),
     ]
     assert len({r["weights_sha256"] for r in results}) == 3
+    protocol = results[0]["protocol"]
+    assert protocol.items() >= {"analysis": "transfer", "compute": "float32", "k": [1, 3], "image_size": 16}.items()
+    decisive = "seal_fast seed validation l2 fine_tune fine_tune_epochs fine_tune_lr targets".split()
+    assert {*decisive, "analysis", "compute", "k", "image_size"} == protocol.keys()
+    assert protocol["targets"] == {"stripes": open_images(target).fingerprint}
     linear = [r["targets"]["stripes"]["linear"]["top1"] for r in results]
     assert f"{np.mean(linear[:2]):.2f} [" in said and f"{linear[2]:.2f}" in said and "seal 2, restart 1" in said
     assert (tmp_path / "o" / "transfer.png").read_bytes().startswith(b"\x89PNG")
@@ -55,7 +61,11 @@ def test_fewshot_pairs_runs_on_the_same_episodes(runs, target, tmp_path, capsys)
     first = results[0]["targets"]["stripes"]["3"]["linear"]
     assert first["count"] == 20 and first["low"] <= first["mean"] <= first["high"]
     assert "difference to seal" in said and "episodes" in said and "centroid" in said
-    assert [results[0]["protocol"][key] for key in ("ways", "queries", "episodes", "seed")] == [2, 4, 20, 0]
+    protocol = results[0]["protocol"]
+    assert protocol.pop("seal_fast") and protocol == {
+        "analysis": "fewshot", "compute": "float32", "ways": 2, "shots": [1, 3], "queries": 4, "episodes": 20,
+        "seed": 0, "image_size": 16, "targets": {"stripes": open_images(target).fingerprint},
+    }  # fmt: skip
     assert (tmp_path / "o" / "fewshot.png").exists()
 
 
