@@ -33,8 +33,8 @@ def test_a_users_file():
     assert "first: weight from layer4 <- kaiming-uniform (0.5 by wels)" in describe(t)
 
 
-def test_the_manuals_file():
-    t = loads((Path(__file__).parents[2] / "docs" / "methods.md").read_text().split("```toml")[1].split("```")[0])
+def test_the_example():
+    t = loads((Path(__file__).parents[2] / "examples" / "timeline.toml").read_text())
     assert t.method == "mine" and [t.epochs(g) for g in range(5)] == [40] * 5
     assert t.generations[4][0].enter == (Mix(Scope("layer4"), Source("initial"), 0.5, 0.5),)
 
