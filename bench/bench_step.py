@@ -136,14 +136,22 @@ def test_copy_of_the_weights_against_plain_autocast(benchmark, trainer_of, batch
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("model, size, batch", [("resnet18", 64, 128), ("resnet18", 64, 32), ("resnet50", 224, 128)])
-def test_cuda_graph_against_its_steps(benchmark, trainer_of, monkeypatch, model, size, batch):
+@pytest.mark.parametrize(
+    "model, size, batch, dtype",
+    [
+        ("resnet18", 64, 128, "bfloat16"),
+        ("resnet18", 64, 128, "float16"),
+        ("resnet18", 64, 32, "bfloat16"),
+        ("resnet50", 224, 128, "bfloat16"),
+    ],
+)
+def test_cuda_graph_against_its_steps(benchmark, trainer_of, monkeypatch, model, size, batch, dtype):
     """What compiling saves on a GPU, and what recording the step saves beyond that."""
     images = 16 * batch
-    settings = {"model": model, "image_size": size, "limit_train": images, "device": "cuda"}
+    settings = {"model": model, "image_size": size, "limit_train": images, "device": "cuda", "amp_dtype": dtype}
     contenders = {"CUDA graph": trainer_of(batch, compile=True, **settings)}
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
+        patch.setattr(cuda_graph, "possible", lambda runtime: False)
         contenders["compiled"] = trainer_of(batch, compile=True, **settings)
         contenders["eager"] = trainer_of(batch, **settings)
         contenders["eager, reference ops"] = trainer_of(batch, kernels="reference", **settings)

@@ -20,12 +20,13 @@ from seal_fast.training.runtime import Runtime
 WARM_UP_STEPS = 3
 
 
-def possible(runtime: Runtime, scaler: torch.amp.GradScaler) -> bool:
-    """Whether steps are replayed: on CUDA under --compile, but not with a scaler.
+def possible(runtime: Runtime) -> bool:
+    """Whether steps are replayed: on CUDA under --compile.
 
-    A `GradScaler` keeps part of its state on the host and collects infinities in new tensors every step.
+    A `GradScaler` keeps scale and growth tracker in tensors that it changes in place, and the update's kernel skips a
+    step by the infinities it finds; what it keeps on the host begins anew in every step.
     """
-    return runtime.device.type == "cuda" and runtime.compile and not scaler.is_enabled()
+    return runtime.device.type == "cuda" and runtime.compile
 
 
 class StepGraph:

@@ -68,7 +68,7 @@ class Steps:
         self.numbers = (
             torch.zeros(6, dtype=torch.float64, device=runtime.device) if "loss" in timeline.needs() else None
         )
-        self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime, state.scaler)
+        self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime)
         self.share = torch.zeros((), dtype=torch.float64, device=runtime.device) if config.mixup else None
         self.buffers: dict[int, tuple[Tensor, Tensor]] = {}  # of recorded steps, by the images of a batch
         self.whole: dict[tuple[Sharpness | None, bool, int], Callable[[Tensor, Tensor], None]] = {}

@@ -1,6 +1,7 @@
 """The step as a CUDA graph. On the CPU a tape stands for the graph: calls on fixed memory, recorded without effect."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seal_fast.config import Config
-from seal_fast.kernels import native
 from seal_fast.train import run
 from seal_fast.training import cuda_graph, runtime
 from seal_fast.training.cuda_graph import StepGraph
+from seal_fast.training.runtime import Runtime
+from seal_fast.training.steps import Steps
 
 
 class Tape(TorchDispatchMode):
@@ -26,7 +28,8 @@ class Tape(TorchDispatchMode):
         assert function is not torch.ops.aten._local_scalar_dense.default  # a recording cannot wait for the device
         given = {**dict(zip((a.name for a in function._schema.arguments), args, strict=False)), **(kwargs or {})}
         for argument in function._schema.arguments:
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            running = argument.name.startswith("running_")  # torch's batch norm does not declare that it writes these
+            if running or (argument.alias_info is not None and argument.alias_info.is_write):
                 written = [t for t in tree_leaves(given.get(argument.name)) if t is not None]
                 self.overwritten += [(t, t.clone()) for t in written]
         result = function(*args, **(kwargs or {}))
@@ -79,7 +82,7 @@ class FakeRecorder:
 def on_tape(monkeypatch):
     monkeypatch.setattr(cuda_graph, "Recorder", FakeRecorder)
     FakeRecorder.logs.clear()
-    monkeypatch.setattr(cuda_graph, "possible", lambda runtime, scaler: True)
+    monkeypatch.setattr(cuda_graph, "possible", lambda runtime: True)
 
 
 def test_three_real_steps_then_one_recording_then_replays(on_tape):
@@ -101,12 +104,11 @@ def test_three_real_steps_then_one_recording_then_replays(on_tape):
     assert FakeRecorder.logs == [["run"] * 3 + ["record"] + ["replay"] * 4]
 
 
-@pytest.mark.skipif(not native.available(), reason="torch's own batch norm does not declare what it writes")
 def test_replays_train_as_steps_do(image_folder, tmp_path, monkeypatch, shallow_network, on_tape):
     """To the bit: an ascent, a re-initialisation, mixup, small last batches, evaluations, a kill; all recorded once."""
     config = replace(AMP, data=str(image_folder), mixup=0.4)
     with monkeypatch.context() as patch:
-        patch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
+        patch.setattr(cuda_graph, "possible", lambda runtime: False)
         run(replace(config, out=tmp_path / "steps"))
     run(replace(config, out=tmp_path / "replays"))
     full, last, evaluation = FakeRecorder.logs  # of 2 generations of 2 epochs of 2 full batches
@@ -123,26 +125,65 @@ def test_replays_train_as_steps_do(image_folder, tmp_path, monkeypatch, shallow_
     assert_identical(outcome(tmp_path / "steps"), outcome(tmp_path / "killed"))
 
 
+def test_a_replayed_scaler_skips_and_grows_as_in_plain_steps(
+    image_folder, tmp_path, monkeypatch, shallow_network, on_tape
+):
+    """To the bit, under float16, through overflows and growth before and after the recording, and a kill."""
+    numbers = dict(init_scale=2.0**32, growth_factor=16.0, backoff_factor=1 / 16, growth_interval=2)
+    monkeypatch.setattr(Runtime, "scaler", lambda self: torch.amp.GradScaler("cpu", **numbers))
+    config = replace(AMP, data=str(image_folder), amp_dtype="float16", ema=0.9, log_norms=True)
+    scales, take = [], Steps.take
+
+    def watched(self, batch):
+        optimizer = self.state.optimizer
+        tensors = optimizer._flat.buffer, optimizer._momentum, optimizer._ema, optimizer.norms
+        before = [t.clone() for t in tensors]
+        ended = take(self, batch)
+        scales.append(self.state.scaler.get_scale())
+        if scales[-1] < (scales[-2] if len(scales) > 1 else numbers["init_scale"]):  # skipped
+            assert all(map(torch.equal, tensors, before))
+        return ended
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "take", watched)
+        with patch.context() as plain:
+            plain.setattr(cuda_graph, "possible", lambda runtime: False)
+            run(replace(config, out=tmp_path / "steps"))
+        expected = scales.copy()
+        scales.clear()
+        run(replace(config, out=tmp_path / "replays"))
+    assert len(FakeRecorder.logs) == 3 and scales == expected
+    recorded = expected[5:]  # of an epoch's three batches the first two are full ones, whose fourth is recorded
+    assert any(a > b for a, b in pairwise(recorded)) and any(a < b for a, b in pairwise(recorded))
+    assert_identical(outcome(tmp_path / "steps"), outcome(tmp_path / "replays"))
+
+    killed = replace(config, out=tmp_path / "killed", checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        die_at(patch, 5)
+        with pytest.raises(Killed):
+            run(killed)
+    run(killed)
+    assert_identical(outcome(tmp_path / "steps"), outcome(tmp_path / "killed"))
+
+
 def test_where_steps_are_not_replayed():
     cpu = runtime.start(Config(device="cpu", compile=True))
     cuda = replace(cpu, device=torch.device("cuda"))
-    off, on = torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu")
-    assert not cuda_graph.possible(cpu, off)
-    assert cuda_graph.possible(cuda, off)
-    assert not cuda_graph.possible(cuda, on)  # found_inf and the scale live on the host too
-    assert not cuda_graph.possible(replace(cuda, compile=False), off)
+    assert not cuda_graph.possible(cpu)
+    assert cuda_graph.possible(cuda)
+    assert not cuda_graph.possible(replace(cuda, compile=False))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("amp", [True, False], ids=["amp", "fp32"])
-def test_a_cuda_graph_trains_as_its_steps_do(amp, image_folder, tmp_path, monkeypatch, small_network):
+@pytest.mark.parametrize("how", [{"amp": True}, {"amp": True, "amp_dtype": "float16"}, {}], ids=str)
+def test_a_cuda_graph_trains_as_its_steps_do(how, image_folder, tmp_path, monkeypatch, small_network):
     config = replace(
-        BASE, method="seal+llf", stem="small", data=str(image_folder), device="cuda", amp=amp, compile=True,
-        deterministic=True,
+        BASE, method="seal+llf", stem="small", data=str(image_folder), device="cuda", compile=True, deterministic=True,
+        **how,
     )  # fmt: skip
     run(replace(config, out=tmp_path / "replays"))
-    monkeypatch.setattr(cuda_graph, "possible", lambda runtime, scaler: False)
+    monkeypatch.setattr(cuda_graph, "possible", lambda runtime: False)
     run(replace(config, out=tmp_path / "steps"))
     assert_identical(outcome(tmp_path / "steps"), outcome(tmp_path / "replays"))
 

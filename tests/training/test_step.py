@@ -42,9 +42,10 @@ def test_no_step_reads_a_value_from_the_device(precision, image_folder, tmp_path
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_no_step_synchronises_on_a_gpu(compiled, image_folder, tmp_path):
+@pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])
+def test_no_step_synchronises_on_a_gpu(amp_dtype, compiled, image_folder, tmp_path):
     config = replace(EXACT, dtype="float32", amp=True, compile=compiled, device="cuda", data=str(image_folder))
-    config = replace(config, record_examples=True)
+    config = replace(config, record_examples=True, amp_dtype=amp_dtype)
     with trainer_of(config, tmp_path / "run") as trainer:
         trainer.set_rates()
         for _ in range(3):  # compiles, fills caches, and records the CUDA graph
