@@ -7,7 +7,6 @@ import contextlib
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from seal_fast.sweep.slots import Slots, slots
 from seal_fast.utils.cpus import cpu_count
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.table import table
+from seal_fast.utils.terminal import say
 
 _MOST_SHOWN = 40
 
@@ -138,7 +138,7 @@ def _run(
                 count, space = metadata["samples"], spaces.read(Path(metadata["space"]))
                 order = suggest.proposals(space, count, metadata["search_seed"], trials, ledger, save)
             scheduler = tune.asha(ledger, rungs, max(trial.generations for trial in made.trials)) if rungs else None
-            print(f"{count - len(trials) + len(left)} of {count} runs to do, {place}; {folder.path}", flush=True)
+            say(f"{count - len(trials) + len(left)} of {count} runs to do, {place}; {folder.path}")
             display = Display(folder, trials, ledger)
             stopped = error = None
             try:
@@ -157,10 +157,10 @@ def _run(
                 again = shlex.join(
                     ["python", "-m", "seal_fast", "sweep", *named, "--out", str(folder.path), "--resume", *flags.again]
                 )
-                print(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", file=sys.stderr, flush=True)
+                say(f"stopped by {signal.Signals(stopped).name}; continue with: {again}", "stderr")
                 session.exit_code = 128 + stopped
             elif error is not None:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                say(f"error: {error}", "stderr")
             else:
                 shutil.rmtree(folder.shared, ignore_errors=True)
                 session.exit_code = _conclude(folder, ledger)
@@ -175,16 +175,16 @@ def _conclude(folder: SweepFolder, ledger: Ledger) -> int:
     failed = ledger.names("failed")
     for name in failed:
         entry = ledger.entries[name]
-        print(f"failed after {entry.failures} attempts: {name}: {entry.message}", file=sys.stderr)
+        say(f"failed after {entry.failures} attempts: {name}: {entry.message}", "stderr")
     report = shlex.join(["python", "-m", "seal_fast", "report", str(folder.path)])
-    print(f"written: results.csv, results.json in {folder.path}; see it with: {report}")
+    say(f"written: results.csv, results.json in {folder.path}; see it with: {report}")
     return 1 if failed else 0
 
 
 def _open_ledger(folder: SweepFolder, trials: dict[str, Trial], repair: bool = True) -> Ledger:
     ledger = Ledger.open(folder.ledger, trials, repair)
     for note in ledger.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", "stderr")
     return ledger
 
 
@@ -228,15 +228,15 @@ def _dry_run(flags: argparse.Namespace, made: Plan, search: str, trained: dict[s
     left = [(trial, max(trial.epochs - (trained or {}).get(trial.name, 0), 0)) for trial in made.trials]
     rows = [("run", *(name.replace("_", "-") for name in names), "epochs")]
     rows += [(t.name, *(short(t.settings.get(n, "")) for n in names), str(epochs)) for t, epochs in left[:_MOST_SHOWN]]
-    print(table(rows))
+    say(table(rows))
     if search == "optuna":
-        print("(random draws in place of what Optuna will propose)")
+        say("(random draws in place of what Optuna will propose)")
     if len(left) > _MOST_SHOWN:
-        print(f"... and {len(left) - _MOST_SHOWN} more")
+        say(f"... and {len(left) - _MOST_SHOWN} more")
     repeated = f" ({made.repeated} combinations left out: another trains the same)" if made.repeated else ""
     place, what = _slots(flags, made.trials), "runs" if trained is None else "runs left"
-    print(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {place}", flush=True)
+    say(f"\n{len(left)} {what}, {sum(e for _, e in left)} epochs{repeated}; {place}")
     if _shares_gpus(flags, place):
-        print(mps.plan()[1], flush=True)
-    print(estimate(left, sizes, place))
+        say(mps.plan()[1])
+    say(estimate(left, sizes, place))
     return 0

@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 
+from seal_fast.utils.terminal import say
+
 _CONTROL = "nvidia-cuda-mps-control"
 _ANSWER_SECONDS = 30.0
 # A shell keeps the daemon until its stdin closes, which the end of the sweep does, SIGKILL included. It lives in a
@@ -47,7 +49,7 @@ def running() -> Iterator[None]:
     """
     needed, sentence = plan()
     if not needed:
-        print(sentence, flush=True)
+        say(sentence)
         yield
         return
     place = tempfile.mkdtemp(prefix="seal-mps-", dir="/tmp")  # short: the path of a socket is limited to 107 bytes
@@ -63,7 +65,7 @@ def running() -> Iterator[None]:
             sentence = f"MPS: its daemon did not start ({failure}), so runs that share a GPU compute in turns"
         else:
             os.environ.update(ours)
-        print(sentence, flush=True)
+        say(sentence)
         yield
     finally:
         keeper.stdin.close()

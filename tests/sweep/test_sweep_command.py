@@ -78,6 +78,12 @@ def test_a_containers_quota_bounds_the_runs_at_a_time(space, tmp_path, capsys, m
     assert f"predicted: {10.96 / 3600:.2g} hours, from 100 images/s and 10 s to start" in text
 
 
+def test_a_sweep_outlives_its_terminal(space, tmp_path, monkeypatch, known_speed):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["sweep", str(space), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize(
     ("extra", "flags", "message"),
     [
