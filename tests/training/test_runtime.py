@@ -23,11 +23,16 @@ def test_precision_follows_the_flags():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-def test_threads_are_set():
+def test_threads_are_set_or_those_of_the_processors_that_may_be_used(monkeypatch):
     before = torch.get_num_threads()
-    runtime.start(Config(threads=1))
-    assert torch.get_num_threads() == 1
-    torch.set_num_threads(before)
+    monkeypatch.setattr(runtime, "cpu_count", lambda: 3)
+    try:
+        for config, processes, threads in ((Config(), 1, 3), (Config(), 2, 1), (Config(threads=2), 2, 2)):
+            torch.set_num_threads(4)
+            runtime.start(config, processes)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 HERE = Path(__file__).parents[1] / "helpers"  # of smaps.py
