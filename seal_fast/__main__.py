@@ -37,49 +37,49 @@ def presets(argv: Sequence[str]) -> int:
     return 0
 
 
-# What runs a command, or the module whose `main` does, and what it is for.
+# What runs a command (a function, a module's `main`, or module:Analysis) and what it is for.
 COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
-    "train": ("seal_fast.train", "Train a network (the same as python -m seal_fast.train)."),
+    "train": ("train", "Train a network (the same as python -m seal_fast.train)."),
     "sweep": (
-        "seal_fast.sweep.command",
+        "sweep.command",
         "Many runs over a space of settings: packed, stopped early, resumed (needs the sweep extra).",
     ),
     "report": (
-        "seal_fast.report.command",
+        "report.command",
         "Runs, their seeds and differences, and what the analyses found about them, on one HTML page.",
     ),
     "timeline": (timeline, "Print what a configuration does to which layers in which epochs, without training."),
-    "layers": ("seal_fast.models.command", "List the modules of a network that --layer-threshold may name."),
+    "layers": ("models.command", "List the modules of a network that --layer-threshold may name."),
     "presets": (presets, "List the presets and their settings."),
-    "prepare": ("seal_fast.data.prepare", "Make a checked .tar of a data set from its official archives."),
-    "depth": ("seal_fast.analysis.depth.command", "Prediction depth of trained networks, compared."),
+    "prepare": ("data.prepare", "Make a checked .tar of a data set from its official archives."),
+    "depth": ("analysis.depth.command:Depth", "Prediction depth of trained networks, compared."),
     "transfer": (
-        "seal_fast.analysis.transfer.command",
+        "analysis.transfer.command:Transfer",
         "Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning.",
     ),
-    "fewshot": ("seal_fast.analysis.fewshot.command", "Ask trained networks few-shot episodes from other images."),
+    "fewshot": ("analysis.fewshot.command:FewShot", "Ask trained networks few-shot episodes from other images."),
     "hessian": (
-        "seal_fast.analysis.hessian.command",
+        "analysis.hessian.command:Hessian",
         "Curvature of the training loss: eigenvalues, trace and spectral density.",
     ),
-    "evaluate": ("seal_fast.analysis.evaluate.command", "Accuracy and calibration of trained networks, by class too."),
+    "evaluate": ("analysis.evaluate.command:Evaluate", "Accuracy and calibration of trained networks, by class too."),
     "similarity": (
-        "seal_fast.analysis.similarity.command",
+        "analysis.similarity.command:Similarity",
         "How alike features are (CKA): between layers, generations, seeds and methods.",
     ),
     "sharpness": (
-        "seal_fast.analysis.sharpness.command",
+        "analysis.sharpness.command:Sharpness",
         "How fast the training loss rises around the weights, and the curvature of each block.",
     ),
-    "drift": ("seal_fast.analysis.drift.command", "How far the weights of runs travel, by layer and generation."),
-    "barrier": ("seal_fast.analysis.barrier.command", "Loss and accuracy on the straight lines between networks."),
-    "plasticity": ("seal_fast.analysis.plasticity.command", "Dormant units, effective rank, gradients, by layer."),
-    "examples": ("seal_fast.analysis.examples.command", "When single training examples are learnt and forgotten."),
+    "drift": ("analysis.drift.command:Drift", "How far the weights of runs travel, by layer and generation."),
+    "barrier": ("analysis.barrier.command:Barrier", "Loss and accuracy on the straight lines between networks."),
+    "plasticity": ("analysis.plasticity.command:Plasticity", "Dormant units, effective rank, gradients, by layer."),
+    "examples": ("analysis.examples.command:Examples", "When single training examples are learnt and forgotten."),
     "robustness": (
-        "seal_fast.analysis.robustness.command",
+        "analysis.robustness.command:Robustness",
         "Accuracy on corrupted images, and telling images of other data sets from the own ones.",
     ),
-    "study": ("seal_fast.analysis.study.command", "Every analysis of some runs, one after the other, and the report."),
+    "study": ("analysis.study.command", "Every analysis of some runs, one after the other, and the report."),
 }
 
 
@@ -97,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run, _ = COMMANDS[argv[0]]
         if isinstance(run, str):
-            run = importlib.import_module(run).main
+            module, _, analysis = run.partition(":")
+            found = importlib.import_module(f"seal_fast.{module}")
+            run = getattr(found, analysis)().run if analysis else found.main
         return run(argv[1:])
     except Exception as error:
         if not (sentence := system_error(error)):

@@ -24,11 +24,6 @@ from seal_fast.utils.errors import RunError, UsageError
 _log = logging.getLogger("seal_fast")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Barrier().run(argv)
-
-
 class Barrier(FigureAnalysis):
     """The straight lines to a network from others: earlier checkpoints of its run, and other runs."""
 

@@ -21,11 +21,6 @@ from seal_fast.utils.table import table
 REFERENCE = {"prediction": "the network's own prediction", "truth": "the true class"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Depth().run(argv)
-
-
 class Depth(Analysis):
     """Prediction depth on the network's own training and validation images."""
 

@@ -21,11 +21,6 @@ from seal_fast.utils.errors import RunError, UsageError
 GROUPS = ("early", "late", "all")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Drift().run(argv)
-
-
 class Drift(FigureAnalysis):
     """The weights of every kept checkpoint, against earlier ones of its run."""
 

@@ -22,11 +22,6 @@ from seal_fast.training.checkpoint import save_tensors
 from seal_fast.utils.errors import RunError, UsageError
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Evaluate().run(argv)
-
-
 class Evaluate(FigureAnalysis):
     """Predictions on the network's own training and validation images."""
 

@@ -21,11 +21,6 @@ from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.files import read_tensors, write_text
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Examples().run(argv)
-
-
 class Examples(FigureAnalysis):
     """The records of runs that were trained with --record-examples, as a generation ended."""
 

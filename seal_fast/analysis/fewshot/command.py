@@ -25,11 +25,6 @@ HEADS: dict[str, Head] = {"linear": linear, "centroid": centroid}
 TITLES = {"linear": "linear head", "centroid": "nearest centroid"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return FewShot().run(argv)
-
-
 class FewShot(TargetAnalysis):
     """Few-shot episodes.
 

@@ -26,11 +26,6 @@ from seal_fast.utils.errors import UsageError
 from seal_fast.utils.table import table
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`. The exit code is 1 where a solver did not converge."""
-    return Hessian().run(argv)
-
-
 class Hessian(Analysis):
     """The Hessian of the loss over fixed training images. `figures` holds eigenvectors, by place in the results."""
 

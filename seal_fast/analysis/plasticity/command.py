@@ -27,11 +27,6 @@ from seal_fast.utils.errors import RunError
 ALL = "all layers"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Plasticity().run(argv)
-
-
 class Plasticity(FigureAnalysis):
     """The outputs of the network's blocks on its training images, and the gradients and signs of their weights."""
 

@@ -23,11 +23,6 @@ from seal_fast.data.batches import batches
 from seal_fast.utils.errors import RunError, UsageError
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Robustness().run(argv)
-
-
 class Robustness(FigureAnalysis):
     """Predictions for corrupted validation images, and for images of other data sets."""
 

@@ -30,11 +30,6 @@ WHOLE = "all layers"
 Sections = dict[str, dict[str, dict[str, float]]]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`. The exit code is 1 where eigenvalues did not converge."""
-    return Sharpness().run(argv)
-
-
 class Sharpness(FigureAnalysis):
     """The loss near the weights, over fixed training images."""
 

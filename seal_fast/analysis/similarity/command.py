@@ -24,11 +24,6 @@ from seal_fast.distributed.world import on_all_ranks
 from seal_fast.utils.errors import RunError, UsageError
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Similarity().run(argv)
-
-
 class Features(NamedTuple):
     """A network's Gram matrices at each probe, and the HSIC of each probe with itself, float64 [probes]."""
 

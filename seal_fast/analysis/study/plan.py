@@ -48,14 +48,12 @@ def registered() -> dict[str, type[Analysis]]:
     """The analyses among the commands, by name."""
     from seal_fast.__main__ import COMMANDS
 
-    found: dict[str, type[Analysis]] = {}
-    for name, (place, _) in COMMANDS.items():
-        if isinstance(place, str) and place.startswith("seal_fast.analysis."):
-            members = vars(importlib.import_module(place)).values()
-            for member in members:
-                if isinstance(member, type) and issubclass(member, Analysis) and member.__module__ == place:
-                    found[name] = member
-    return found
+    places = {name: place.partition(":") for name, (place, _) in COMMANDS.items() if isinstance(place, str)}
+    return {
+        name: getattr(importlib.import_module(f"seal_fast.{module}"), kind)
+        for name, (module, _, kind) in places.items()
+        if kind
+    }
 
 
 def plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespace) -> Measure:

@@ -17,11 +17,6 @@ from seal_fast.utils.errors import UsageError
 PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; see `Analysis.run`."""
-    return Transfer().run(argv)
-
-
 class Transfer(TargetAnalysis):
     """Linear probe, k-NN and fine-tuning on other images."""
 
