@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,18 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def draw_line(axis: Any, points: Iterable[tuple[float, float | None]], place: int, label: str | None = None) -> None:
+    """A line through the points that have a value, in the colour of the result at `place`."""
+    known = [point for point in points if point[1] is not None]
+    style = {"color": COLOURS[place % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
+    axis.plot(*zip(*known, strict=True) if known else ((), ()), label=label, **style)
+
+
+def legend(axis: Any, count: int) -> None:
+    """The names of so many lines, nine in a column."""
+    axis.legend(frameon=False, fontsize=7, ncols=1 + count // 9)
 
 
 def save(figure: Any, path: Path) -> None:

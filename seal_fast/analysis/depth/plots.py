@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, new_figure, save, several_stages
+from seal_fast.analysis.common.stage_plots import by_stage, draw_line, legend, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
 from seal_fast.runs.stats import Interval
 
@@ -43,19 +43,16 @@ def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:
             found, probes = result["splits"][split], result["probes"]
             places = [*range(len(probes)), len(probes) + 0.5]
             counts = [*found["histogram"], found["examples"] - sum(found["histogram"])]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
             share = [100 * count / found["examples"] for count in counts]
-            shares.plot(places[:-1], share[:-1], label=result["subject"], **style)
-            shares.plot(places[-1], share[-1], **style)
-            known = [(x, y) for x, y in zip(places, found["top1_by_depth"], strict=False) if y is not None]
-            accuracies.plot(*zip(*known, strict=True) if known else ((), ()), **style)
-            if found["top1_without_depth"] is not None:
-                accuracies.plot(places[-1], found["top1_without_depth"], **style)
+            draw_line(shares, zip(places[:-1], share[:-1], strict=True), i, result["subject"])
+            draw_line(shares, [(places[-1], share[-1])], i)
+            draw_line(accuracies, zip(places, found["top1_by_depth"], strict=False), i)
+            draw_line(accuracies, [(places[-1], found["top1_without_depth"])], i)
         shares.set_ylabel(f"share of {split} images (%)")
         accuracies.set_ylabel(f"top-1 of {split} images (%)")
         for axis in (shares, accuracies):
             axis.set_xticks([*range(len(probes)), len(probes) + 0.5], [*probes, "none"], rotation=60, fontsize=8)
             axis.set_xlabel("prediction depth")
             axis.set_ylim(bottom=0)
-        shares.legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
+        legend(shares, len(results))
     save(figure, path)

@@ -8,8 +8,8 @@ from typing import Any
 
 from seal_fast.analysis.common.earlier import KINDS
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
@@ -38,12 +38,10 @@ def _profile(last: dict[str, dict[str, Any]], path: Path) -> None:
     for axis, name in zip(axes[:, 0], ("relative distance", "filter angle (degrees)"), strict=True):
         for i, (run, result) in enumerate(last.items()):
             found = [(at, result["layers"][layer]["start"].get(name)) for at, layer in enumerate(layers)]
-            known = [(at, value) for at, value in found if value is not None]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
-            axis.plot(*zip(*known, strict=True) if known else ((), ()), label=run, **style)
+            draw_line(axis, found, i, run)
         axis.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
         axis.set_xlim(-0.5, len(layers) - 0.5)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(f"{name}\nfrom the start", fontsize=9)
-    axes[0, 0].legend(frameon=False, fontsize=7, ncols=1 + len(last) // 9)
+    legend(axes[0, 0], len(last))
     save(figure, path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save
+from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -22,16 +22,14 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         for i, result in enumerate(results):
             bins = result["splits"][split]["bins"]
             places = [(b + 0.5) / len(bins) for b in range(len(bins))]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
-            full = [(b["confidence"], b["accuracy"]) for b in bins if b["images"]]
-            accuracies.plot(*zip(*full, strict=True), label=result["subject"], **style)
+            draw_line(accuracies, [(b["confidence"], b["accuracy"]) for b in bins if b["images"]], i, result["subject"])
             total = sum(b["images"] for b in bins)
-            shares.plot(places, [100 * b["images"] / total for b in bins], **style)
+            draw_line(shares, [(x, 100 * b["images"] / total) for x, b in zip(places, bins, strict=True)], i)
         accuracies.set_ylabel(f"top-1 of {split} images")
         shares.set_ylabel(f"share of {split} images (%)")
         for axis in (accuracies, shares):
             axis.set_xlim(0, 1)
             axis.set_ylim(bottom=0)
             axis.set_xlabel("confidence")
-        accuracies.legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
+        legend(accuracies, len(results))
     save(figure, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save, several_stages
+from seal_fast.analysis.common.stage_plots import COLOURS, legend, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
 
 _STYLES = {"all examples": "-", "right labels": "--", "wrong labels": ":"}
@@ -35,7 +35,7 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
         axis.set_xlabel(x)
         axis.set_ylabel(y)
     if latest:
-        axes[0, 0].legend(frameon=False, fontsize=7, ncols=1 + len(latest) // 9)
+        legend(axes[0, 0], len(latest))
     save(figure, path("examples"))
     if several_stages(results):
         rows = [("across the generation", _ACROSS), ("all examples", _ALL)]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save, several_stages
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
@@ -25,15 +25,13 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     for axis, name in zip(axes.flat, names, strict=False):
         for i, result in enumerate(results):
             found = [(at, result["figures"].get(layer, {}).get(name)) for at, layer in enumerate(layers)]
-            known = [(at, value["mean"]) for at, value in found if value]
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
-            axis.plot(*zip(*known, strict=True) if known else ((), ()), label=result["subject"], **style)
+            draw_line(axis, [(at, value["mean"]) for at, value in found if value], i, result["subject"])
         axis.set_xticks(range(len(layers)), layers, rotation=60, fontsize=8)
         axis.set_ylim(bottom=0)
         axis.set_ylabel(name, fontsize=9)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
+    legend(axes[0, 0], len(results))
     save(figure, path("plasticity"))
     if several_stages(results):
         block = [layer for layer in layers if "effective rank" in results[0]["figures"][layer]][-1]

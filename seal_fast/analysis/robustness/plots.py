@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save, several_stages
 from seal_fast.analysis.robustness.corruptions import KINDS
 
 
@@ -28,13 +28,12 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
                 rows = [result["by_strength"][name] for name in names]
                 means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
                 values = [result["figures"]["clean"]["top-1 (%)"]["mean"], *means]
-                style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
-                axis.plot([0, *protocol["strengths"]], values, label=result["subject"], **style)
+                draw_line(axis, zip([0, *protocol["strengths"]], values, strict=True), i, result["subject"])
             axis.set_title(kind, fontsize=9)
             axis.set_xlabel("strength, 0: clean", fontsize=8)
             axis.set_ylim(bottom=0)
         axes[0, 0].set_ylabel("top-1 (%)")
-        axes[0, 0].legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
+        legend(axes[0, 0], len(results))
         save(figure, path("robustness"))
     if several_stages(results):
         sections = [section for section in ("clean", "all corruptions") if section in results[0]["figures"]]
