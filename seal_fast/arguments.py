@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
-from seal_fast.config import Config, check, difference, load, override
+from seal_fast.config import Config, difference, load, override
 from seal_fast.methods import method
 from seal_fast.methods.method import canonical
 from seal_fast.networks import code_flags
 from seal_fast.presets import PRESETS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 _OLD_FLAGS = {"--augment": "--augmentation=auto", "--no-augment": "--augmentation=none"}
 

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seal_fast.arguments import parse
-from seal_fast.config import Config, check, difference, dumps, load, override
+from seal_fast.config import Config, difference, dumps, load, override
 from seal_fast.methods import timeline
 from seal_fast.methods.text import dumps as timeline_text
 from seal_fast.presets import PRESETS
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 
 def test_precedence_is_flag_then_file_then_preset_then_default(tmp_path):

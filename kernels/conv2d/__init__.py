@@ -16,8 +16,6 @@ from seal_fast.kernels.conv2d.reference import conv2d as _reference
 from seal_fast.kernels.native import channels_last
 from seal_fast.kernels.torch_private import constant, has_bf16_matmul, transforming
 
-_WAYS = "library", "whole", "columns"
-
 
 def conv2d(
     x: Tensor,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seal_fast.config import Config, check, load
+from seal_fast.config import Config, load
 from seal_fast.methods import timeline
 from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.identity import Training, labels, read_object, read_provenance, varied_settings
@@ -22,6 +22,7 @@ from seal_fast.runs.summary import summarise
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import to_json
 from seal_fast.utils.terminal import shown
+from seal_fast.validation import check
 
 _OUTCOMES = {"best": "val_top1", "last": "val_top1", "test": "test_top1"}
 _COLUMNS = ("phase", "val_loss", "val_top1", "val_top5")

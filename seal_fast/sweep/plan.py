@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from seal_fast.config import Config, check, flag, override
+from seal_fast.config import Config, flag, override
 from seal_fast.methods import timeline
 from seal_fast.runs.identity import Training, short, training_key, varied_settings
 from seal_fast.sweep.space import Space
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 _NAME_LENGTH = 80
 

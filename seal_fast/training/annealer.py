@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seal_fast import methods
-from seal_fast.config import Config, check
+from seal_fast.config import Config
 from seal_fast.methods import text
 from seal_fast.methods.partition import split
 from seal_fast.methods.schedule import Timeline
@@ -25,6 +25,7 @@ from seal_fast.training.forgetting import check_scopes
 from seal_fast.training.runtime import Runtime
 from seal_fast.training.step import two_passes
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 Scores = tuple[Callable[[nn.Module, Any], Tensor], Iterable[Any]]
 

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seal_fast.config import Config, Method, check
+from seal_fast.config import Config, Method
 from seal_fast.methods import METHODS, timeline
 from seal_fast.methods.operators import EVERYTHING, Loss, Mix, Scope, Source
 from seal_fast.methods.schedule import Rule
 from seal_fast.methods.text import describe, dumps, loads
 from seal_fast.presets import PRESETS
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 PAPER = Config(generations=10, epochs=160)
 DESCENT = Rule(+1, 1.0, 5e-4)

@@ -10,12 +10,12 @@ from runs import BASE, Killed, die_at, trainer_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from seal_fast.config import check
 from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
 from seal_fast.training import checkpoint, steps
 from seal_fast.training.examples import Examples, margins
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 # 20 images in steps of 8; the second generation ascends for an epoch
 CONFIG = replace(BASE, dtype="float64", stem="small", keep="ascents", record_examples=True, augmentation="pad-crop")

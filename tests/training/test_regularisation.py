@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from test_trainer import read_images
 
 from seal_fast import models, train
-from seal_fast.config import check
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.runs.folder import RunFolder
 from seal_fast.training import assembly
 from seal_fast.utils.errors import UsageError
+from seal_fast.validation import check
 
 SHORT = dict(method="restart", generations=2, epochs=2, warmup_epochs=0, eval_every=9, threads=1)
 BOTH = replace(EXACT, **SHORT, mixup=0.4, dropout=0.25)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.results import identity
-from seal_fast.config import Config, check
+from seal_fast.config import Config
 from seal_fast.data import ImageSet
 from seal_fast.distributed import world as distributed
 from seal_fast.distributed.world import World
 from seal_fast.training import runtime
 from seal_fast.training.runtime import Runtime
+from seal_fast.validation import check
 
 _MAY_DIFFER = frozenset(("out", "cache", "threads"))  # flags that need not be the same on every machine
 
