@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from image_folders import write_images
-from runs import BASE, Killed, assert_identical, die_at, outcome
+from runs import BASE, Killed, assert_identical, die_at, outcome, trainer_of
 
 from seal_fast.config import Config, load
 from seal_fast.runs.folder import RunFolder
@@ -229,6 +229,14 @@ def test_nan_loss_names_place_and_last_good_checkpoint(image_folder, tmp_path, s
     assert str(RunFolder(out).checkpoint) in message
     saved = checkpoint.load(RunFolder(out).checkpoint)
     assert all(t.isfinite().all() for name, t in saved.tensors.items() if name.startswith("model."))
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(image_folder, tmp_path, shallow_network):
+    with trainer_of(replace(BASE, data=str(image_folder)), tmp_path / "run") as trainer:
+        next(trainer.state.model.parameters()).data.fill_(float("nan"))
+        with pytest.raises(RunError, match="the weights are NaN or infinite in generation 0"):
+            trainer.checkpoint()
+    assert not RunFolder(tmp_path / "run").checkpoint.exists()
 
 
 def test_an_error_between_steps_costs_no_step(image_folder, tmp_path, shallow_network, monkeypatch):
