@@ -16,7 +16,7 @@ from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.common.stage_plots import several_stages
 from seal_fast.analysis.hessian import plots
-from seal_fast.analysis.hessian.compute import Figures, Watcher, describe, measure
+from seal_fast.analysis.hessian.compute import Figures, Watcher, check_solver, describe, measure
 from seal_fast.curvature.groups import group_names
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.data import ImageSet, Split
@@ -77,10 +77,7 @@ class Hessian(Analysis):
     def check(self) -> None:
         """Flags must ask for something possible."""
         flags = self.flags
-        if not 0 < flags.tol < 1:
-            raise UsageError(f"--tol {flags.tol}: must be above 0 and below 1")
-        if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing {flags.label_smoothing}: must be at least 0 and below 1")
+        check_solver(flags)
         if not (flags.top or flags.bottom or flags.trace or flags.density):
             raise UsageError("--top 0 --bottom 0: nothing is asked for; add --trace or --density")
         if flags.top + flags.bottom > 50:

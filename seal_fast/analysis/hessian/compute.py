@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,15 @@ from seal_fast.curvature.lanczos import lanczos
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.curvature.power import power
 from seal_fast.curvature.ritz import Eigenpairs, NotConverged, Spectrum
+from seal_fast.utils.errors import UsageError
+
+
+def check_solver(flags: argparse.Namespace) -> None:
+    """Raise a UsageError for --tol or --label-smoothing out of range."""
+    if not 0 < flags.tol < 1:
+        raise UsageError(f"--tol {flags.tol}: must be above 0 and below 1")
+    if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
+        raise UsageError(f"--label-smoothing {flags.label_smoothing}: must be at least 0 and below 1")
 
 
 @dataclass

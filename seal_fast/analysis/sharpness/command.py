@@ -17,7 +17,7 @@ from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.depth.probes import parameters_by_block, probe_modules
-from seal_fast.analysis.hessian.compute import Figures, Watcher, measure
+from seal_fast.analysis.hessian.compute import Figures, Watcher, check_solver, measure
 from seal_fast.analysis.sharpness import plots
 from seal_fast.analysis.sharpness.compute import Batch, Landscape, Loss, Reach, average_case, worst_case
 from seal_fast.curvature.operator import HessianOperator
@@ -72,10 +72,7 @@ class Sharpness(FigureAnalysis):
     def check(self) -> None:
         """Numbers that have an upper limit."""
         flags = self.flags
-        if not 0 < flags.tol < 1:
-            raise UsageError(f"--tol {flags.tol}: must be above 0 and below 1")
-        if flags.label_smoothing is not None and not 0 <= flags.label_smoothing < 1:
-            raise UsageError(f"--label-smoothing {flags.label_smoothing}: must be at least 0 and below 1")
+        check_solver(flags)
         if flags.top > 50:
             raise UsageError(f"--top {flags.top}: must be at most 50")
 
