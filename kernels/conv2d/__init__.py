@@ -16,6 +16,8 @@ from seal_fast.kernels.conv2d.reference import conv2d as _reference
 from seal_fast.kernels.native import channels_last
 from seal_fast.kernels.torch_private import constant, has_bf16_matmul, transforming
 
+_MANY = 48  # images, from which a filled matrix is faster than windows copied out
+
 
 def conv2d(
     x: Tensor,
@@ -86,13 +88,17 @@ def conv2d_backward(
     return _library_backward(grad, x, weight, stride, padding, of_x, of_weight)
 
 
-def ways(shape: Shape, dtype: torch.dtype) -> tuple[str, str, str]:
+def ways(shape: Shape, dtype: torch.dtype, images: int) -> tuple[str, str, str]:
     """How output, gradient of x and gradient of the weight are computed: each "library", "whole" or "columns".
 
-    Products were measured to be faster on maps of few pixels, first of all for the weight and in bfloat16.
+    Products were measured to be faster on maps of few pixels, first of all for the weight and in bfloat16. To fill a
+    matrix from all pixels to all pixels that is larger than the weight takes time, which few images do not win back.
     """
     if shape.whole():
-        return "whole", "whole", "whole"
+        height, width = shape.output()
+        small = height * width * shape.height * shape.width <= shape.kernel**2
+        way = "whole" if small or images >= _MANY else "columns"
+        return way, way, way
     if dtype == torch.float64:  # the library's gradient of a weight takes an image at a time
         return "library", "library", "columns" if shape.kernel > 1 else "library"
     height, width = shape.output()
@@ -122,7 +128,7 @@ def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
         and min(x.shape[2:]) + 2 * padding >= weight.shape[3]
         and x.is_contiguous(memory_format=torch.channels_last)
         and weight.is_contiguous(memory_format=torch.channels_last)
-        and ways(_shape(x, weight, stride, padding), compute) != ("library",) * 3
+        and ways(_shape(x, weight, stride, padding), compute, len(x)) != ("library",) * 3
     )
 
 
@@ -150,7 +156,7 @@ _library.define(
 def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     x, weight = channels_last(x), channels_last(weight)
     shape = _shape(x, weight, stride, padding)
-    way, _, _ = ways(shape, x.dtype)
+    way, _, _ = ways(shape, x.dtype, len(x))
     if way == "whole":
         return products.whole_forward(x, weight, shape)
     if way == "columns":
@@ -161,7 +167,7 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, of_x: bool, of_weight: bool):
     grad, x, weight = channels_last(grad), channels_last(x), channels_last(weight)
     shape = _shape(x, weight, stride, padding)
-    _, way_x, way_weight = ways(shape, x.dtype)
+    _, way_x, way_weight = ways(shape, x.dtype, len(x))
     grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
     if of_x and way_x == "whole":
         grad_x = products.whole_grad_x(grad, weight, shape)

@@ -17,11 +17,11 @@ TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 2**-7}
 
 # Images, channels in and out, height, width, kernel, stride, padding; the ways of output and gradients in bfloat16.
 CASES = [
-    (5, 7, 3, 2, 2, 3, 1, 1, ("whole", "whole", "whole")),
+    (5, 7, 3, 2, 2, 3, 1, 1, ("columns", "columns", "columns")),
     (1, 17, 33, 1, 1, 3, 1, 1, ("whole", "whole", "whole")),
     (3, 4, 6, 2, 1, 3, 1, 1, ("whole", "whole", "whole")),
     (4, 8, 16, 2, 2, 3, 2, 1, ("whole", "whole", "whole")),
-    (2, 5, 5, 3, 2, 5, 1, 2, ("whole", "whole", "whole")),
+    (2, 5, 5, 3, 2, 5, 1, 2, ("columns", "columns", "columns")),
     (6, 16, 8, 4, 4, 3, 2, 1, ("columns", "columns", "columns")),
     (6, 16, 8, 4, 4, 1, 2, 0, ("columns", "columns", "columns")),
     (3, 9, 4, 3, 5, 3, 2, 1, ("library", "library", "columns")),
@@ -50,8 +50,8 @@ def run(x, weight, grad, stride, padding, backend):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(case, dtype):
-    *_, height, width, kernel, stride, padding, expected_ways = case
-    assert ways(Shape(height, width, kernel, stride, padding), torch.bfloat16) == expected_ways
+    n, *_, height, width, kernel, stride, padding, expected_ways = case
+    assert ways(Shape(height, width, kernel, stride, padding), torch.bfloat16, n) == expected_ways
     x, weight, grad = tensors(case, dtype)
     found = run(x, weight, grad, stride, padding, "auto")
     expected = run(*(t.double() for t in (x, weight, grad)), stride, padding, "reference")
@@ -60,6 +60,11 @@ def test_values_and_gradients(case, dtype):
         assert (a.double() - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
     again = run(x, weight, grad, stride, padding, "auto")
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_many_images_of_a_small_map_are_one_product():
+    assert {ways(Shape(2, 2, 3, 1, 1), torch.float32, n) for n in (1, 47)} == {("columns",) * 3}
+    test_values_and_gradients((48, 7, 3, 2, 2, 3, 1, 1, ("whole",) * 3), torch.float32)
 
 
 @needs_bf16
