@@ -261,6 +261,12 @@ def test_auto_is_resident_where_half_of_the_free_memory_suffices(pets, monkeypat
         build(pets, "resident")
 
 
+@pytest.mark.parametrize(("processors", "threads"), [(3, 3), (99, 16)])
+def test_dali_has_a_thread_for_each_processor_that_may_be_used(pets, monkeypatch, processors, threads):
+    monkeypatch.setattr(loader, "cpu_count", lambda: processors)
+    assert build(pets, "stream", threads=None).threads == threads
+
+
 REFUSALS = [
     ({"batch_size": 34}, r"--batch-size 34 is larger than the training set of 33 images: choose at most 33"),
     ({"batch_size": 8, "limit_train": 5}, r"--batch-size 8 is larger than the training set of 5 images"),
