@@ -1,9 +1,9 @@
-"""CKA between all pairs of four networks beside torch_cka, and every measure of four runs.
+"""CKA within and between four networks beside torch_cka, and every measure of four runs.
 
-ResNet-18 on the images of SEAL_FAST_BENCH_DATA (digits where there are none) at 64 pixels. Where torch_cka is not
+ResNet-18 on the images of SEAL_FAST_BENCH_DATA (digits where there are none), CKA at 64 pixels. Where torch_cka is not
 installed (pip install --no-deps torch_cka), its place takes a literal loop that computes both Gram matrices anew for
 each pair of layers, as torch_cka does. SEAL_FAST_BENCH_LONG in the environment asks for 2,000 images instead of 500,
-and for the study of four runs: minutes.
+and for the study of four runs, at SEAL_FAST_BENCH_SIZE pixels (32): minutes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from seal_fast.data.batches import batches
 from seal_fast.models import build
 
 LONG = "SEAL_FAST_BENCH_LONG" in os.environ
+SIZE = int(os.environ.get("SEAL_FAST_BENCH_SIZE", "32"))
 IMAGES, BATCH, NETWORKS = 2000 if LONG else 500, 250, 4
 PEER = "torch_cka" if importlib.util.find_spec("torch_cka") else "literal Gram matrices for each pair"
 
@@ -77,14 +78,14 @@ def full_hsic(k, m):
 
 @torch.no_grad()
 def test_similarity_of_four_networks(benchmark, data):
-    """All pairs at the eight blocks; ours decodes the images once more for each network, and has three more probes."""
+    """Each with itself and all pairs, at the eight blocks; ours decodes the images, and has three more probes."""
     images = open_images(data)
     split = images.val.spread(IMAGES)
     models = [build("resnet18", len(images.classes), seed=i).eval().requires_grad_(False) for i in range(NETWORKS)]
     models = [model.to(memory_format=torch.channels_last) for model in models]
     names = [name for name, _ in models[0].blocks()]
     shown = [(x.clone(), y) for x, y in batches(images, split, image_size=64, batch_size=BATCH)]
-    pairs = list(itertools.combinations(range(NETWORKS), 2))
+    pairs = list(itertools.combinations_with_replacement(range(NETWORKS), 2))
     found: dict[str, list[torch.Tensor]] = {}
 
     def ours():
@@ -109,13 +110,14 @@ def test_similarity_of_four_networks(benchmark, data):
 def test_every_measure_of_four_runs(benchmark, data, tmp_path):
     """The study of two seeds of two methods, at most 2,000 images a split, in a process of its own."""
     short = {"generations": 2, "epochs": 2, "ascent_epochs": 1, "warmup_epochs": 0, "keep": "ascents", "data": data}
-    short |= {"limit_train": min(2000, len(open_images(data).train)), "image_size": 64}
+    short |= {"limit_train": min(2000, len(open_images(data).train)), "image_size": SIZE, "record_examples": True}
     for method, seed in itertools.product(("seal", "restart"), (0, 1)):
         train.run(Config(method=method, seed=seed, out=tmp_path / f"{method}-{seed}", **short))
     command = [sys.executable, "-m", "seal_fast", "study", str(tmp_path), "--images", "2000"]
     start = time.perf_counter()
     printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     benchmark.extra_info |= {
+        "pixels a side": SIZE,
         "seconds in all": time.perf_counter() - start,
         "peak memory, GiB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
     }

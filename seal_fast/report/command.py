@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from seal_fast.report.analyses import Figure, read_analyses
 from seal_fast.report.content import content, page
 from seal_fast.runs.collection import Group, group_by_training, open_runs
-from seal_fast.runs.stats import Interval
+from seal_fast.runs.stats import Interval, decimals
 from seal_fast.runs.summary import summarise
 from seal_fast.utils.files import write_json, write_text
 from seal_fast.utils.table import table
@@ -88,16 +89,20 @@ def _print(content: dict[str, Any]) -> None:
         cells = [_show(group[which]) for which in ("best", "last", *["test"] * tested)]
         rows.append((group["label"], *counts, *cells))
     print(f"top-1 in percent over finished runs, 95 % interval over seeds\n\n{table(rows)}\n\n{content['chosen_on']}\n")
-    rows = [("first minus second", "pairs", "best epoch", "p (Holm)", "last epoch", "p (Holm)")]
-    for row in content["pairs"]:
-        cells = [text for one in (row["best"], row["last"]) for text in (_show(one), f"{one['holm']:.3g}")]
-        rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
     if content["pairs"]:
+        tested = any(row["best"]["count"] > 1 for row in content["pairs"])  # a test needs two seeds in common
+        p = ["p (Holm)"] * tested
+        rows = [("first minus second", "pairs", "best epoch", *p, "last epoch", *p)]
+        for row in content["pairs"]:
+            cells = [text for one in (row["best"], row["last"]) for text in (_show(one), *[_p(one["holm"])] * tested)]
+            rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
         print(f"{table(rows)}\n")
     for section in content["analyses"]:
         rows = [("figure", "group", "seeds", "mean")]
-        for name, cell in ((figure["name"], cell) for figure in section["figures"] for cell in figure["cells"]):
-            rows.append((name, labels[cell["group"]], str(cell["count"]), _show(cell)))
+        for figure in section["figures"]:
+            digits = decimals([cell["mean"] for cell in figure["cells"]], 3)
+            for cell in figure["cells"]:
+                rows.append((figure["name"], labels[cell["group"]], str(cell["count"]), _show(cell, digits)))
         print(f"{section['title']}\n\n{table(rows, left=2)}\n")
     for name, why in content["left_out"][:_LISTED]:
         print(f"left out: {name}: {why}")
@@ -105,5 +110,10 @@ def _print(content: dict[str, Any]) -> None:
         print(f"left out: {more} more; all are on the page")
 
 
-def _show(cell: dict[str, Any]) -> str:
-    return Interval(**{key: cell[key] for key in ("mean", "low", "high", "count")}).show() if cell["count"] else ""
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _show(cell: dict[str, Any], digits: int = 2) -> str:
+    found = Interval(**{key: cell[key] for key in ("mean", "low", "high", "count")})
+    return found.show(digits) if found.count else ""

@@ -18,10 +18,14 @@ const fixed = (x, digits = 2) => (x === null || x === undefined ? "" : x.toFixed
 const counted = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const short = (x) => (typeof x === "number" ? String(Number(x.toPrecision(4))) : x === null ? "" : String(x));
 
+// 2, and of a small mean as many as show three significant digits
+const decimals = (x) => (x && Math.abs(x) < 0.1 ? Math.min(12, 2 - Math.floor(Math.log10(Math.abs(x)))) : 2);
+
 function interval(cell, at, sign) {
   if (!at || at.mean === null) return;
-  cell.append((sign && at.mean > 0 ? "+" : "") + fixed(at.mean));
-  if (at.low !== null) cell.append(" ", el("small", `[${fixed(at.low)}, ${fixed(at.high)}]`));
+  const show = (x) => fixed(x, decimals(at.mean));
+  cell.append((sign && at.mean > 0 ? "+" : "") + show(at.mean));
+  if (at.low !== null) cell.append(" ", el("small", `[${show(at.low)}, ${show(at.high)}]`));
 }
 
 // columns: {name, text?, value(row), show?(cell, row)}; rows keep their identity while they are sorted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -43,6 +43,12 @@ class Interval:
     def json(self) -> dict[str, float]:
         """As result files hold it."""
         return asdict(self)
+
+
+def decimals(values: Iterable[float], significant: int) -> int:
+    """Decimal places that show so many significant digits of the largest value, at least 2."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return max(2, significant - 1 - math.floor(math.log10(largest))) if largest else 2
 
 
 def student(values: Values) -> Interval:

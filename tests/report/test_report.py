@@ -187,6 +187,18 @@ def test_runs_may_be_named_one_by_one_and_a_damaged_one_is_named(folder, tmp_pat
     assert "ba\\\\xefd" in Path("report.html").read_text()
 
 
+def test_a_pair_of_single_seeds_has_no_p(folder, tmp_path, capsys):
+    single = [str(folder / f"{method}-0.01-0") for method in ("seal", "llf", "restart")]
+    assert main(["report", *single, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "first minus second" in printed and "Holm" not in printed and "nan" not in printed
+    assert (
+        main(["report", *single, str(folder / "llf-0.01-1"), str(folder / "seal-0.01-1"), "--out", str(tmp_path)]) == 0
+    )
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("seal - restart"))
+    assert row[3] == "1" and row[5] == row[7] == "-"
+
+
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2 and "neither a sweep nor run folders" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "missing")]) == 2

@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from seal_fast.analysis.barrier import plots
-from seal_fast.analysis.barrier.compute import Batches, height, line, plane
+from seal_fast.analysis.barrier.align import channel_axes, matched, permuted
+from seal_fast.analysis.barrier.compute import Batches, Point, height, line, plane
 from seal_fast.analysis.common.earlier import GROUPS, KINDS, SEEDS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.data import ImageSet, Split
 from seal_fast.data.batches import batches
+from seal_fast.models import ResNet
 from seal_fast.utils.errors import RunError, UsageError
 
 _log = logging.getLogger("seal_fast")
@@ -39,14 +42,16 @@ class Barrier(FigureAnalysis):
     def __init__(self) -> None:
         super().__init__()
         self.lines: dict[tuple[Any, ...], tuple[TrainedNetwork, dict[str, dict[str, list[float]]]]] = {}
+        self.ends: dict[tuple[Any, ...], Point] = {}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the networks' own classes; default: the run's")
         add("--points", type=int, default=11, help="on each line, its ends among them; default: 11")
-        add("--images", type=int, default=2000, help="of each split at most, evenly spaced; default: 2000")
+        add("--images", type=int, default=1000, help="of each split at most, evenly spaced; default: 1000")
         add("--plane", type=int, metavar="N", help="also N x N points in the plane through the first three networks")
+        add("--align", action="store_true", help="permute the channels of other runs' ResNets to match first")
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def open(self) -> None:
@@ -77,12 +82,14 @@ class Barrier(FigureAnalysis):
             if not shown:
                 shown = {name: self._decode(network, images, split) for name, split in splits.items()}
             data = images.fingerprint, network.image_size, len(train)
-            if found := self._line(network, other, data, shown):
+            make = partial(self._line, network, other, kind, data, shown)
+            if found := self.attempt(other, make):
                 lines.append({"kind": kind, "from": other.name, "splits": found})
         third = self.flags.plane and network is self.networks[2]
         if third and not shown:
             shown = {name: self._decode(network, images, split) for name, split in splits.items()}
-        extra = {"plane": self._plane(shown)} if third else {}
+        found = self.attempt(network, lambda: self._plane(shown)) if third else None
+        extra = {"plane": found} if found else {}
         figures: dict[str, dict[str, dict[str, float]]] = {}
         for kind in dict.fromkeys(one["kind"] for one in lines):
             for split in splits:
@@ -101,6 +108,7 @@ class Barrier(FigureAnalysis):
                 "points": flags.points,
                 "loss": "cross entropy, without label smoothing",
                 "batchnorm": "recomputed at each point on the training images",
+                **({"aligned": "by weight matching"} if flags.align else {}),
                 "between": sorted(
                     {n.name for found in self.others.values() for k, n, _ in found if k in (SEEDS, GROUPS)}
                 ),
@@ -112,7 +120,12 @@ class Barrier(FigureAnalysis):
         }
 
     def _line(
-        self, network: TrainedNetwork, other: TrainedNetwork, data: tuple[Any, ...], shown: dict[str, Batches]
+        self,
+        network: TrainedNetwork,
+        other: TrainedNetwork,
+        kind: str,
+        data: tuple[Any, ...],
+        shown: dict[str, Batches],
     ) -> dict[str, dict[str, list[float]]] | None:
         """From `other` to `network`; measured once for both directions. None, with a warning, where there is none."""
         key = frozenset((network.weights.resolve(), other.weights.resolve())), data
@@ -124,15 +137,24 @@ class Barrier(FigureAnalysis):
             if _shapes(before) != _shapes(after):
                 _log.warning("%s and %s have different parameters: no line joins them", other.name, network.name)
                 return None
+            if self.flags.align and kind in (SEEDS, GROUPS):
+                if type(model) is not ResNet:
+                    raise UsageError(f"--align: {network.name} is of {network.model}; it knows resnet18, -34 and -50")
+                axes = channel_axes(model)
+                before = permuted(before, axes, matched(before, after, axes))
 
             def progress(done: int) -> None:
                 end = "\n" * (done == self.flags.points)
                 self.say(f"\r  from {other.name}: {done} of {self.flags.points} points{end}")
 
-            found = line(model, before, after, self.flags.points, shown["train"], shown, runtime.autocast, progress)
+            keys = [(one.weights.resolve(), data) for one in (other, network)]
+            settings = shown["train"], shown, runtime.autocast, progress, [self.ends.get(end) for end in keys]
+            found = line(model, before, after, self.flags.points, *settings)
             if not all(math.isfinite(value) for split in found.values() for value in split["loss"]):
                 raise RunError(f"the loss between {other.name} and {network.name} is not finite: one of them diverged")
             self.lines[key] = other, found
+            for end, at in zip(keys, (0, -1), strict=True):
+                self.ends[end] = {name: (one["loss"][at], one["top1"][at]) for name, one in found.items()}
         first, found = self.lines[key]
         if first is other:
             return found
@@ -161,11 +183,13 @@ class Barrier(FigureAnalysis):
     def title(self, result: dict[str, Any]) -> str:
         """The lines and the images."""
         protocol = result["protocol"]
+        aligned = "; other runs' channels permuted to match" * ("aligned" in protocol)
         counts = " and ".join(f"{count:,} {name} images" for name, count in protocol["images"].items())
         return (
             f"barriers on straight lines of {protocol['points']} points between networks: the most that the "
             f"loss exceeds, and top-1 falls below, the line between the ends\n{protocol['data']}: {counts}; loss: "
-            f"{protocol['loss']}; BatchNorm statistics {protocol['batchnorm']}; intervals: 95 %, over seeds Student's t"
+            f"{protocol['loss']}; BatchNorm statistics {protocol['batchnorm']}{aligned}; "
+            "intervals: 95 %, over seeds Student's t"
         )
 
     def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 """Images [B, 3, S, S] and labels int64 [B]."""
 Path = dict[str, dict[str, list[float]]]
 """By split, `loss` and `top1` (in percent) at each point."""
+Point = Mapping[str, tuple[float, float]]
+"""By split, loss and top-1 of one network."""
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
@@ -74,6 +77,7 @@ def line(
     splits: Mapping[str, Batches],
     autocast: Autocast = nullcontext,
     progress: Callable[[int], None] = lambda done: None,
+    ends: Sequence[Point | None] = (None, None),
 ) -> Path:
     """Loss and accuracy at `points` evenly spaced points from `before` to `after`, both ends among them.
 
@@ -86,9 +90,10 @@ def line(
         splits: images to measure on.
         autocast: makes the context of the forward passes.
         progress: called with the number of points done.
+        ends: what is known already of the first and of the last point.
     """
     places = ({name: torch.lerp(before[name], after[name], i / (points - 1)) for name in before} for i in range(points))
-    return _along(model, places, train, splits, autocast, progress)
+    return _along(model, places, train, splits, autocast, progress, {0: ends[0], points - 1: ends[1]})
 
 
 def _along(
@@ -98,18 +103,20 @@ def _along(
     splits: Mapping[str, Batches],
     autocast: Autocast,
     progress: Callable[[int], None],
+    known: Mapping[int, Point | None] = MappingProxyType({}),
 ) -> Path:
-    """Loss and accuracy with the weights of each place, BatchNorm statistics recomputed."""
+    """Loss and accuracy with the weights of each place that is not `known`, BatchNorm statistics recomputed."""
     found: Path = {name: {"loss": [], "top1": []} for name in splits}
-    for number, weights in enumerate(places, 1):
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-        recompute_statistics(model, train, autocast)
-        for name, batches in splits.items():
-            loss, top1 = evaluate(model, batches, autocast)
+    for number, weights in enumerate(places):
+        if (point := known.get(number)) is None:
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+            recompute_statistics(model, train, autocast)
+            point = {name: evaluate(model, batches, autocast) for name, batches in splits.items()}
+        for name, (loss, top1) in point.items():
             found[name]["loss"].append(loss)
             found[name]["top1"].append(top1)
-        progress(number)
+        progress(number + 1)
     return found
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from seal_fast import __version__
 from seal_fast.analysis.common.groups import Member, members
@@ -31,6 +31,7 @@ from seal_fast.training.signals import Interrupted, stop_signals
 from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.files import to_json, write_json
 
+T = TypeVar("T")
 _log = logging.getLogger("seal_fast")
 
 
@@ -46,12 +47,13 @@ class Analysis:
         target_flag: the flag that takes other data sets; empty if there is none.
         networks_needed: the fewest networks that can be measured.
         every_generation: whether it reads all weights kept, without --per-generation too.
+        on_demand: why a study makes it only where it is named; empty if it always does.
         flags: parsed.
         networks: to be measured, without those named twice.
         world: the processes that share the images; all of them measure, the first one prints and writes.
         runtime: device, compute type and autocast.
         stop: number of the signal that asked to stop, 0 for none.
-        trouble: sentences about networks whose figures are incomplete; they make the exit code 1.
+        trouble: sentences about networks without figures or with incomplete ones; they make the exit code 1.
     """
 
     name: ClassVar[str]
@@ -62,6 +64,7 @@ class Analysis:
     target_flag: ClassVar[str] = ""
     networks_needed: ClassVar[int] = 1
     every_generation: ClassVar[bool] = False
+    on_demand: ClassVar[str] = ""
 
     flags: argparse.Namespace
     networks: list[TrainedNetwork]
@@ -71,6 +74,8 @@ class Analysis:
     def __init__(self) -> None:
         self.stop = 0
         self.trouble: list[str] = []
+        self.fault: UsageError | RunError | None = None  # the first of a network
+        self._opened: tuple[Any, ImageSet] | None = None  # the last data set, and what it is of
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""
@@ -108,9 +113,12 @@ class Analysis:
     def run(self, argv: Sequence[str]) -> int:
         """Measure, print, and write what --out asks for; returns the exit code.
 
+        A network that cannot be measured is named at the end, and the others are measured.
+
         Raises:
-            UsageError: a flag, a run, a weights file or a data set cannot be used.
-            RunError: an image cannot be decoded, a number is not finite, or a file cannot be written.
+            UsageError: a flag, a run, a weights file or a data set cannot be used; or RunError: an image cannot be
+                decoded, or a number is not finite. Both only where no network could be measured.
+            RunError: a file cannot be written.
         """
         self.flags = flags = self.parser().parse_args(list(argv))
         self._check_numbers()
@@ -120,29 +128,53 @@ class Analysis:
         results: list[dict[str, Any]] = []
         with joined(flags, config) as (self.world, self.runtime), stop_signals(self._ask):
             opened = self.world.run_on_all(self._open_networks)
-            self.world.run_on_all(self.open)
+            try:
+                self.world.run_on_all(self.open)
+            except UsageError as error:  # perhaps because a run was left out
+                raise self.fault or error from None
             for number, (network, member) in enumerate(opened, 1):
                 if self.world.max(self.stop)[0]:
                     break
                 self.say(f"{network.name} ({number} of {len(opened)})\n")
                 began = time.perf_counter()
                 try:
-                    result = {**identity(network), **asdict(member), **self.measure(network)}
+                    figures = self.attempt(network, lambda network=network: self.measure(network))
                 except Interrupted as interrupted:  # by the training of a fine-tuned network
                     self.stop = interrupted.number
                     break
-                except (UsageError, RunError):
-                    if results and self.world.size == 1:  # with several processes the others may not know yet
-                        self._give(results)
-                    raise
+                if figures is None:
+                    continue
+                result = {**identity(network), **asdict(member), **figures}
                 compute = str(self.runtime.compute).removeprefix("torch.")
                 common = {"analysis": self.name, "seal_fast": __version__, "compute": compute}
                 result["protocol"] = {**common, **result["protocol"]}
                 results.append(result | {"processes": self.world.size, "seconds": time.perf_counter() - began})
+        if self.fault and not results and not self.stop:
+            raise self.fault
         self._give(results)
         if self.stop:
             return 128 + self.stop
         return 1 if self.trouble else 0
+
+    def attempt(self, network: TrainedNetwork, make: Callable[[], T]) -> T | None:
+        """What `make` returns; None, with a sentence in `trouble`, where `network` cannot be measured.
+
+        Raises:
+            UsageError, RunError: not all of several processes had the error.
+        """
+        try:
+            return make()
+        except (UsageError, RunError) as error:
+            self._tolerate(error, network.name, network.weights)
+            return None
+
+    def _tolerate(self, error: UsageError | RunError, name: str, path: Path) -> None:
+        if self.world.size > 1 and not getattr(error, "on_all_ranks", False):
+            raise error
+        sentence = str(error) if name in str(error) or str(path) in str(error) else f"{name}: {error}"
+        if sentence not in self.trouble:
+            self.trouble.append(sentence)
+        self.fault = self.fault or error
 
     def training_images(
         self, network: TrainedNetwork, count: int | None, flag: str, spread: bool = True
@@ -152,8 +184,12 @@ class Analysis:
         Raises:
             UsageError: see `own_images` and `choose`, or the processes do not have the same images.
         """
-        world, flags = self.world, self.flags
-        images = world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
+        world, flags, config = self.world, self.flags, network.config
+        selection = config and (config.data, config.selection())
+        key = selection, network.num_classes, network.image_size
+        if self._opened is None or self._opened[0] != key:
+            self._opened = key, world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
+        images = self._opened[1]
         check_alike(world, network, images)
         chosen = world.run_on_all(lambda: choose(images, "train", count, spread=spread))
         if world.is_main:
@@ -170,18 +206,24 @@ class Analysis:
         self.say("\nstopping after this network; interrupt again to end at once\n")
 
     def _open_networks(self) -> list[tuple[TrainedNetwork, Member]]:
-        """The networks to measure, each with its group."""
+        """The networks to measure, each with its group, without runs whose files are damaged."""
         given = {name: getattr(self.flags, name) for name in ("model", "stem", "width", "image_size")}
         opened: dict[Path, TrainedNetwork] = {}
         for run in self.flags.runs:
-            if self.flags.per_generation:
-                found = load_checkpoints(run, **given)
-            else:
-                found = [open_network(run, stage=self.flags.stage, **given)]
+            try:
+                if self.flags.per_generation:
+                    found = load_checkpoints(run, **given)
+                else:
+                    found = [open_network(run, stage=self.flags.stage, **given)]
+            except RunError as error:
+                self._tolerate(error, run.name, run)
+                continue
             for network in found:
                 first = opened.setdefault(network.weights.resolve(), network)
                 if first is not network:
                     _log.warning("%s is the same file as %s and counts once", network.weights, first.weights)
+        if self.fault and not opened:
+            raise self.fault
         self.networks = list(opened.values())
         return list(zip(self.networks, members(self.networks), strict=True))
 

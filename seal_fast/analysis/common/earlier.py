@@ -45,7 +45,10 @@ def earlier(network: TrainedNetwork, networks: Sequence[TrainedNetwork]) -> dict
 
 
 def partners(networks: Sequence[TrainedNetwork]) -> dict[Path, list[Partner]]:
-    """By weights file, the `earlier` checkpoints; for the last named of each run also the last of all other runs."""
+    """By weights file, the `earlier` checkpoints; for the last named of each run also the last of other runs.
+
+    Of two seeds of a group only the later named has the other one: a pair is one value, not one of each seed.
+    """
     group = {n.weights: m.group for n, m in zip(networks, members(networks), strict=True)}
     last = {(n.weights.parent if n.config else n.weights).resolve(): n for n in networks}
     found: dict[Path, list[Partner]] = {}
@@ -53,8 +56,9 @@ def partners(networks: Sequence[TrainedNetwork]) -> dict[Path, list[Partner]]:
         own = group[network.weights]
         found[network.weights] = [Partner(KINDS[kind], n, own) for kind, n in earlier(network, networks).items()]
         if network in last.values():
+            before = True
             for other in last.values():
-                if other is not network:
-                    its = group[other.weights]
+                its, before = group[other.weights], before and other is not network
+                if other is not network and (its != own or before):
                     found[network.weights].append(Partner(SEEDS if its == own else GROUPS, other, its))
     return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.common.stage_plots import Curves, by_stage, draw, several_stages
-from seal_fast.runs.stats import Interval, student
+from seal_fast.runs.stats import Interval, decimals, student
 from seal_fast.utils.table import table
 
 Figures = dict[str, dict[str, dict[str, float]]]
@@ -38,19 +38,22 @@ class FigureAnalysis(Analysis):
         raise NotImplementedError
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
-        """A row for each network and section, and one for each group of several seeds."""
-        names = list(dict.fromkeys(name for r in results for found in r["figures"].values() for name in found))
-        rows = [("network", "section", *names)]
+        """Sections of the same figures together: a row for each network, and one for each group of several seeds."""
+        alike: dict[tuple[str, ...], list[str]] = {}
         for section in _sections(results):
-            for result in results:
-                if found := result["figures"].get(section):
-                    shown = (Interval(**found[name]).show(_digits(name)) if name in found else "-" for name in names)
-                    rows.append((result["subject"], section, *shown))
-            for seeds, same in _over_seeds(results, section):
-                values = ([found[name]["mean"] for found in same if name in found] for name in names)
-                shown = (student(v).show(_digits(name)) if v else "-" for name, v in zip(names, values, strict=True))
-                rows.append((seeds, section, *shown))
-        return f"{self.title(results[0])}\n\n{table(rows, left=2)}"
+            alike.setdefault(_names(results, section), []).append(section)
+        parts = [self.title(results[0])]
+        for names, sections in alike.items():
+            rows = [("network", "section", *names)]
+            for section in sections:
+                found = [(r["subject"], r["figures"][section]) for r in results if section in r["figures"]]
+                digits = [_digits(name, [one[name]["mean"] for _, one in found if name in one]) for name in names]
+                shown = [(name, _intervals(one, names)) for name, one in found]
+                for name, intervals in [*shown, *_over_seeds(results, section, names)]:
+                    cells = (one.show(n) if one else "-" for one, n in zip(intervals, digits, strict=True))
+                    rows.append((name, section, *cells))
+            parts.append(table(rows, left=2))
+        return "\n\n".join(parts)
 
     def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
         """Draw `<command>_generations`: a row of panels for each section, where the results are of several stages."""
@@ -58,7 +61,7 @@ class FigureAnalysis(Analysis):
             return
         panels = []
         for section in _sections(results):
-            names = dict.fromkeys(name for r in results for name in r["figures"].get(section, ()))
+            names = _names(results, section)
             panels.append([(f"{name}, {section}", curves(results, section, name)) for name in names])
         draw(panels, path(f"{self.name}_generations"))
 
@@ -67,14 +70,26 @@ def _sections(results: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(section for result in results for section in result["figures"]))
 
 
-def _digits(name: str) -> int:
-    return 2 if "%" in name else 4
+def _names(results: Sequence[dict[str, Any]], section: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for result in results for name in result["figures"].get(section, ())))
 
 
-def _over_seeds(results: Sequence[dict[str, Any]], section: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Name and figures of each stage of a group with several seeds."""
+def _digits(name: str, values: Sequence[float]) -> int:
+    return 2 if "%" in name else max(4, decimals(values, 3))
+
+
+def _intervals(figures: dict[str, dict[str, float]], names: Iterable[str]) -> list[Interval | None]:
+    return [Interval(**figures[name]) if name in figures else None for name in names]
+
+
+def _over_seeds(
+    results: Sequence[dict[str, Any]], section: str, names: Sequence[str]
+) -> Iterator[tuple[str, list[Interval | None]]]:
+    """Name and means of each stage of a group with several seeds."""
     for group, stage in dict.fromkeys((result["group"], result["stage"]) for result in results):
         same = [r["figures"] for r in results if (r["group"], r["stage"]) == (group, stage)]
         found = [figures[section] for figures in same if section in figures]
         if len(found) > 1:
-            yield f"{group}, {len(found)} seeds" + ("" if stage == "last" else f", {stage}"), found
+            values = ([one[name]["mean"] for one in found if name in one] for name in names)
+            title = f"{group}, {len(found)} seeds" + ("" if stage == "last" else f", {stage}")
+            yield title, [student(some) if some else None for some in values]

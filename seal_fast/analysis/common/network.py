@@ -66,9 +66,12 @@ class TrainedNetwork:
 
         Raises:
             UsageError: the file is missing, damaged or of another architecture.
+            RunError: a weight or statistic is NaN or infinite.
         """
         network = build(self.model, self.num_classes or 1, self.stem, width=self.width)  # type: ignore[arg-type]
         load_weights(network, self.weights, classifier=self.classifier)
+        if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
+            raise RunError(f"{self.weights} holds NaN or infinite weights: its training diverged")
         network.to(device, dtype).to(memory_format=torch.channels_last)
         return network.eval().requires_grad_(False)
 
@@ -136,7 +139,7 @@ def _of_file(file: Path, model: str | Sequence[str] | None = None, **given: Any)
     try:
         tensors, header = read_tensors(file)
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{file} is not a readable safetensors file ({error})") from None
+        raise RunError(f"{file} is not a readable safetensors file ({error})") from None
     try:
         recorded = {name: kind(header[name]) for name, kind in _HEADER.items() if name in header}
     except ValueError as error:

@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from seal_fast.analysis.common.earlier import KINDS, earlier
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.drift import plots
-from seal_fast.analysis.drift.compute import Weights, compare, layers, norm, scale_free
+from seal_fast.analysis.drift.compute import compare, layers, moves, norm, scale_free
 from seal_fast.curvature.groups import group_names
-from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.errors import UsageError
 
 GROUPS = ("early", "late", "all")
 
@@ -30,6 +29,10 @@ class Drift(FigureAnalysis):
         "first kept checkpoint, across a generation and across an ascent, by group and layer. Reads no images."
     )
     every_generation = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[Path, nn.Module] = {}  # networks that the last checkpoint was compared with
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""
@@ -46,15 +49,20 @@ class Drift(FigureAnalysis):
         """The figures of each group, and those of each layer in `layers`."""
         assert network.config
         others = earlier(network, self.networks)
-        model, weights = _load(network)
-        before = {kind: _load(other)[1] for kind, other in others.items()}
+        needed = {one.weights: one for one in (network, *others.values())}
+        self.held = {file: self.held.get(file) or one.load() for file, one in needed.items()}
+        model, weights = self.held[network.weights], dict(self.held[network.weights].named_parameters())
         threshold = self.flags.layer_threshold or network.config.layer_threshold
         groups = {group: group_names(model, group, threshold) for group in GROUPS}
         filters = set(scale_free(model))
         figures = {group: {"norm": number(norm(weights, names))} for group, names in groups.items()}
-        for kind, then in before.items():
+        before = {
+            kind: moves(dict(self.held[other.weights].named_parameters()), weights, filters)
+            for kind, other in others.items()
+        }
+        for kind, moved in before.items():
             for group, names in groups.items():
-                found = compare(then, weights, names, filters)
+                found = compare(moved, names)
                 figures[f"{KINDS[kind]}, {group}"] = {name: number(value) for name, value in found.items()}
         return {
             "protocol": {
@@ -66,8 +74,7 @@ class Drift(FigureAnalysis):
             "from": {kind: other.stage for kind, other in others.items()},
             "figures": figures,
             "layers": {
-                layer: {"norm": norm(weights, names)}
-                | {kind: compare(then, weights, names, filters) for kind, then in before.items()}
+                layer: {"norm": norm(weights, names)} | {kind: compare(moved, names) for kind, moved in before.items()}
                 for layer, names in layers(model).items()
             },
         }
@@ -84,11 +91,3 @@ class Drift(FigureAnalysis):
     def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
         """Curves over stages by group, and the last checkpoints' profile over layers."""
         plots.draw(results, path)
-
-
-def _load(network: TrainedNetwork) -> tuple[nn.Module, Weights]:
-    model = network.load()
-    weights = {name: p.double() for name, p in model.named_parameters()}
-    if not all(bool(torch.isfinite(p).all()) for p in weights.values()):
-        raise RunError(f"{network.weights} holds NaN or infinite weights: its training diverged")
-    return model, weights

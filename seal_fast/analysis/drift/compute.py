@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from seal_fast.models import BATCHNORMS
 
 Weights = Mapping[str, Tensor]
-"""Parameters by name, float64."""
+"""Parameters by name."""
 
 
 def layers(model: nn.Module) -> dict[str, list[str]]:
@@ -31,30 +32,40 @@ def scale_free(model: nn.Module) -> list[str]:
 
 def norm(weights: Weights, names: Collection[str]) -> float:
     """The Euclidean norm of the named parameters as one vector."""
-    return float(sum(weights[name].square().sum() for name in names)) ** 0.5
+    return float(sum(weights[name].double().square().sum() for name in names)) ** 0.5
 
 
-def compare(before: Weights, after: Weights, names: Collection[str], filters: Collection[str] = ()) -> dict[str, float]:
+class Move(NamedTuple):
+    """Of one parameter w that went to w': |w|^2, |w'|^2, |w' - w|^2, (w, w'), and the angle of each filter."""
+
+    sums: Tensor
+    angles: Tensor | None
+
+
+def moves(before: Weights, after: Weights, filters: Collection[str] = ()) -> dict[str, Move]:
+    """How each parameter went from `before` to `after`, in one pass; `filters` are convolution weights [C, ...]."""
+    found = {}
+    for name, there in after.items():
+        w, v = before[name].double(), there.double()
+        sums = torch.stack([w.square().sum(), v.square().sum(), (v - w).square().sum(), (w * v).sum()])
+        found[name] = Move(sums, _angles(w, v) if name in filters else None)
+    return found
+
+
+def compare(moves: Mapping[str, Move], names: Collection[str]) -> dict[str, float]:
     """How far the named parameters, as one vector w, went to w'; a figure that is not defined is left out.
-
-    Args:
-        before: the weights w.
-        after: the weights w'.
-        names: the parameters.
-        filters: convolution weights [C, ...] whose scale has no effect.
 
     Returns:
         `distance` |w' - w|, `relative distance` |w' - w| / |w|, `cosine`, and over the filters among the names the mean
         `filter angle (degrees)`, which no scale of a filter changes.
     """
-    here, there = norm(before, names), norm(after, names)
-    distance = float(sum((after[name] - before[name]).square().sum() for name in names)) ** 0.5
-    found = {"distance": distance}
+    here, there, moved, product = torch.stack([moves[name].sums for name in names]).sum(0).tolist()
+    found = {"distance": moved**0.5}
     if here:
-        found["relative distance"] = distance / here
+        found["relative distance"] = (moved / here) ** 0.5
     if here and there:
-        found["cosine"] = float(sum((after[name] * before[name]).sum() for name in names)) / (here * there)
-    angles = [_angles(before[name], after[name]) for name in names if name in filters]
+        found["cosine"] = product / (here * there) ** 0.5
+    angles = [a for name in names if (a := moves[name].angles) is not None]
     if angles and len(angles := torch.cat(angles)):
         found["filter angle (degrees)"] = float(angles.mean())
     return found

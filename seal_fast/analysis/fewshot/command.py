@@ -139,7 +139,7 @@ class FewShot(TargetAnalysis):
         for over, samples in tests.items():
             adjusted = holm([paired_p(*sample) for sample in samples.values()])
             for ((row, group), sample), p in zip(samples.items(), adjusted, strict=True):
-                cells.setdefault((*row, over), {})[group] = f"{paired(*sample).show()} p {p:.2g}"
+                cells.setdefault((*row, over), {})[group] = paired(*sample).show() + f" p {p:.2g}" * (p == p)
         if not cells:
             return list(unpaired)
         order = sorted(cells, key=lambda row: [key[:-1] for key in cells].index(row[:-1]))

@@ -38,6 +38,7 @@ class Hessian(Analysis):
     least = {"images": 1, "top": 0, "bottom": 0, "probes": 2, "density_probes": 1, "steps": 1, "max_hvps": 1}
     least = least | {"cache_gib": 0}
     image_flags = {"images": True}
+    on_demand = "as sharpness has the largest eigenvalue and the trace"
 
     def __init__(self) -> None:
         super().__init__()

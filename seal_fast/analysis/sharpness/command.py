@@ -20,13 +20,13 @@ from seal_fast.analysis.depth.probes import parameters_by_block, probe_modules
 from seal_fast.analysis.hessian.compute import Figures, Watcher, check_solver, measure
 from seal_fast.analysis.sharpness import plots
 from seal_fast.analysis.sharpness.compute import Batch, Landscape, Loss, Reach, average_case, worst_case
+from seal_fast.analysis.sharpness.plots import WHOLE
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.data.batches import batches
 from seal_fast.distributed.world import on_all_ranks
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.errors import RunError, UsageError
 
-WHOLE = "all layers"
 Sections = dict[str, dict[str, dict[str, float]]]
 
 
@@ -168,24 +168,27 @@ class Sharpness(FigureAnalysis):
                 self.trouble.append(f"{network.name}{part}: {found.trouble}")
             return operator, found
 
-        operator, found = solve(None, flags.top, vectors=True, probes=flags.probes)
-        loss_value, gradient = operator.loss_value, operator.gradient
-        del operator  # and its cache
-        top = found.spectrum.top
-        figures: Sections = {WHOLE: {"loss": number(loss_value)}}
-        if top.values:
-            figures[WHOLE]["largest eigenvalue"] = number(top.values[0])
-        if found.trace:
-            t = found.trace
-            figures[WHOLE]["trace"] = Interval(t.value, t.value - t.half, t.value + t.half, t.probes).json()
-        if len(top.values) == flags.top and (share := share_inside(gradient, top.vectors)) is not None:
-            figures[WHOLE][f"gradient in the top {flags.top} (%)"] = number(100 * share)
-        for block, names in blocks.items():
+        def whole() -> dict[str, dict[str, float]]:
+            operator, found = solve(None, flags.top, vectors=True, probes=flags.probes)
+            figures, top, t = {"loss": number(operator.loss_value)}, found.spectrum.top, found.trace
+            if top.values:
+                figures["largest eigenvalue"] = number(top.values[0])
+            if t:
+                figures["trace"] = Interval(t.value, t.value - t.half, t.value + t.half, t.probes).json()
+            if len(top.values) == flags.top and (share := share_inside(operator.gradient, top.vectors)) is not None:
+                figures[f"gradient in the top {flags.top} (%)"] = number(100 * share)
+            return figures
+
+        def largest(names: list[str]) -> dict[str, dict[str, float]]:
+            values = solve(names, 1)[1].spectrum.top.values
+            return {"largest eigenvalue": number(values[0])} if values else {}
+
+        figures: Sections = {}
+        for part, make in ((WHOLE, whole), *((block, partial(largest, names)) for block, names in blocks.items())):
             if self.world.max(self.stop)[0]:
                 break
-            found = solve(names, 1)[1]
-            if found.spectrum.top.values:
-                figures[block] = {"largest eigenvalue": number(found.spectrum.top.values[0])}
+            if found := self.attempt(network, make):
+                figures[part] = found
         return figures
 
     def title(self, result: dict[str, Any]) -> str:

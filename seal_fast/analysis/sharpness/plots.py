@@ -11,6 +11,7 @@ from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save, sev
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
 
 RISE, TOP = "rise of the loss", "largest eigenvalue"
+WHOLE = "all layers"
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
@@ -21,7 +22,7 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     """
     sizes = {name: results[0]["protocol"][name] for name in ("rho", "adaptive_rho", "noise", "adaptive_noise")}
     figure, axes = new_figure(11, 6, 2, 3)
-    blocks = [s for r in results for s, found in r["figures"].items() if RISE not in found and "loss" not in found]
+    blocks = [s for r in results for s, found in r["figures"].items() if RISE not in found and s != WHOLE]
     blocks = list(dict.fromkeys(blocks))
     for i, result in enumerate(results):
         style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
@@ -30,20 +31,22 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             title = name.replace("_", " ")
             found = result["figures"]
             axis.plot(values, [found[f"{title} {value:g}"][RISE]["mean"] for value in values], **style)
+            axis.set_xticks(values)
             axis.set_xlabel(title, fontsize=8)
             axis.set_ylabel(RISE, fontsize=8)
         known = [(at, found[block][TOP]["mean"]) for at, block in enumerate(blocks) if block in found]
         axes[0, 2].plot(*zip(*known, strict=True) if known else ((), ()), **style)
     axes[0, 2].set_xticks(range(len(blocks)), blocks, rotation=60, fontsize=7)
     axes[0, 2].set_ylabel(TOP, fontsize=8)
-    axes[1, 2].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=7, ncols=1 + len(results) // 9)
+    axes[1, 2].set_axis_off()
+    lines = axes[0, 0].get_legend_handles_labels()
+    axes[1, 2].legend(*lines, frameon=False, fontsize=7, ncols=1 + len(results) // 16, loc="center")
     save(figure, path("sharpness"))
     if several_stages(results):
         largest = [f"{name.replace('_', ' ')} {max(values):g}" for name, values in sizes.items()]
-        whole = next(name for name, found in results[0]["figures"].items() if "loss" in found)
+        names = dict.fromkeys(name for result in results for name in result["figures"].get(WHOLE, ()))
         rows = [
             [(f"{RISE}, {section}", curves(results, section, RISE)) for section in largest],
-            [(name, curves(results, whole, name)) for name in results[0]["figures"][whole]],
+            [(name, curves(results, WHOLE, name)) for name in names],
         ]
-        draw_stages(rows, path("sharpness_generations"))
+        draw_stages([row for row in rows if row], path("sharpness_generations"))

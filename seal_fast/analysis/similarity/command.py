@@ -74,7 +74,9 @@ class Similarity(FigureAnalysis):
         maps = {("within the network", *_names(here, here)): [self._cka(here, here)]}
         at_probes: dict[str, list[Tensor]] = {"CKA to the input": [self._cka(here, here)[:, 0]]}
         for kind, other, group in self.partners[network.weights]:
-            there = self._features(other, network, data)
+            there = self.attempt(other, lambda other=other: self._features(other, network, data))
+            if there is None:
+                continue
             found = self._cka(here, there)
             name = f"to {group}" if kind == GROUPS else kind
             maps.setdefault((name, *_names(here, there)), []).append(found)
@@ -112,9 +114,10 @@ class Similarity(FigureAnalysis):
         run = [n for n in self.networks if n.config and n.weights.parent.resolve() == folder]
         if len(run) < 2 or network is not run[-1]:
             return []
-        features = [self._features(n, network, data) for n in run]
+        read = {n.stage: self.attempt(n, lambda n=n: self._features(n, network, data)) for n in run}
+        features = [found for found in read.values() if found]
         found = torch.stack([torch.stack([self._cka(a, b).diagonal() for b in features]) for a in features])
-        stages = [n.stage.removeprefix("generation-") for n in run]
+        stages = [stage.removeprefix("generation-") for stage, found in read.items() if found]
         return [
             {"name": f"{CHECKPOINTS}, {probe}", "rows": stages, "columns": stages, "values": found[..., i].tolist()}
             for i, probe in enumerate(features[0].probes)

@@ -138,7 +138,7 @@ def _make(measures: Sequence[Measure], out: Path, runs: Sequence[Path]) -> list[
             else:
                 done[measure.name] = measure.request()
                 write_json(out / LEDGER, done)
-    results = any((out / f"{name}.json").exists() for name in done)
+    results = any((out / f"{name}.json").exists() for name in {*done, *(measure.name for measure in measures)})
     page = out / "report.html"
     command = ["python", "-m", "seal_fast", "report", *map(str, runs), "--out", str(page)]
     if why := launch(command + ["--results", str(out)] * results, out / "report.txt"):

@@ -61,6 +61,9 @@ def plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespac
     measure, parser = Measure(analysis.name), analysis().parser()
     takes = {option: action for action in parser._actions for option in action.option_strings}
     extra = [words[1:] for words in map(shlex.split, flags.flags) if words[:1] == [analysis.name]]
+    if analysis.on_demand and not extra and analysis.name not in (flags.only or ()):
+        measure.why = f"left out, {analysis.on_demand}: name it with --only or --flags"
+        return measure
     if analysis.target_flag:
         if flags.targets:
             measure.flags += [analysis.target_flag, *flags.targets]

@@ -11,6 +11,7 @@ from pretend import pretend_run
 from safetensors.torch import load_file, save_file
 
 from seal_fast.analysis.common.command import Analysis
+from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.config import Config
 from seal_fast.runs.stats import student
 from seal_fast.utils.errors import RunError, UsageError
@@ -150,9 +151,12 @@ def test_a_folder_without_a_run_ends_in_a_sentence(tmp_path):
 def test_a_fault_costs_no_results_that_there_are(made, tmp_path, capsys):
     runs = [made("s0", 10), made("s1", 14, replace(BASE, seed=1))]
     (tmp_path / "s1" / "weights" / "last.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="not a readable safetensors file"):
-        Thing().run(runs)
-    assert capsys.readouterr().out == ""
+    assert Thing().run(runs) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "seal: 10.00 of 1\n"
+    assert captured.err.startswith("error: ") and "s1/weights/last.safetensors is not a readable" in captured.err
+    with pytest.raises(RunError, match="not a readable safetensors file"):
+        Thing().run(runs[1:])
 
     class Fails(Thing):
         def measure(self, network):
@@ -160,8 +164,40 @@ def test_a_fault_costs_no_results_that_there_are(made, tmp_path, capsys):
                 raise RunError("s2: its images are damaged")
             return super().measure(network)
 
-    runs = [runs[0], made("s2", 14, replace(BASE, seed=2))]
-    with pytest.raises(RunError, match="images are damaged"):
-        Fails().run([*runs, "--out", str(tmp_path / "out")])
-    (result,) = json.loads((tmp_path / "out" / "thing.json").read_text())
-    assert result["v"] == 10 and capsys.readouterr().out.startswith("seal: 10.00 of 1")
+    runs = [runs[0], made("s2", 14, replace(BASE, seed=2)), made("s3", 12, replace(BASE, seed=3))]
+    assert Fails().run([*runs, "--out", str(tmp_path / "out")]) == 1
+    results = json.loads((tmp_path / "out" / "thing.json").read_text())
+    captured = capsys.readouterr()
+    assert [r["v"] for r in results] == [10, 12] and captured.out.startswith(f"seal: {student([10, 12]).show()} of 2")
+    assert captured.err == "error: s2: its images are damaged\n"
+    with pytest.raises(RunError, match="images are damaged"):  # of no network there is a figure
+        Fails().run(runs[1:2])
+
+
+def test_sections_of_the_same_figures_share_a_table(made, capsys):
+    class Figures(FigureAnalysis):
+        name = "figures"
+        description = "Numbers."
+
+        def add_flags(self, parser):
+            pass
+
+        def measure(self, network):
+            value = load_file(network.weights)["value"].item()
+            small, large = number(value / 1e6), number(value)
+            sections = {"a": {"rise": small}, "b": {"rise": large}, "c": {"share (%)": large, "rise": large}}
+            sections |= {"c": {"share (%)": large}} if value == 14 else {}
+            return {"protocol": {}, "skipped_images": {}, "figures": sections}
+
+        def title(self, result):
+            return "numbers"
+
+    runs = [made("s0", 10), made("s1", 14, replace(BASE, method="llf"))]
+    assert Figures().run(runs) == 0
+    title, *tables = capsys.readouterr().out.split("\n\n")
+    assert title == "numbers" and [[line.split() for line in table.splitlines()] for table in tables] == [
+        [["network", "section", "rise"], ["-" * 7, "-" * 7, "-" * 9],
+         ["s0", "a", "0.0000100"], ["s1", "a", "0.0000140"], ["s0", "b", "10.0000"], ["s1", "b", "14.0000"]],
+        [["network", "section", "share", "(%)", "rise"], ["-" * 7, "-" * 7, "-" * 9, "-" * 7],
+         ["s0", "c", "10.00", "10.0000"], ["s1", "c", "14.00", "-"]],
+    ]  # fmt: skip

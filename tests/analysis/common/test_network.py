@@ -8,7 +8,7 @@ from seal_fast.analysis.common.images import own_images
 from seal_fast.analysis.common.network import checkpoints, load_checkpoints, open_network
 from seal_fast.data import make_input, open_images
 from seal_fast.data.batches import batches, choose
-from seal_fast.utils.errors import UsageError
+from seal_fast.utils.errors import RunError, UsageError
 
 
 def test_a_run_says_itself_what_it_is(folder):
@@ -71,7 +71,7 @@ def test_bad_input_ends_in_a_sentence(folder, tmp_path):
     with pytest.raises(UsageError, match="--model resnet50: .* of resnet18"):
         open_network(folder, model="resnet50")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UsageError, match="not a readable safetensors file"):
+    with pytest.raises(RunError, match="not a readable safetensors file"):
         open_network(tmp_path / "broken.safetensors")
     save_file(build("resnet34", 7).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match="another architecture"):

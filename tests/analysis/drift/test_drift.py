@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from seal_fast.__main__ import main
-from seal_fast.analysis.drift.compute import compare, layers, norm, scale_free
+from seal_fast.analysis.drift.compute import compare, layers, moves, norm, scale_free
 
 EARLY = ("conv1", "bn1", "layer1", "layer2")
 
@@ -84,18 +84,18 @@ def test_equal_weights_have_not_moved_and_scale_of_a_filter_has_no_angle(folder,
     draw = torch.Generator().manual_seed(0)
     before = {"w": torch.randn(8, 3, 3, 3, generator=draw, dtype=torch.float64)}
     scaled = {"w": before["w"] * torch.arange(1, 9).reshape(8, 1, 1, 1)}
-    found = compare(before, scaled, ["w"], ["w"])
+    found = compare(moves(before, scaled, ["w"]), ["w"])
     assert found["distance"] > 1 and found["filter angle (degrees)"] < 1e-13
-    opposite = compare(before, {"w": -before["w"]}, ["w"], ["w"])
+    opposite = compare(moves(before, {"w": -before["w"]}, ["w"]), ["w"])
     assert opposite["filter angle (degrees)"] == pytest.approx(180) and opposite["cosine"] == pytest.approx(-1)
 
 
 def test_dead_filters_and_layers_without_a_scale_have_no_angle():
     zero, one = {"w": torch.zeros(2, 3, dtype=torch.float64)}, {"w": torch.ones(2, 3, dtype=torch.float64)}
-    assert compare(zero, one, ["w"], ["w"]) == {"distance": norm(one, ["w"])}
+    assert compare(moves(zero, one, ["w"]), ["w"]) == {"distance": norm(one, ["w"])}
     half = {"w": torch.tensor([[0.0, 0, 0], [0, 2, 0]], dtype=torch.float64)}
     turned = {"w": torch.tensor([[1.0, 0, 0], [1, 1, 0]], dtype=torch.float64)}
-    assert compare(half, turned, ["w"], ["w"])["filter angle (degrees)"] == pytest.approx(45)
+    assert compare(moves(half, turned, ["w"]), ["w"])["filter angle (degrees)"] == pytest.approx(45)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
     assert scale_free(model) == ["0.weight"] and scale_free(model[:1]) == []
     assert layers(model) == {"0": ["0.weight"], "1": ["1.weight", "1.bias"], "2": ["2.weight", "2.bias"]}

@@ -17,6 +17,7 @@ from seal_fast.analysis.sharpness.command import share_inside
 from seal_fast.analysis.sharpness.compute import Landscape, Reach, average_case, worst_case
 from seal_fast.data import open_images
 from seal_fast.data.batches import batches
+from seal_fast.utils.errors import RunError
 
 
 class Quadratic(nn.Module):
@@ -175,11 +176,22 @@ def test_generations_and_refusals(folder, tmp_path, monkeypatch, capsys):
     few = "--images 4 --batch-size 4 --ascent-steps 1 --draws 2 --top 1 --probes 2 --tol 0.5 --max-hvps 3".split()
     sizes = "--rho 0.1 --adaptive-rho 0.5 --noise 0.001 --adaptive-noise 0.1".split()
     argv = ["sharpness", str(folder), "--per-generation", *few, *sizes, "--out", str(tmp_path), "--dtype", "float64"]
-    assert main(argv) in (0, 1)  # so few products may not be enough, which is said
+    calls, measure = [], command.measure
+
+    def fails_once(*args, **options):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RunError("the products are not those of a symmetric matrix")
+        return measure(*args, **options)
+
+    monkeypatch.setattr(command, "measure", fails_once)
+    assert main(argv) == 1
+    assert "error: seal-0 generation-0: the products are not those of a symmetric matrix" in capsys.readouterr().err
     results = json.loads((tmp_path / "sharpness.json").read_text())
     assert [r["stage"] for r in results] == ["generation-0", "generation-1-ascent", "generation-1"]
     rises = ["rho 0.1", "adaptive rho 0.5", "noise 0.001", "adaptive noise 0.1"]
-    assert list(results[0]["figures"]) == [*rises, "all layers", "stem", "layer4.1", "head"]
+    assert list(results[0]["figures"]) == [*rises, "stem", "layer4.1", "head"]  # all but what failed
+    assert list(results[1]["figures"]) == [*rises, "all layers", "stem", "layer4.1", "head"]
     assert {p.name for p in tmp_path.glob("*.png")} == {"sharpness.png", "sharpness_generations.png"}
     capsys.readouterr()
     for flags, sentence in (

@@ -76,7 +76,8 @@ def test_a_failing_measure_is_named_and_loses_no_other(runs, tmp_path, launched,
     assert main(study) == 1
     printed = capsys.readouterr()
     out = tmp_path / "all" / "study"
-    assert not (out / "evaluate.json").exists() and (out / "drift.json").exists() and (out / "report.html").exists()
+    assert [r["subject"] for r in json.loads((out / "evaluate.json").read_text())] == ["seal-0"]
+    assert (out / "drift.json").exists() and (out / "report.html").exists()
     assert "error: evaluate: " in printed.err and "not a readable safetensors file" in printed.err
     assert printed.err.count("\n") == 1
     assert f"left out: {tmp_path / 'all' / 'young'}: unfinished" in printed.out
@@ -98,6 +99,7 @@ def test_a_dry_run_lists_every_measure(runs, tmp_path, capsys):
     assert set(OURS) <= states.keys() and "study" not in states
     assert states["transfer"] == states["fewshot"] == "left out, as it needs other images: name them with --targets"
     assert states["barrier"] == "left out, as it needs two networks"
+    assert states["hessian"].startswith("left out, as sharpness has the largest eigenvalue and the trace: name it with")
     assert states["drift"] == "left out, as no run can be measured"
     assert f"  python -m seal_fast depth {bare} --queries 5 --bank 5" in "\n".join(lines).replace(
         "--bank 5 --queries 5", "--queries 5 --bank 5"
@@ -106,6 +108,7 @@ def test_a_dry_run_lists_every_measure(runs, tmp_path, capsys):
     assert not (tmp_path / "study").exists()
     assert main(["study", *map(str, runs), "--targets", "digits", "--dry-run", "--only", "transfer", "hessian"]) == 0
     shown = capsys.readouterr().out
+    assert "hessian: 3 runs" in shown
     assert "--data digits" in shown and "--images 12 --out" in shown  # no more than there are to train on
 
 
