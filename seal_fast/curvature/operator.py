@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -92,8 +93,22 @@ class HessianOperator:
         else:
             self._products = DoubleBackward(model, loss, self.names, batchnorm == "train")
         self.method = self._products.name
-        self.hvps = 0
+        self.hvps, self._cache_bytes = 0, cache_bytes
         self._record(cache_bytes)
+
+    def part(self, names: Sequence[str]) -> HessianOperator:
+        """The block of some of the parameters; with the R-operator it shares the tapes of this operator."""
+        products = self._products
+        if not isinstance(products, ROperator):
+            settings: dict[str, Any] = {"batchnorm": self.batchnorm, "method": "double-backward"}
+            settings |= {"cache_bytes": self._cache_bytes, "reduce": self._reduce}
+            self._cache.clear()  # graphs of the whole are of no use to a part, and memory is for one cache
+            return HessianOperator(products.model, products.loss, self.batches, names, **settings)
+        found, gradient = copy.copy(self), self.by_name(self.gradient[None])
+        found.names, found.hvps, found._products = list(names), 0, products.part(names)
+        found._shapes = [gradient[name][0].shape for name in names]
+        found.gradient = torch.cat([gradient[name].flatten() for name in names])
+        return found
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -70,7 +70,9 @@ def build(name: str, num_classes: int, stem: Stem = "imagenet", seed: int = 0, w
             f"--model {name}{wide} has {parameters:,} parameters, whose weights, gradients and momentum take "
             f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free: choose a smaller network"
         )
-    model.to_empty(device="cpu")
+    # As to_empty, which imports sympy for it: a second of every start.
+    empty = {name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in model.state_dict().items()}
+    model.load_state_dict(empty, assign=True)
     initialise_(model, seed)
     return model
 

@@ -156,6 +156,14 @@ def test_groups_are_blocks_of_the_whole():
     truth = dense_hessian(model, smoothed, [images()], names)
     values = torch.linalg.eigvalsh(truth)
     assert lanczos(operator, 2, tol=1e-8).top.values == pytest.approx(values.flip(0)[:2].tolist(), rel=1e-7)
+    for method in ("r-operator", "double-backward"):
+        whole = HessianOperator(model, smoothed, [images()], method=method)
+        before = whole @ torch.ones(whole.shape[0])
+        part = whole.part(names)
+        torch.testing.assert_close(part @ eye(len(truth))[:, :3], truth[:, :3], rtol=0, atol=1e-12 * float(values[-1]))
+        torch.testing.assert_close(part.gradient, operator.gradient, rtol=1e-10, atol=1e-14)
+        assert part.shape == truth.shape and part.hvps == 3 and whole.hvps == 1
+        torch.testing.assert_close(whole @ torch.ones(whole.shape[0]), before, rtol=1e-12, atol=1e-14)
     with pytest.raises(UsageError, match="--group layer9: the model has no such layer; choose all, early"):
         group_names(model, "layer9")
     with pytest.raises(UsageError, match="that layer has no parameters"):

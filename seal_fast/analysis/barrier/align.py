@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from seal_fast.models import ResNet
 
-Axes = dict[str, tuple[str | None, ...]]
-"""For each parameter and statistic, the permutation of each of its first axes; None stands for an axis that stays."""
+Axes = dict[str, tuple[str, ...]]
+"""For each parameter and statistic, the permutation of each of its first axes; "" is an axis that stays."""
 
 
 def channel_axes(model: ResNet) -> Axes:
@@ -24,12 +24,12 @@ def channel_axes(model: ResNet) -> Axes:
     """
     axes: Axes = {}
 
-    def add(conv: str, norm: str, outputs: str, inputs: str | None) -> str:
+    def add(conv: str, norm: str, outputs: str, inputs: str) -> str:
         axes[f"{conv}.weight"] = outputs, inputs
         axes.update({f"{norm}.{part}": (outputs,) for part in ("weight", "bias", "running_mean", "running_var")})
         return outputs
 
-    stream = add("conv1", "bn1", "conv1", None)
+    stream = add("conv1", "bn1", "conv1", "")
     for name, block in model.blocks():
         inside, last = stream, sum(isinstance(m, nn.Conv2d) for m in block.children())
         outputs = stream if block.downsample is None else name
@@ -38,7 +38,7 @@ def channel_axes(model: ResNet) -> Axes:
         if block.downsample is not None:
             add(f"{name}.downsample.0", f"{name}.downsample.1", outputs, stream)
         stream = outputs
-    axes["fc.weight"] = None, stream
+    axes["fc.weight"] = "", stream
     return axes
 
 
@@ -56,8 +56,10 @@ def matched(moving: Mapping[str, Tensor], fixed: Mapping[str, Tensor], axes: Axe
     """
     from scipy.optimize import linear_sum_assignment
 
-    axes = {name: found for name, found in axes.items() if name in moving}
-    sizes = {group: fixed[name].shape[i] for name, found in axes.items() for i, group in enumerate(found) if group}
+    axes = {name: of for name, of in axes.items() if name in moving}
+    sizes: dict[str, int] = {}
+    for name, of in axes.items():
+        sizes |= {group: size for group, size in zip(of, fixed[name].shape, strict=False) if group}
     found = {group: torch.arange(size) for group, size in sizes.items()}
     draw, groups, changed = torch.Generator().manual_seed(seed), list(sizes), True
     while changed:

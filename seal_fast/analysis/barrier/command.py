@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seal_fast.analysis.barrier import plots
 from seal_fast.analysis.barrier.align import channel_axes, matched, permuted
@@ -78,11 +78,13 @@ class Barrier(FigureAnalysis):
         splits = {"train": train.spread(flags.images), "val": images.val.spread(flags.images)}
         shown: dict[str, Batches] = {}
         lines = []
+        model = network.load(self.runtime.device, self.runtime.dtype)
+        after = {name: p.clone() for name, p in model.named_parameters()}
         for kind, other, _ in self.others[network.weights]:
             if not shown:
                 shown = {name: self._decode(network, images, split) for name, split in splits.items()}
             data = images.fingerprint, network.image_size, len(train)
-            make = partial(self._line, network, other, kind, data, shown)
+            make = partial(self._line, network, other, kind, (model, after), data, shown)
             if found := self.attempt(other, make):
                 lines.append({"kind": kind, "from": other.name, "splits": found})
         third = self.flags.plane and network is self.networks[2]
@@ -124,15 +126,14 @@ class Barrier(FigureAnalysis):
         network: TrainedNetwork,
         other: TrainedNetwork,
         kind: str,
+        loaded: tuple[nn.Module, dict[str, Tensor]],
         data: tuple[Any, ...],
         shown: dict[str, Batches],
     ) -> dict[str, dict[str, list[float]]] | None:
-        """From `other` to `network`; measured once for both directions. None, with a warning, where there is none."""
+        """From `other` to `network`, which is loaded; measured once for both directions; None where there is none."""
         key = frozenset((network.weights.resolve(), other.weights.resolve())), data
         if key not in self.lines:
-            runtime = self.runtime
-            model = network.load(runtime.device, runtime.dtype)
-            after = {name: p.clone() for name, p in model.named_parameters()}
+            runtime, (model, after) = self.runtime, loaded
             before = dict(other.load(runtime.device, runtime.dtype).named_parameters())
             if _shapes(before) != _shapes(after):
                 _log.warning("%s and %s have different parameters: no line joins them", other.name, network.name)

@@ -78,7 +78,7 @@ def _digits(name: str, values: Sequence[float]) -> int:
     return 2 if "%" in name else max(4, decimals(values, 3))
 
 
-def _intervals(figures: dict[str, dict[str, float]], names: Iterable[str]) -> list[Interval | None]:
+def _intervals(figures: dict[str, Any], names: Iterable[str]) -> list[Interval | None]:
     return [Interval(**figures[name]) if name in figures else None for name in names]
 
 

@@ -157,19 +157,17 @@ class Sharpness(FigureAnalysis):
         """Of the whole network, and the largest eigenvalue of each block's part of the Hessian, one after the other."""
         flags = self.flags
 
-        def solve(names: list[str] | None, top: int, **options: Any) -> tuple[HessianOperator, Figures]:
-            reduce = dist.all_reduce if self.world.size > 1 else None
-            operator = HessianOperator(model, loss, shown, names, reduce=reduce)
+        def solve(operator: HessianOperator, top: int, names: list[str] | None = None, **options: Any) -> Figures:
             top = min(top, operator.shape[0])
             settings = {"tol": flags.tol, "max_hvps": flags.max_hvps, "seed": flags.seed}
             found = measure(operator, self.watcher, top=top, bottom=0, **settings, **options)
             if found.trouble:
                 part = "" if names is None else f", a block of {len(names)} parameter tensors"
                 self.trouble.append(f"{network.name}{part}: {found.trouble}")
-            return operator, found
+            return found
 
         def whole() -> dict[str, dict[str, float]]:
-            operator, found = solve(None, flags.top, vectors=True, probes=flags.probes)
+            found = solve(operator, flags.top, vectors=True, probes=flags.probes)
             figures, top, t = {"loss": number(operator.loss_value)}, found.spectrum.top, found.trace
             if top.values:
                 figures["largest eigenvalue"] = number(top.values[0])
@@ -180,10 +178,11 @@ class Sharpness(FigureAnalysis):
             return figures
 
         def largest(names: list[str]) -> dict[str, dict[str, float]]:
-            values = solve(names, 1)[1].spectrum.top.values
+            values = solve(operator.part(names), 1, names).spectrum.top.values
             return {"largest eigenvalue": number(values[0])} if values else {}
 
         figures: Sections = {}
+        operator = HessianOperator(model, loss, shown, reduce=dist.all_reduce if self.world.size > 1 else None)
         for part, make in ((WHOLE, whole), *((block, partial(largest, names)) for block, names in blocks.items())):
             if self.world.max(self.stop)[0]:
                 break

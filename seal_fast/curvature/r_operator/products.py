@@ -8,6 +8,7 @@ the network together, stacked as channels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class ROperator:
     name = "R-operator"
 
     def __init__(self, model: ResNet, loss: Loss, names: Sequence[str]) -> None:
-        self.loss, self.names = loss, list(names)
+        self.loss = loss
         modules = dict(model.named_modules())
         self.layers: list[Folded] = []
         self._typed_gradients: list[Tensor] = []  # of the folded weights, in the network's type
@@ -68,7 +69,17 @@ class ROperator:
             down = getattr(block, "downsample", None) is not None
             self.blocks.append(Block(main, add(f"{name}.downsample.0", f"{name}.downsample.1") if down else None))
         add("fc", None)
+        self._choose(names)
+
+    def _choose(self, names: Sequence[str]) -> None:
+        self.names = list(names)
         self.active = [any(n in self.names for n in layer.names) for layer in self.layers]
+
+    def part(self, names: Sequence[str]) -> ROperator:
+        """The products of some of the parameters, from the same tapes."""
+        found = copy.copy(self)
+        found._choose(names)
+        return found
 
     def _forward(self, x: Any, conv: Callable[[int, Any], Any], pool: Callable[[Any], Any], relu: Callable) -> Any:
         """Carry x through the network up to the last maps: `conv(i, x)` is layer i, `relu(i, x)` the ReLU after it."""

@@ -1,14 +1,17 @@
 """What no analysis can work with ends in one sentence, whichever command is asked."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from image_folders import write_images
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_resnet import build_by_name as build
 
 from seal_fast.__main__ import main
+from seal_fast.utils.files import read_tensors
 
 FLAGS = {
     "depth": "--k 2 --pool avg",
@@ -69,3 +72,21 @@ def test_images_of_another_size_are_scaled_with_a_note(command, ask, tmp_path, c
     code, _ = ask(command, tmp_path / "large")
     assert code == 0
     assert "large: images of 20 pixels a side, scaled to the network's 16" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["barrier --points 3 --images 8", "similarity --images 8", "drift", "evaluate"])
+def test_a_diverged_run_between_others_loses_none_of_their_figures(command, runs, tmp_path, capsys):
+    """Its weights are named once, and no other network is compared with it."""
+    bad = Path(shutil.copytree(runs[1], tmp_path / "bad"))
+    for file in (bad / "weights").glob("*.safetensors"):
+        save_file(load_file(file) | {"fc.bias": torch.full((4,), torch.nan)}, file, read_tensors(file)[1])
+    name, *flags = command.split()
+    assert main([name, str(runs[0]), str(bad), str(runs[2]), *flags, "--json"]) == 1
+    printed = capsys.readouterr()
+    results = json.loads(printed.out)
+    assert {r["subject"].split()[0] for r in results} == {"seal-0", "restart-0"} and all(r["figures"] for r in results)
+    sentences = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert sentences and all(
+        f"{bad}/weights/" in line and "holds NaN or infinite weights" in line for line in sentences
+    )
+    assert len(sentences) == (3 if name == "drift" else 1)  # one for each of its files
