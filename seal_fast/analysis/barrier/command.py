@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from seal_fast.analysis.barrier import plots
 from seal_fast.analysis.barrier.align import channel_axes, matched, permuted
 from seal_fast.analysis.barrier.compute import Batches, Point, height, line, plane
-from seal_fast.analysis.common.earlier import GROUPS, KINDS, SEEDS, partners
+from seal_fast.analysis.common.earlier import BETWEEN, KINDS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.data import ImageSet, Split
@@ -111,9 +111,7 @@ class Barrier(FigureAnalysis):
                 "loss": "cross entropy, without label smoothing",
                 "batchnorm": "recomputed at each point on the training images",
                 **({"aligned": "by weight matching"} if flags.align else {}),
-                "between": sorted(
-                    {n.name for found in self.others.values() for k, n, _ in found if k in (SEEDS, GROUPS)}
-                ),
+                "between": sorted({n.name for found in self.others.values() for k, n, _ in found if k in BETWEEN}),
             },
             "skipped_images": {images.name: list(images.skipped)},
             "figures": figures,
@@ -138,7 +136,7 @@ class Barrier(FigureAnalysis):
             if _shapes(before) != _shapes(after):
                 _log.warning("%s and %s have different parameters: no line joins them", other.name, network.name)
                 return None
-            if self.flags.align and kind in (SEEDS, GROUPS):
+            if self.flags.align and kind in BETWEEN:
                 if type(model) is not ResNet:
                     raise UsageError(f"--align: {network.name} is of {network.model}; it knows resnet18, -34 and -50")
                 axes = channel_axes(model)

@@ -24,21 +24,21 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     if not kinds:
         return
     splits = list(results[0]["protocol"]["images"])
-    figure, axes = new_figure(4 * len(kinds), 2.8 * len(splits), len(splits), len(kinds))
+    figure, axes = new_figure(max(8.0, 4 * len(kinds)), 2.8 * len(splits) + 0.3, len(splits), len(kinds))
+    shown: dict[str, Any] = {}
     for row, split in zip(axes, splits, strict=True):
         for axis, kind in zip(row, kinds, strict=True):
-            for i, result in enumerate(r for r in results if any(line["kind"] == kind for line in r["lines"])):
-                colour, label = COLOURS[i % len(COLOURS)], f"to {result['subject']}"
+            for i, result in enumerate(r for r in results if r["lines"]):
                 for line in result["lines"]:
                     if line["kind"] == kind:
                         losses = line["splits"][split]["loss"]
                         at = [point / (len(losses) - 1) for point in range(len(losses))]
-                        axis.plot(at, losses, color=colour, marker="o", markersize=2, linewidth=1, label=label)
-                        label = None
+                        style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 2, "linewidth": 1}
+                        (shown[f"to {result['subject']}"],) = axis.plot(at, losses, **style)
             axis.set_title(f"{kind}, {split}", fontsize=9)
             axis.set_ylabel("loss")
             axis.set_xlabel("place on the line", fontsize=8)
-            axis.legend(frameon=False, fontsize=6)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     save(figure, path("barrier"))
     inside = [kind for kind in kinds if not kind.startswith("to ")]
     if inside:

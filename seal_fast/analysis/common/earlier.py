@@ -11,11 +11,12 @@ from seal_fast.analysis.common.groups import members
 from seal_fast.analysis.common.network import TrainedNetwork
 
 KINDS = {"start": "from the start", "generation": "across a generation", "ascent": "across the ascent"}
-SEEDS, GROUPS = "to other seeds", "to other groups"
+# Runs of one seed begin with the same weights and images, and may share a generation: they are kept apart.
+SEEDS, GROUPS, BOTH = BETWEEN = "to other seeds", "to other groups", "to other groups and seeds"
 
 
 class Partner(NamedTuple):
-    """A network to compare with; kind is one of `KINDS`' titles, SEEDS or GROUPS, and group the label of its group."""
+    """A network to compare with; kind is one of `KINDS`' titles or of BETWEEN, and group the label of its group."""
 
     kind: str
     network: TrainedNetwork
@@ -60,5 +61,7 @@ def partners(networks: Sequence[TrainedNetwork]) -> dict[Path, list[Partner]]:
             for other in last.values():
                 its, before = group[other.weights], before and other is not network
                 if other is not network and (its != own or before):
-                    found[network.weights].append(Partner(SEEDS if its == own else GROUPS, other, its))
+                    seeds = {one.config.seed if one.config else None for one in (network, other)}
+                    kind = SEEDS if its == own else GROUPS if len(seeds) == 1 else BOTH
+                    found[network.weights].append(Partner(kind, other, its))
     return found

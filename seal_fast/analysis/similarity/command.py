@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from seal_fast.analysis.common.earlier import GROUPS, SEEDS, partners
+from seal_fast.analysis.common.earlier import BETWEEN, BOTH, GROUPS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import rows_of
@@ -78,7 +78,7 @@ class Similarity(FigureAnalysis):
             if there is None:
                 continue
             found = self._cka(here, there)
-            name = f"to {group}" if kind == GROUPS else kind
+            name = {GROUPS: f"to {group}", BOTH: f"to {group}, other seeds"}.get(kind, kind)
             maps.setdefault((name, *_names(here, there)), []).append(found)
             if here.probes == there.probes:
                 at_probes.setdefault(f"CKA {kind}", []).append(found.diagonal())
@@ -92,7 +92,7 @@ class Similarity(FigureAnalysis):
             {"name": name, "rows": list(rows), "columns": list(columns), "values": torch.stack(found).mean(0).tolist()}
             for (name, rows, columns), found in maps.items()
         ]
-        between = {p.network.name for found in self.partners.values() for p in found if p.kind in (SEEDS, GROUPS)}
+        between = {p.network.name for found in self.partners.values() for p in found if p.kind in BETWEEN}
         return {
             "protocol": {
                 "data": images.name,

@@ -117,7 +117,7 @@ def test_runs_are_joined_inside_and_between(runs, folder, image_folder, tmp_path
     other = by_name["seal-1 generation-1"]  # of two seeds the second has the line, or it would count twice
     assert [(line["kind"], line["from"]) for line in other["lines"]][1:] == [
         ("to other seeds", "seal-0 generation-1"),
-        ("to other groups", "restart-0 generation-1"),
+        ("to other groups and seeds", "restart-0 generation-1"),
     ]
     there, back = (
         next(line for line in by_name[a]["lines"] if line["from"] == b)["splits"]["val"]

@@ -99,7 +99,7 @@ def test_figures_and_maps_are_those_of_the_literal_formula(results, runs, image_
         "": runs[1] / "weights" / "generation-1.safetensors",
         "across a generation": runs[1] / "weights" / "generation-0.safetensors",
         "to other seeds": runs[0] / "weights" / "generation-1.safetensors",
-        "to restart": runs[2] / "weights" / "generation-1.safetensors",
+        "to restart, other seeds": runs[2] / "weights" / "generation-1.safetensors",
     }
     shown = {name: features(file, image_folder, size) for name, file in files.items()}
     here, probes = shown.pop(""), list(last["figures"])
@@ -109,7 +109,7 @@ def test_figures_and_maps_are_those_of_the_literal_formula(results, runs, image_
         assert maps[name]["rows"] == maps[name]["columns"] == list(here)
         literal = [[literal_cka(x, y) for y in there.values()] for x in here.values()]
         np.testing.assert_allclose(maps[name]["values"], literal, atol=2e-5)
-        figure = "CKA to other groups" if name == "to restart" else f"CKA {name}"
+        figure = "CKA to other groups and seeds" if "restart" in name else f"CKA {name}"
         at_probes = [last["figures"][probe][figure]["mean"] for probe in probes]
         np.testing.assert_allclose(at_probes, np.diag(literal)[1:], atol=2e-5)
     found = last["figures"]["layer3.0"]["CKA to the input"]["mean"]
@@ -126,15 +126,23 @@ def test_kinds_of_partners_and_pictures(results, tmp_path, runs, capsys):
     assert names["seal-0 generation-0"] == ["within the network"]
     assert names["seal-0 generation-1-ascent"] == ["within the network", "from the start", "across the ascent"]
     assert not any("CKA to other seeds" in found for found in by_name["seal-0 generation-1"]["figures"].values())
-    assert names["restart-0 generation-1"] == ["within the network", "from the start", "across a generation", "to seal"]
+    assert names["restart-0 generation-1"] == [
+        "within the network",
+        "from the start",
+        "across a generation",
+        "to seal",
+        "to seal, other seeds",
+    ]
     assert {p.name for p in out.glob("*.png")} == {"similarity.png", "similarity_checkpoints.png"}
     assert main(["report", *map(str, runs), "--results", str(out), "--out", str(tmp_path)]) == 0
     (section,) = json.loads((tmp_path / "report.json").read_text())["analyses"]
     assert "CKA to other seeds, layer1.0" in [figure["name"] for figure in section["figures"]]
     groups = [g["label"] for g in json.loads((tmp_path / "report.json").read_text())["groups"]]
     (seeds,) = (m for m in section["maps"] if (groups[m["group"]], m["name"]) == ("seal", "to restart"))
-    both = [one for s in "01" for one in by_name[f"seal-{s} generation-1"]["maps"]]
-    two = [one["values"] for one in both if one["name"] == "to restart"]
+    (one,) = (one for one in by_name["seal-0 generation-1"]["maps"] if one["name"] == "to restart")
+    np.testing.assert_allclose(seeds["values"], one["values"], atol=1e-4)
+    (seeds,) = (m for m in section["maps"] if (groups[m["group"]], m["name"]) == ("seal", "within the network"))
+    two = [by_name[f"seal-{seed} generation-1"]["maps"][0]["values"] for seed in "01"]
     np.testing.assert_allclose(seeds["values"], np.mean(two, 0), atol=1e-4)
 
 
