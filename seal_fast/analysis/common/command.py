@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from seal_fast import __version__
+from seal_fast.analysis.common.flags import add_shared, check_numbers
 from seal_fast.analysis.common.groups import Member, members
 from seal_fast.analysis.common.images import note_absent_classes, own_images
 from seal_fast.analysis.common.network import TrainedNetwork, checkpoints, load_checkpoints, open_network
@@ -121,7 +122,7 @@ class Analysis:
             RunError: a file cannot be written.
         """
         self.flags = flags = self.parser().parse_args(list(argv))
-        self._check_numbers()
+        check_numbers(flags, self.least)
         self.check()
         settings = ("device", "amp", "dtype", "threads", "dist_timeout")
         config = Config(**{name: getattr(flags, name) for name in settings if hasattr(flags, name)})
@@ -256,37 +257,11 @@ class Analysis:
     def write(self, results: list[dict[str, Any]]) -> None:
         """Write what else belongs into --out."""
 
-    def _check_numbers(self) -> None:
-        least = {"image_size": 1, "batch_size": 1, "threads": 1, "seed": 0} | dict(self.least)
-        for name, lowest in least.items():
-            given = getattr(self.flags, name, None)
-            for value in given if isinstance(given, list | tuple) else (given,):
-                if value is not None and not value >= lowest:
-                    raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {lowest}")
-
     def parser(self) -> argparse.ArgumentParser:
         """The flags of all analyses, and the command's own."""
         parser = argparse.ArgumentParser(
             prog=f"python -m seal_fast {self.name}", description=self.description, allow_abbrev=False
         )
-        add = parser.add_argument_group("networks").add_argument
-        add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
-        add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
-        add("--per-generation", action="store_true", help="all weights kept of each RUN's generations and ascents")
-        own = "of a bare weights file, as in training (default: resnet18), or of runs whose --model was a factory"
-        add("--model", action="append", metavar="NAME", help=f"{own}; may be given several times")
-        add("--width", type=float, help="of a bare weights file; default: 1")
-        add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
-        add("--image-size", type=int, help="pixels a side of the input; default: what the network was trained on")
-        add = parser.add_argument_group("machine and output").add_argument
-        bad = "an image that cannot be read ends the analysis (error, the default) or is left out and listed (skip)"
-        add("--on-bad-image", choices=("error", "skip"), default="error", help=bad)
-        size = self.batch_size
-        add("--batch-size", type=int, default=size, help=f"images a forward pass; default: {size}")
-        add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-        add("--threads", type=int, help="CPU threads")
-        add("--dist-timeout", type=float, default=300.0, help="seconds to wait for another process; default: 300")
-        add("--out", type=Path, metavar="DIR", help=f"write {self.name}.json and plots there")
-        add("--json", action="store_true", help="print JSON instead of the table")
+        add_shared(parser, self.batch_size, f"{self.name}.json")
         self.add_flags(parser)
         return parser
