@@ -78,7 +78,7 @@ class Similarity(FigureAnalysis):
             if there is None:
                 continue
             found = self._cka(here, there)
-            name = {GROUPS: f"to {group}", BOTH: f"to {group}, other seeds"}.get(kind, kind)
+            name = {GROUPS: f"to {group}", BOTH: f"to {group} at other seeds"}.get(kind, kind)
             maps.setdefault((name, *_names(here, there)), []).append(found)
             if here.probes == there.probes:
                 at_probes.setdefault(f"CKA {kind}", []).append(found.diagonal())

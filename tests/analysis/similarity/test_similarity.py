@@ -99,7 +99,7 @@ def test_figures_and_maps_are_those_of_the_literal_formula(results, runs, image_
         "": runs[1] / "weights" / "generation-1.safetensors",
         "across a generation": runs[1] / "weights" / "generation-0.safetensors",
         "to other seeds": runs[0] / "weights" / "generation-1.safetensors",
-        "to restart, other seeds": runs[2] / "weights" / "generation-1.safetensors",
+        "to restart at other seeds": runs[2] / "weights" / "generation-1.safetensors",
     }
     shown = {name: features(file, image_folder, size) for name, file in files.items()}
     here, probes = shown.pop(""), list(last["figures"])
@@ -131,7 +131,7 @@ def test_kinds_of_partners_and_pictures(results, tmp_path, runs, capsys):
         "from the start",
         "across a generation",
         "to seal",
-        "to seal, other seeds",
+        "to seal at other seeds",
     ]
     assert {p.name for p in out.glob("*.png")} == {"similarity.png", "similarity_checkpoints.png"}
     assert main(["report", *map(str, runs), "--results", str(out), "--out", str(tmp_path)]) == 0
