@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     add("runs", nargs="+", type=Path, metavar="RUN|DIR", help="run folders, sweeps, or folders of run folders")
     add("--results", nargs="+", type=Path, default=[], metavar="DIR", help="folders of results that lie elsewhere")
     add("--stage", default="last", help="weights that the tables of results are about: last, best, generation-0 ...")
+    against = "compare every other group with this one only: its label in the table, or its method"
+    add("--baseline", metavar="GROUP", help=against)
     add("--out", type=Path, metavar="FILE", help="page, or folder of report.html; default: DIR, or . for several")
     flags = parser.parse_args(list(argv))
     found = open_runs(flags.runs)
@@ -53,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     alone = len(flags.runs) == 1 and not (flags.runs[0] / "config.toml").exists()
     path = flags.out or (flags.runs[0] if alone else Path())
     path = path if flags.out and path.suffix in (".html", ".htm") else path / "report.html"
-    shown = content(found, groups, analyses, flags.runs[0].resolve().name if alone else f"{len(found.kept)} runs")
+    title = flags.runs[0].resolve().name if alone else f"{len(found.kept)} runs"
+    shown = content(found, groups, analyses, title, flags.baseline)
     write_text(path, page(shown))
     write_json(path.with_suffix(".json"), shown)
     write_text(path.with_suffix(".csv"), _csv(groups, analyses.figures))
@@ -97,6 +100,13 @@ def _print(content: dict[str, Any]) -> None:
             cells = [text for one in (row["best"], row["last"]) for text in (_show(one), *[_p(one["holm"])] * tested)]
             rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
         print(f"{table(rows)}\n")
+    if any(group["ends"] for group in content["groups"]):
+        rows = [("over generations", "training, generation 0", "generation 0", "last", "gain", "slope")]
+        for group in (group for group in content["groups"] if group["ends"]):
+            points = group["ends"]["points"]
+            cells = [_show(cell) if cell else "" for cell in (points[0], points[-1], group["gain"], group["slope"])]
+            rows.append((group["label"], "" if group["fit"] is None else f"{group['fit']:.2f}", *cells))
+        print(f"{table(rows)}\n\n{content['same_start']}\n")
     for section in content["analyses"]:
         rows = [("figure", "group", "seeds", "mean")]
         for figure in section["figures"]:

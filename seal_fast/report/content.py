@@ -21,10 +21,12 @@ _POINTS = 160  # of a learning curve: about two pixels each
 _PAIRS = 40
 
 
-def content(found: Runs, groups: Sequence[Group], analyses: Analyses, title: str) -> dict[str, Any]:
-    """The page as plain values; groups are named by their place in the list."""
+def content(
+    found: Runs, groups: Sequence[Group], analyses: Analyses, title: str, baseline: str | None = None
+) -> dict[str, Any]:
+    """The page as plain values; groups are named by their place in the list. `baseline`: see `choose_pairs`."""
     left_out = [*found.left_out, *((shown(run.path), why) for g in groups for run, why in g.left_out)]
-    pairs = choose_pairs(groups)
+    pairs = choose_pairs(groups, baseline)
     rows = accuracy_differences(groups, pairs)
     return {
         "title": shown(title),

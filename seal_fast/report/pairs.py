@@ -10,18 +10,31 @@ from typing import Any
 from seal_fast.runs.collection import Group
 from seal_fast.runs.identity import pair_by_seed
 from seal_fast.runs.stats import Interval, holm, paired, paired_p, student
+from seal_fast.utils.errors import UsageError
 
 Pairs = Sequence[tuple[int, int]]
 """Groups to compare, by their places."""
 FIGURES = ("best", "last")
 
 
-def choose_pairs(groups: Sequence[Group]) -> Pairs:
-    """Groups of different methods that agree in all other settings that act on both.
+def choose_pairs(groups: Sequence[Group], baseline: str | None = None) -> Pairs:
+    """Every other group against the one whose label or method is `baseline`.
 
-    Where there are none, the group with the best mean is compared with every other one.
+    Without it, groups of different methods that agree in all other settings that act on both; or, where there are none,
+    the group with the best mean against every other one.
+
+    Raises:
+        UsageError: the baseline is no group, or the method of several.
     """
     known = [i for i, group in enumerate(groups) if group.runs]
+    if baseline is not None:
+        named = [i for i in known if groups[i].label == baseline] or [
+            i for i in known if groups[i].first.config.method == baseline
+        ]
+        if len(named) != 1:
+            among = "; ".join(groups[i].label for i in named or known)
+            raise UsageError(f"--baseline {baseline}: {'is' if named else 'no group is'} one of: {among}; name one")
+        return [(i, named[0]) for i in known if i != named[0]]
 
     def comparable(a: dict[str, Any], b: dict[str, Any]) -> bool:
         both = (a.keys() & b.keys()) - {"method"}

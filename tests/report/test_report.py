@@ -20,6 +20,7 @@ from seal_fast.report.content import content as content_of
 from seal_fast.report.content import page
 from seal_fast.runs.collection import Run, Runs, group_by_training
 from seal_fast.runs.stats import holm, paired, paired_p
+from seal_fast.utils.errors import UsageError
 
 BASE = Config(data="digits", generations=3, epochs=8, ascent_epochs=2, eval_every=1)
 LEVELS = {"seal": 60.0, "llf": 57.0, "restart": 50.0}
@@ -139,6 +140,26 @@ def test_methods_are_compared_where_they_agree_in_what_acts_on_both():
 
 def test_of_one_method_the_best_settings_are_compared_with_the_others():
     assert labelled(content(runs(("seal",), scales=(0.01, 0.1)))) == {("ascent scale 0.1", "ascent scale 0.01")}
+
+
+def test_a_baseline_is_what_all_others_are_compared_with():
+    found = runs(scales=(0.01, 0.1))
+    groups = group_by_training(found)
+    shown = content_of(Runs(found, []), groups, NONE, "t", "restart")
+    others = {"seal, ascent scale 0.01", "seal, ascent scale 0.1", "llf"}
+    assert labelled(shown) == {(other, "restart") for other in others}
+    by = {(one.config.method, one.config.ascent_scale, one.seed): one.rows[-1]["val_top1"] for one in found}
+    row = next(row["last"] for row in shown["pairs"] if groups[row["first"]].label == "seal, ascent scale 0.1")
+    differences = [by["seal", 0.1, seed] - by["restart", 0.01, seed] for seed in range(3)]
+    assert row["mean"] == pytest.approx(sum(differences) / 3)
+    p_values = [row["last"]["p"] for row in shown["pairs"]]
+    assert [row["last"]["holm"] for row in shown["pairs"]] == pytest.approx(holm(p_values))  # of three differences
+    assert labelled(content_of(Runs(found, []), groups, NONE, "t", "seal, ascent scale 0.1")) == {
+        (other, "seal, ascent scale 0.1") for other in ("seal, ascent scale 0.01", "llf", "restart")
+    }
+    for name, sentence in (("seal", "is one of: seal, ascent scale 0.01; seal,"), ("dnr", "no group is one of: seal,")):
+        with pytest.raises(UsageError, match=f"--baseline {name}: {sentence}"):
+            content_of(Runs(found, []), groups, NONE, "t", name)
 
 
 def test_one_seed_has_no_interval_and_what_is_unfinished_counts_nowhere():

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
                 say(f"  {shlex.join(_command(measure, out))}")
     else:
         with locked(out, "another study writes there; wait for it or choose another folder"):
-            failed = _make(measures, out, flags.runs)
+            failed = _make(measures, out, flags.runs, flags.baseline)
     for line in [*left_out, *noted(measures)]:
         say(f"left out: {line}")
     for sentence in failed:
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--on-bad-image", choices=("error", "skip"), help="see the measures")
     add("--device", choices=("auto", "cpu", "cuda"))
     add("--threads", type=int, help="CPU threads")
+    add("--baseline", metavar="GROUP", help="of the page: see report")
     add("--out", type=Path, metavar="DIR", help="results and page; default: study/ in DIR, or beside the first RUN")
     add("--dry-run", action="store_true", help="list what would be done")
     return parser
@@ -114,7 +115,7 @@ def _command(measure: Measure, out: Path) -> list[str]:
     return ["python", "-m", "seal_fast", measure.name, *runs, *measure.flags, "--out", str(out)]
 
 
-def _make(measures: Sequence[Measure], out: Path, runs: Sequence[Path]) -> list[str]:
+def _make(measures: Sequence[Measure], out: Path, runs: Sequence[Path], baseline: str | None) -> list[str]:
     """Make the measures that are not done yet and the page; a sentence for each that failed.
 
     Raises:
@@ -141,6 +142,7 @@ def _make(measures: Sequence[Measure], out: Path, runs: Sequence[Path]) -> list[
     results = any((out / f"{name}.json").exists() for name in {*done, *(measure.name for measure in measures)})
     page = out / "report.html"
     command = ["python", "-m", "seal_fast", "report", *map(str, runs), "--out", str(page)]
+    command += ["--baseline", baseline] * (baseline is not None)
     if why := launch(command + ["--results", str(out)] * results, out / "report.txt"):
         return [*failed, f"report: {why}"]
     say(f"written: {page}; tables: {out}/MEASURE.txt")
