@@ -23,6 +23,9 @@ TITLES |= {"hessian": "Hessian of the training loss", "evaluate": "Accuracy and 
 TITLES |= {"similarity": "Similarity of features", "sharpness": "Sharpness of the training loss"}
 TITLES |= {"drift": "Travel of the weights", "barrier": "Barriers between networks", "plasticity": "Plasticity"}
 TITLES |= {"examples": "Single training examples", "robustness": "Robustness"}
+# The figure that the page shows first, where it is not the first of the result file.
+_LEADS = {"robustness": "top-1 (%), all corruptions", "sharpness": "largest eigenvalue, all layers"}
+_LEADS |= {"drift": "relative distance, from the start, early", "plasticity": "dormant units (%), all layers"}
 _PROBES = {"linear": "linear probe", "knn": "k-NN", "fine_tune": "fine-tuned"}
 _HEADS = {"linear": "linear head", "centroid": "nearest centroid"}
 _EIGENVALUES = {"top": "largest eigenvalue", "bottom": "most negative eigenvalue", "trace": "trace"}
@@ -77,6 +80,7 @@ class Analyses:
                     figures.append({"name": name, "cells": cells, "curves": _curves(same, groups)})
                     values = [{seed: f.value for seed, f in by_seed.items()} for by_seed in found]
                     compared += [{"name": name} | row for row in differences(pairs, values)]
+                figures.sort(key=lambda figure: figure["name"] != _LEADS.get(analysis))
                 title = TITLES[analysis] + (f", protocol {number}" if len(protocols) > 1 else "")
                 section = {"title": title, "protocol": protocol, "differ": differ, "figures": figures}
                 maps = [(at[2], found) for at, found in self.maps.items() if at[:2] == (analysis, number)]

@@ -203,7 +203,7 @@ function heatMap(place, { group, name, rows, columns, values }) {
 const charts = []; // draw again at a new width
 const chart = (parent, draw) => {
   const figure = parent.appendChild(el("figure"));
-  charts.push(() => draw(figure));
+  charts.push(() => figure.clientWidth && draw(figure)); // of what is folded, later
   return figure;
 };
 
@@ -235,22 +235,8 @@ function addSettings() {
 const plain = (value) => (value && typeof value === "object" ? Object.entries(value).map(([k, v]) => (Array.isArray(value) ? short(v) : `${k} ${short(v)}`)).join(", ") : short(value));
 const listed = (protocol, keys) => keys.map((key) => `${key.replaceAll("_", " ")} ${plain(protocol[key] ?? null)}`).join("; ");
 
-// A section for each analysis and protocol.
-function addAnalysis({ title, protocol, differ, figures, pairs, maps }) {
-  const section = $("analyses").appendChild(el("section"));
-  const box = () => section.appendChild(el("div", "", "scroll"));
-  const common = Object.keys(protocol).filter((key) => !differ.includes(key) && !key.endsWith("sha256"));
-  section.append(el("h2", title));
-  if (differ.length) section.append(el("p", `Not comparable with the other protocols: ${listed(protocol, differ)}.`, "differ"));
-  section.append(el("p", `Protocol: ${listed(protocol, common)}.`));
-  const known = groups.filter((i) => figures.some((f) => f.cells.some((c) => c.group === i)));
-  const columns = known.map((i) => mean(label(i), (f) => f.cells.find((c) => c.group === i)));
-  const first = { name: "figure", text: true, value: (row) => row.name };
-  if (known.length) sortable(box(), [first, ...columns], figures, 0, false);
-  const compared = [first, ...sides, { name: "pairs", value: (r) => r.count }, ...difference("first minus second", (r) => r)];
-  if (pairs.length) sortable(box(), compared, pairs, 0, false);
-  legend(section.appendChild(el("ul", "", "legend")), known);
-  const grid = section.appendChild(el("div", "", "grid"));
+// Heat maps, then of each figure the groups' means and their curves.
+function plots(grid, maps, figures) {
   for (const one of maps) chart(grid, (figure) => heatMap(figure, one));
   for (const { name, cells, curves } of figures) {
     if (cells.length)
@@ -266,6 +252,33 @@ function addAnalysis({ title, protocol, differ, figures, pairs, maps }) {
         for (const { group, at, points } of curves) points.forEach((p, i) => dot(root, px(at[i]), py, p, group));
       });
   }
+  return grid.childElementCount;
+}
+
+// A section for each analysis and protocol: its first map of each group, or else its first figure; the rest is folded.
+function addAnalysis({ title, protocol, differ, figures, pairs, maps }) {
+  const section = $("analyses").appendChild(el("section"));
+  section.append(el("h2", title));
+  if (differ.length) section.append(el("p", `Not comparable with the other protocols: ${listed(protocol, differ)}.`, "differ"));
+  const known = groups.filter((i) => figures.some((f) => f.cells.some((c) => c.group === i)));
+  const first = maps.filter(({ name }) => name === maps[0].name);
+  const open = maps.length ? 0 : 1; // of the figures
+  legend(section.appendChild(el("ul", "", "legend")), known);
+  plots(section.appendChild(el("div", "", "grid")), first, figures.slice(0, open));
+
+  const rest = section.appendChild(el("details"));
+  const summary = rest.appendChild(el("summary"));
+  const common = Object.keys(protocol).filter((key) => !differ.includes(key) && !key.endsWith("sha256"));
+  rest.append(el("p", `Protocol: ${listed(protocol, common)}.`));
+  const box = () => rest.appendChild(el("div", "", "scroll"));
+  const columns = known.map((i) => mean(label(i), (f) => f.cells.find((c) => c.group === i)));
+  const name = { name: "figure", text: true, value: (row) => row.name };
+  if (known.length) sortable(box(), [name, ...columns], figures, 0, false);
+  const compared = [name, ...sides, { name: "pairs", value: (r) => r.count }, ...difference("first minus second", (r) => r)];
+  if (pairs.length) sortable(box(), compared, pairs, 0, false);
+  const more = plots(rest.appendChild(el("div", "", "grid")), maps.filter((one) => !first.includes(one)), figures.slice(open));
+  summary.textContent = ["Protocol", ...(known.length ? ["tables"] : []), ...(more ? [counted(more, "more plot")] : [])].join(", ");
+  rest.ontoggle = () => draw(); // what is folded has no width before
 }
 
 document.querySelector("h1").textContent = data.title;

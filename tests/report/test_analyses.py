@@ -125,6 +125,14 @@ def test_every_analysis_is_read(runs):
     }  # fmt: skip
 
 
+def test_the_figure_to_look_at_first_comes_first(runs):
+    interval = {"mean": 50.0, "low": None, "high": None, "count": 1}
+    figures = {section: {"top-1 (%)": interval} for section in ("clean", "all corruptions", "noise")}
+    write(runs / "results", robustness=[result(runs / "llf-0", protocol={"analysis": "robustness"}, figures=figures)])
+    names = [figure["name"] for figure in report(runs)[0]["analyses"][0]["figures"]]
+    assert names == ["top-1 (%), all corruptions", "top-1 (%), clean", "top-1 (%), noise"]
+
+
 def test_what_cannot_stand_on_the_page_is_named(runs, capsys):
     good = depth(runs / "seal-0", 5.0)
     (runs / "seal-1" / "metrics.jsonl").write_text("")  # unfinished now
@@ -168,7 +176,10 @@ def test_a_colour_stands_for_one_group_on_the_whole_page(runs):
     alike = {"name": "to llf", "rows": ["a", "b"], "columns": ["a", "b", "c"], "values": [[1, 0.5, 0], [None, 0, 1]]}
     two = [result(runs / f"seal-{s}", protocol={"analysis": "similarity"}, maps=[alike]) for s in (0, 1)]
     two[1]["maps"] = [alike | {"values": [[0.5, 0.5, 0.2], [0, 0, 1]]}]
-    write(runs / "results", depth=found, similarity=two)
+    interval = {"mean": 50.0, "low": None, "high": None, "count": 1}
+    figures = {section: {"top-1 (%)": interval} for section in ("clean", "all corruptions", "noise")}
+    robust = [result(runs / "seal-0", protocol={"analysis": "robustness"}, figures=figures)]
+    write(runs / "results", depth=found, similarity=two, robustness=robust)
     shown, _ = report(runs)
     (drawn,) = (one for section in shown["analyses"] for one in section["maps"])
     assert drawn["values"] == [[0.75, 0.5, 0.1], [None, 0, 1]]
@@ -188,6 +199,12 @@ def test_a_colour_stands_for_one_group_on_the_whole_page(runs):
         )
         assert [cells[0], cells[3]] == [["0.75", "a, a: 0.75"], ["0", "b, a: not defined"]] and len(cells) == 6
         assert driver.run("document.querySelector('figcaption').innerText") == "seal: to llf"
+        plots = "[...document.querySelectorAll('#analyses section')].map(s => s.querySelectorAll('svg').length)"
+        unfolded = "[...document.querySelectorAll('#analyses section > .grid')].map(g => g.childElementCount)"
+        assert driver.run(unfolded) == [2, 1, 1]
+        driver.run("document.querySelectorAll('details').forEach(d => d.open = true)")
+        driver.run("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+        assert driver.run(plots) == [2, 1, 3]
         states = driver.run(
             "[...document.querySelectorAll('.scroll')]"
             ".map(b => [b.scrollWidth > b.clientWidth + 1, 'more' in b.dataset])"
