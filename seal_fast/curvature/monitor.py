@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from seal_fast.config import Config
 from seal_fast.curvature.lanczos import lanczos
@@ -46,7 +47,7 @@ class Curvature:
         shard = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
         self.images, self.chosen = images, choose(images, "train", count, spread=True).take(shard)
         self.world = world
-        self.smoothing = config.label_smoothing
+        self.loss = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
         self.settings = {
             "image_size": image_size,
             # of no more memory than a training step
@@ -67,9 +68,9 @@ class Curvature:
             RunError: an image cannot be decoded, or the loss is not finite.
         """
         begin = time.perf_counter()
-        parts = self.world.run_on_all(self._batches)
+        parts = self.world.run_on_all(lambda: list(batches(self.images, self.chosen, **self.settings)))
         reduce = dist.all_reduce if self.world.size > 1 else None
-        operator = HessianOperator(model, self._loss, parts, reduce=reduce)
+        operator = HessianOperator(model, self.loss, parts, reduce=reduce)
         try:
             spectrum = lanczos(operator, 1, 1, tol=TOLERANCE, watch=lambda *_: stop())
         except NotConverged as error:
@@ -82,9 +83,3 @@ class Curvature:
             "hessian_converged": spectrum.converged,
             "hessian_seconds": time.perf_counter() - begin,
         }
-
-    def _batches(self) -> list[tuple[Tensor, Tensor]]:
-        return list(batches(self.images, self.chosen, **self.settings)) if len(self.chosen) else []
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)

@@ -70,7 +70,7 @@ class HessianOperator:
         *,
         batchnorm: Literal["eval", "train"] = "eval",
         method: Literal["auto", "r-operator", "double-backward"] = "auto",
-        cache_bytes: int = 2 << 30,
+        cache_bytes: float = 2 << 30,
         reduce: Callable[[Tensor], Any] | None = None,
     ) -> None:
         parameters = dict(model.named_parameters())
@@ -186,7 +186,7 @@ class HessianOperator:
 
     @torch.no_grad()
     @full_float32()
-    def _record(self, cache_bytes: int) -> None:
+    def _record(self, cache_bytes: float) -> None:
         """Read all batches once: loss, gradient, and the tapes that fit into the cache."""
         self._cache: list[Any] = []
         self._losses: list[float] = []  # of each batch

@@ -38,11 +38,13 @@ def batches(
 
     Yields:
         Images [B, 3, S, S], channels-last and normalised as in training, and labels int64 [B]; the last batch may be
-        smaller.
+        smaller. Nothing for a split without images.
 
     Raises:
         RunError: an image cannot be decoded; it is named.
     """
+    if not len(split):
+        return
     only = replace(images, val=split)
     source = make_input(only, "stream", image_size=image_size, batch_size=1, eval_batch_size=batch_size, **settings)
     with contextlib.closing(source):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +17,16 @@ from seal_fast.analysis.barrier.align import channel_axes, matched, permuted
 from seal_fast.analysis.barrier.compute import Batches, Point, height, line, plane
 from seal_fast.analysis.common.earlier import BETWEEN, KINDS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.data import ImageSet, Split
-from seal_fast.data.batches import batches
 from seal_fast.models import ResNet
 from seal_fast.utils.errors import RunError, UsageError
 
 _log = logging.getLogger("seal_fast")
 
 
-class Barrier(FigureAnalysis):
+class Barrier(ImageAnalysis, FigureAnalysis):
     """The straight lines to a network from others: earlier checkpoints of its run, and other runs."""
 
     name = "barrier"
@@ -38,6 +37,7 @@ class Barrier(FigureAnalysis):
     )
     least = {"points": 3, "images": 2, "batch_size": 2, "plane": 2}
     networks_needed = 2
+    plot = staticmethod(plots.draw)
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,6 @@ class Barrier(FigureAnalysis):
         self.ends: dict[tuple[Any, ...], Point] = {}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the networks' own classes; default: the run's")
         add("--points", type=int, default=11, help="on each line, its ends among them; default: 11")
@@ -78,7 +77,7 @@ class Barrier(FigureAnalysis):
         splits = {"train": train.spread(flags.images), "val": images.val.spread(flags.images)}
         shown: dict[str, Batches] = {}
         lines = []
-        model = network.load(self.runtime.device, self.runtime.dtype)
+        model = self.load(network)
         after = {name: p.clone() for name, p in model.named_parameters()}
         for kind, other, _ in self.others[network.weights]:
             if not shown:
@@ -100,24 +99,16 @@ class Barrier(FigureAnalysis):
                 top1 = [height([-value for value in one["top1"]]) for one in found]
                 means = {"loss barrier": sum(loss) / len(loss), "top-1 barrier (%)": sum(top1) / len(top1)}
                 figures[f"{kind}, {split}"] = {name: number(value) for name, value in means.items()}
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": {name: len(split) for name, split in splits.items()},
-                "batch_size": flags.batch_size,
-                "points": flags.points,
-                "loss": "cross entropy, without label smoothing",
-                "batchnorm": "recomputed at each point on the training images",
-                **({"aligned": "by weight matching"} if flags.align else {}),
-                "between": sorted({n.name for found in self.others.values() for k, n, _ in found if k in BETWEEN}),
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "figures": figures,
-            "lines": lines,
-            **extra,
+        protocol = {
+            "images": {name: len(split) for name, split in splits.items()},
+            "batch_size": flags.batch_size,
+            "points": flags.points,
+            "loss": "cross entropy, without label smoothing",
+            "batchnorm": "recomputed at each point on the training images",
+            **({"aligned": "by weight matching"} if flags.align else {}),
+            "between": sorted({n.name for found in self.others.values() for k, n, _ in found if k in BETWEEN}),
         }
+        return self.result(network, images, protocol, figures=figures, lines=lines, **extra)
 
     def _line(
         self,
@@ -132,7 +123,7 @@ class Barrier(FigureAnalysis):
         key = frozenset((network.weights.resolve(), other.weights.resolve())), data
         if key not in self.lines:
             runtime, (model, after) = self.runtime, loaded
-            before = dict(other.load(runtime.device, runtime.dtype).named_parameters())
+            before = dict(self.load(other).named_parameters())
             if _shapes(before) != _shapes(after):
                 _log.warning("%s and %s have different parameters: no line joins them", other.name, network.name)
                 return None
@@ -162,7 +153,7 @@ class Barrier(FigureAnalysis):
     def _plane(self, shown: dict[str, Batches]) -> dict[str, Any]:
         """The plane through the first three networks, and their names."""
         three, runtime, total = self.networks[:3], self.runtime, self.flags.plane**2
-        models = [network.load(runtime.device, runtime.dtype) for network in three]
+        models = [self.load(network) for network in three]
         corners = [{name: p.clone() for name, p in model.named_parameters()} for model in models]
         if any(_shapes(corner) != _shapes(corners[0]) for corner in corners):
             raise UsageError("--plane: the first three networks have different parameters: no plane holds them")
@@ -174,14 +165,9 @@ class Barrier(FigureAnalysis):
         return {"networks": [network.name for network in three], **found}
 
     def _decode(self, network: TrainedNetwork, images: ImageSet, split: Split) -> Batches:
-        settings = {"batch_size": self.flags.batch_size, "threads": self.flags.threads}
-        settings |= {"device": self.runtime.device, "dtype": self.runtime.dtype}
-        shown = batches(images, split, image_size=network.image_size, **settings)
-        return [(pixels.clone(), labels.clone()) for pixels, labels in shown]
+        return [(pixels.clone(), labels.clone()) for pixels, labels in self.batches(network, images, split)]
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The lines and the images."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         aligned = "; other runs' channels permuted to match" * ("aligned" in protocol)
         counts = " and ".join(f"{count:,} {name} images" for name, count in protocol["images"].items())
         return (
@@ -190,10 +176,6 @@ class Barrier(FigureAnalysis):
             f"{protocol['loss']}; BatchNorm statistics {protocol['batchnorm']}{aligned}; "
             "intervals: 95 %, over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """The lines, and the barriers over stages."""
-        plots.draw(results, path)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -12,11 +12,7 @@ from seal_fast.analysis.common.stage_plots import draw as draw_stages
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `barrier`, and `barrier_generations` where there are lines between the stages of a run.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `barrier`, and `barrier_generations` where there are lines between the stages of a run."""
     for result in results:
         if "plane" in result:
             _draw_plane(result["plane"], path("barrier_plane"))

@@ -18,13 +18,10 @@ from typing import Any, ClassVar, TypeVar
 from seal_fast import __version__
 from seal_fast.analysis.common.flags import add_shared, check_numbers
 from seal_fast.analysis.common.groups import Member, members
-from seal_fast.analysis.common.images import note_absent_classes, own_images
 from seal_fast.analysis.common.network import TrainedNetwork, checkpoints, load_checkpoints, open_network
-from seal_fast.analysis.common.processes import check_alike, joined
+from seal_fast.analysis.common.processes import joined
 from seal_fast.analysis.common.results import by_protocol, identity, left_out
 from seal_fast.config import Config
-from seal_fast.data import ImageSet, Split
-from seal_fast.data.batches import choose
 from seal_fast.distributed.world import World
 from seal_fast.runs.folder import RunFolder
 from seal_fast.training.runtime import Runtime
@@ -49,6 +46,7 @@ class Analysis:
         networks_needed: the fewest networks that can be measured.
         every_generation: whether it reads all weights kept, without --per-generation too.
         on_demand: why a study makes it only where it is named; empty if it always does.
+        plot: draws results of one protocol, or raises a RunError; `path` gives the PNG file of a plot by its name.
         flags: parsed.
         networks: to be measured, without those named twice.
         world: the processes that share the images; all of them measure, the first one prints and writes.
@@ -67,6 +65,7 @@ class Analysis:
     every_generation: ClassVar[bool] = False
     on_demand: ClassVar[str] = ""
 
+    plot: Callable[[Sequence[dict[str, Any]], Callable[[str], Path]], None]
     flags: argparse.Namespace
     networks: list[TrainedNetwork]
     world: World
@@ -76,7 +75,6 @@ class Analysis:
         self.stop = 0
         self.trouble: list[str] = []
         self.fault: UsageError | RunError | None = None  # the first of a network
-        self._opened: tuple[Any, ImageSet] | None = None  # the last data set, and what it is of
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's own flags."""
@@ -101,10 +99,6 @@ class Analysis:
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """Results of one protocol as text, the protocol above the figures."""
-        raise NotImplementedError
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Draw results of one protocol; `path` gives the PNG file of a plot by its name."""
         raise NotImplementedError
 
     def closing(self) -> list[str]:
@@ -177,25 +171,9 @@ class Analysis:
             self.trouble.append(sentence)
         self.fault = self.fault or error
 
-    def training_images(
-        self, network: TrainedNetwork, count: int | None, flag: str, spread: bool = True
-    ) -> tuple[ImageSet, Split]:
-        """The data set of the network's own classes, and `count` of its training images, as `flag` asks.
-
-        Raises:
-            UsageError: see `own_images` and `choose`, or the processes do not have the same images.
-        """
-        world, flags, config = self.world, self.flags, network.config
-        selection = config and (config.data, config.selection())
-        key = selection, network.num_classes, network.image_size
-        if self._opened is None or self._opened[0] != key:
-            self._opened = key, world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
-        images = self._opened[1]
-        check_alike(world, network, images)
-        chosen = world.run_on_all(lambda: choose(images, "train", count, spread=spread))
-        if world.is_main:
-            note_absent_classes(images, chosen, flag)
-        return images, chosen
+    def load(self, network: TrainedNetwork) -> Any:
+        """The network, see `TrainedNetwork.load`; an error of one process is one of all."""
+        return self.world.run_on_all(lambda: network.load(self.runtime.device, self.runtime.dtype))
 
     def say(self, text: str) -> None:
         """Show progress, on a terminal only."""

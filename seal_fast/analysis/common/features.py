@@ -156,7 +156,7 @@ class Extractor:
             )
             width = model.get_submodule(network.classifier).in_features
             parts = [torch.empty(0, width, device=runtime.device)]  # type: ignore[arg-type]
-            for pixels, _ in shown if len(own) else ():
+            for pixels, _ in shown:
                 with runtime.autocast():
                     parts.append(features(model, pixels, network.classifier).float())
             return torch.cat(parts)

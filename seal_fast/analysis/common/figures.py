@@ -30,11 +30,22 @@ def curves(results: Sequence[dict[str, Any]], section: str, name: str) -> Curves
     return by_stage(results, read)
 
 
+def draw_generations(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+    """Draw `<command>_generations`: a row of panels for each section, where the results are of several stages."""
+    if not several_stages(results):
+        return
+    panels = []
+    for section in _sections(results):
+        names = _names(results, section)
+        panels.append([(f"{name}, {section}", curves(results, section, name)) for name in names])
+    draw(panels, path(f"{results[0]['protocol']['analysis']}_generations"))
+
+
 class FigureAnalysis(Analysis):
     """An analysis whose results hold `figures`; the report shows them under the same names."""
 
-    def title(self, result: dict[str, Any]) -> str:
-        """What stands above the table of results with the protocol of this one."""
+    def title(self, protocol: dict[str, Any]) -> str:
+        """What stands above the table of results of a protocol."""
         raise NotImplementedError
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
@@ -42,7 +53,7 @@ class FigureAnalysis(Analysis):
         alike: dict[tuple[str, ...], list[str]] = {}
         for section in _sections(results):
             alike.setdefault(_names(results, section), []).append(section)
-        parts = [self.title(results[0])]
+        parts = [self.title(results[0]["protocol"])]
         for names, sections in alike.items():
             rows = [("network", "section", *names)]
             for section in sections:
@@ -55,15 +66,7 @@ class FigureAnalysis(Analysis):
             parts.append(table(rows, left=2))
         return "\n\n".join(parts)
 
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Draw `<command>_generations`: a row of panels for each section, where the results are of several stages."""
-        if not several_stages(results):
-            return
-        panels = []
-        for section in _sections(results):
-            names = _names(results, section)
-            panels.append([(f"{name}, {section}", curves(results, section, name)) for name in names])
-        draw(panels, path(f"{self.name}_generations"))
+    plot = staticmethod(draw_generations)
 
 
 def _sections(results: Sequence[dict[str, Any]]) -> list[str]:

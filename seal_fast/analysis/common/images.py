@@ -4,17 +4,74 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from seal_fast.analysis.common.command import Analysis
 from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.processes import check_alike, gathered, rows_of
 from seal_fast.data import ImageSet, Split, make_input, open_images, select
+from seal_fast.data.batches import batches, choose
 from seal_fast.utils.errors import UsageError
 
 _log = logging.getLogger("seal_fast")
+
+
+class ImageAnalysis(Analysis):
+    """An analysis on images of the network's own classes, which its processes share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened: tuple[Any, ImageSet] | None = None  # the last data set, and what it is of
+
+    def training_images(
+        self, network: TrainedNetwork, count: int | None, flag: str, spread: bool = True
+    ) -> tuple[ImageSet, Split]:
+        """The data set of the network's own classes, and `count` of its training images, as `flag` asks.
+
+        Raises:
+            UsageError: see `own_images` and `choose`, or the processes do not have the same images.
+        """
+        world, flags, config = self.world, self.flags, network.config
+        selection = config and (config.data, config.selection())
+        key = selection, network.num_classes, network.image_size
+        if self._opened is None or self._opened[0] != key:
+            self._opened = key, world.run_on_all(lambda: own_images(network, flags.data, flags.on_bad_image))
+        images = self._opened[1]
+        check_alike(world, network, images)
+        chosen = world.run_on_all(lambda: choose(images, "train", count, spread=spread))
+        if world.is_main:
+            note_absent_classes(images, chosen, flag)
+        return images, chosen
+
+    def share(self, split: Split) -> Split:
+        """The images of a split that this process reads."""
+        return split.take(rows_of(len(split), self.flags.batch_size, self.world.rank, self.world.size))
+
+    def gathered(self, part: Tensor, split: Split) -> Tensor:
+        """The results of all processes for their `share`, in the order of the split: [n, ...], on the host."""
+        return gathered(part, len(split), self.flags.batch_size, self.world)
+
+    def batches(
+        self, network: TrainedNetwork, images: ImageSet, split: Split, **settings: Any
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split as the network reads it; see `seal_fast.data.batches.batches`."""
+        given = {"batch_size": self.flags.batch_size, "threads": self.flags.threads}
+        given |= {"device": self.runtime.device, "dtype": self.runtime.dtype}
+        return batches(images, split, image_size=network.image_size, **(given | settings))
+
+    def result(
+        self, network: TrainedNetwork, images: ImageSet, protocol: Mapping[str, Any], /, **content: Any
+    ) -> dict[str, Any]:
+        """What `measure` returns: the `protocol` with what says which images these are, and the content."""
+        shown = {"data": images.name, "data_sha256": images.fingerprint, "image_size": network.image_size}
+        skipped = {images.name: list(images.skipped)}
+        return {"protocol": {**shown, **protocol}, "skipped_images": skipped, **content}
 
 
 def own_images(network: TrainedNetwork, data: str | None = None, on_bad_image: str = "error") -> ImageSet:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from torch import nn
-
-from seal_fast.analysis.common.command import Analysis
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.depth import plots
 from seal_fast.analysis.depth.compute import Prober, probe_votes, summarise
 from seal_fast.analysis.depth.probes import parse_pooling, probe_modules
+from seal_fast.data.split import spread
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.table import table
 
 REFERENCE = {"prediction": "the network's own prediction", "truth": "the true class"}
 
 
-class Depth(Analysis):
+class Depth(ImageAnalysis):
     """Prediction depth on the network's own training and validation images."""
 
     name = "depth"
@@ -33,9 +30,9 @@ class Depth(Analysis):
     batch_size = 512
     least = {"k": 1, "bank": 1, "queries": 1}
     image_flags = {"bank": True, "queries": False}
+    plot = staticmethod(plots.draw)
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the network's own classes; default: the run's")
         add("--k", type=int, default=30, help="neighbours that vote; default: 30")
@@ -56,46 +53,29 @@ class Depth(Analysis):
         flags, world, runtime = self.flags, self.world, self.runtime
         images, bank = self.training_images(network, flags.bank, "the bank")
         # The training images to probe are a part of the bank, so that each of them is one that votes.
-        rows = np.arange(min(flags.queries, len(bank))) * len(bank) // min(flags.queries, len(bank))
+        rows = spread(len(bank), flags.queries)
         queries = {"val": images.val.spread(flags.queries), "train": bank.take(rows)}
-        model, modules = world.run_on_all(lambda: self._load(network))
-        prober = Prober(
-            model,
-            images,
-            network.image_size,
-            self.pooling,
-            flags.batch_size,
-            runtime.dtype,
-            runtime.autocast,
-            modules,
-        )
+        model = self.load(network)
+        modules = world.run_on_all(lambda: probe_modules(model, flags.probes))
+        settings = self.pooling, flags.batch_size, runtime.dtype, runtime.autocast, modules
+        prober = Prober(model, images, network.image_size, *settings)
 
         def progress(done: int, total: int) -> None:
             self.say(f"\r  {done:,} of {total:,} images of the bank" + "\n" * (done == total))
 
         own = {"train": rows} if flags.leave_one_out else None
         votes = probe_votes(prober, bank, queries, flags.k, own, progress, world)
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "bank": len(bank),
-                "queries": {name: len(split) for name, split in queries.items()},
-                "k": flags.k,
-                "pooling": flags.pool,
-                **({"probes": flags.probes} if flags.probes else {}),
-                "reference": flags.reference,
-                "leave_one_out": flags.leave_one_out,
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "probes": list(prober.sizes()),
-            "splits": {name: summarise(found, flags.reference) for name, found in votes.items()},
+        protocol = {
+            "bank": len(bank),
+            "queries": {name: len(split) for name, split in queries.items()},
+            "k": flags.k,
+            "pooling": flags.pool,
+            **({"probes": flags.probes} if flags.probes else {}),
+            "reference": flags.reference,
+            "leave_one_out": flags.leave_one_out,
         }
-
-    def _load(self, network: TrainedNetwork) -> tuple[nn.Module, dict[str, nn.Module]]:
-        model = network.load(self.runtime.device, self.runtime.dtype)
-        return model, probe_modules(model, self.flags.probes)
+        splits = {name: summarise(found, flags.reference) for name, found in votes.items()}
+        return self.result(network, images, protocol, probes=list(prober.sizes()), splits=splits)
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """A row per network and split, and one for each group of several seeds."""
@@ -116,10 +96,6 @@ class Depth(Analysis):
                 rows.append((result["subject"], split, str(found["examples"]), *shown))
             rows += _over_seeds(results, split)
         return f"{title}\n\n{table(rows, left=2)}"
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Histograms, accuracy by depth, and curves over stages."""
-        plots.draw(results, path)
 
 
 def _over_seeds(results: Sequence[dict[str, Any]], split: str) -> list[tuple[str, ...]]:

@@ -206,9 +206,7 @@ class _Part:
     ) -> list[tuple[Tensor, Tensor]]:
         """The nearest of this part, places in it int64 [Q, k] and distances, at every probe."""
         shown = 0
-        for labels in (
-            prober.batches(self.bank.take(self.rows), lambda name, x: searches[name].add(x)) if self.rows else ()
-        ):
+        for labels in prober.batches(self.bank.take(self.rows), lambda name, x: searches[name].add(x)):
             shown += len(labels)
             progress(shown)
         return [search.result(complete=False) for search in searches.values()]

@@ -12,11 +12,7 @@ from seal_fast.runs.stats import Interval
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `depth`, and `depth_generations` where the results are of several stages.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `depth`, and `depth_generations` where the results are of several stages."""
     _distributions(results, path("depth"))
     if several_stages(results):
         figures = {"mean_depth": "mean prediction depth", "without_depth": "without depth (%)"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,13 @@ class Drift(FigureAnalysis):
         "first kept checkpoint, across a generation and across an ascent, by group and layer. Reads no images."
     )
     every_generation = True
+    plot = staticmethod(plots.draw)
 
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[Path, nn.Module] = {}  # networks that the last checkpoint was compared with
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         help = "first layer of the late group; default: the run's"
         parser.add_argument("--layer-threshold", help=help)
 
@@ -79,15 +78,9 @@ class Drift(FigureAnalysis):
             },
         }
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The groups, and what the distances are from."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         counts = ", ".join(f"{group} {count:,}" for group, count in protocol["parameters"].items())
         return (
             f"travel of the weights; the start is {protocol['start']}, the late group begins with "
             f"{protocol['layer_threshold']}\nparameters: {counts}; intervals: 95 %, over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Curves over stages by group, and the last checkpoints' profile over layers."""
-        plots.draw(results, path)

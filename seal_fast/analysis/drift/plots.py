@@ -13,11 +13,7 @@ from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure,
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `drift`, and `drift_layers` where a run has kept several checkpoints.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `drift`, and `drift_layers` where a run has kept several checkpoints."""
     panels = []
     for group in ("early", "late"):
         columns = [(f"norm, {group}", curves(results, group, "norm"))]

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from seal_fast.analysis.common.figures import FigureAnalysis
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import gathered, rows_of
 from seal_fast.analysis.common.results import identity
 from seal_fast.analysis.evaluate import plots
 from seal_fast.analysis.evaluate.compute import score
 from seal_fast.data import ImageSet, Split
-from seal_fast.data.batches import batches
 from seal_fast.training.checkpoint import save_tensors
 from seal_fast.utils.errors import RunError, UsageError
 
 
-class Evaluate(FigureAnalysis):
+class Evaluate(ImageAnalysis, FigureAnalysis):
     """Predictions on the network's own training and validation images."""
 
     name = "evaluate"
@@ -31,9 +28,9 @@ class Evaluate(FigureAnalysis):
         "log-likelihood, Brier score, expected calibration error with bins of equal width and of equal mass."
     )
     least = {"images": 1, "bins": 1}
+    plot = staticmethod(plots.draw)
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the network's own classes; default: the run's")
         what = "test: of a run with --holdout; clean: training images of a run with --label-noise by their true labels"
@@ -51,9 +48,9 @@ class Evaluate(FigureAnalysis):
 
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
         """The figures of each split; see `score`."""
-        flags, runtime = self.flags, self.runtime
+        flags = self.flags
         images, train = self.training_images(network, None, "--data")
-        model = self.world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        model = self.load(network)
         known = {"train": train, "val": images.val, **images.others}
         for name in flags.splits:
             if name not in known:
@@ -71,50 +68,30 @@ class Evaluate(FigureAnalysis):
             name: score(logits[name].numpy(), split.labels, images.classes, flags.bins)
             for name, split in splits.items()
         }
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": {name: len(split) for name, split in splits.items()},
-                "bins": flags.bins,
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "figures": {name: scores.pop("figures") for name, scores in found.items()},
-            "splits": found,
-        }
+        figures = {name: scores.pop("figures") for name, scores in found.items()}
+        protocol = {"images": {name: len(split) for name, split in splits.items()}, "bins": flags.bins}
+        return self.result(network, images, protocol, figures=figures, splits=found)
 
     @torch.inference_mode()
     def _logits(self, network: TrainedNetwork, model: torch.nn.Module, images: ImageSet, split: Split) -> Tensor:
         """Float32 [N, C] on the host."""
-        size, world, runtime = self.flags.batch_size, self.world, self.runtime
-        own = split.take(rows_of(len(split), size, world.rank, world.size))
-        settings = {"image_size": network.image_size, "batch_size": size, "threads": self.flags.threads}
-        settings |= {"device": runtime.device, "dtype": runtime.dtype}
 
         def forward() -> Tensor:
             parts = [torch.empty(0, network.num_classes)]
-            for pixels, _ in batches(images, own, **settings) if len(own) else ():
-                with runtime.autocast():
+            for pixels, _ in self.batches(network, images, self.share(split)):
+                with self.runtime.autocast():
                     parts.append(model(pixels).float().cpu())
             return torch.cat(parts)
 
-        logits = gathered(world.run_on_all(forward), len(split), size, world)
+        logits = self.gathered(self.world.run_on_all(forward), split)
         if not torch.isfinite(logits).all():
             raise RunError(f"{network.weights} gives NaN or infinite logits for {images.name}: its training diverged")
         return logits
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The images, the bins and the intervals."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         counts = ", ".join(f"{count:,} {name} images" for name, count in protocol["images"].items())
         return (
             f"predictions for {protocol['data']}: {counts}, not augmented; calibration errors with {protocol['bins']} "
             "bins of confidence\nintervals: 95 %, of top-1 Wilson's, of scores Student's t over images; over seeds "
             "Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """The reliability diagram, and curves over stages."""
-        plots.draw(results, path("evaluate"))
-        super().plot(results, path)

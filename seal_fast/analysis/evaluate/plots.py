@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from seal_fast.analysis.common.figures import draw_generations
 from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save
 
 
-def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a row of two panels for each split into a PNG file (Niculescu-Mizil and Caruana, ICML 2005).
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+    """Draw `evaluate`, two panels a split (Niculescu-Mizil and Caruana, ICML 2005), and the curves over stages."""
     splits = list(results[0]["splits"])
     figure, axes = new_figure(8, 3.4 * len(splits), len(splits), 2)
     for (accuracies, shares), split in zip(axes, splits, strict=True):
@@ -32,4 +29,5 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_ylim(bottom=0)
             axis.set_xlabel("confidence")
         legend(accuracies, len(results))
-    save(figure, path)
+    save(figure, path("evaluate"))
+    draw_generations(results, path)

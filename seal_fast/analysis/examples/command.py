@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from seal_fast.analysis.common.figures import FigureAnalysis
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.results import identity
 from seal_fast.analysis.examples import plots
@@ -21,7 +21,7 @@ from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.files import read_tensors, write_text
 
 
-class Examples(FigureAnalysis):
+class Examples(ImageAnalysis, FigureAnalysis):
     """The records of runs that were trained with --record-examples, as a generation ended."""
 
     name = "examples"
@@ -30,9 +30,9 @@ class Examples(FigureAnalysis):
         "events (Toneva et al., ICLR 2019), area under the margin (Pleiss et al., NeurIPS 2020), what an ascent made "
         "the network forget, and with --label-noise how well each measure finds the wrong labels."
     )
+    plot = staticmethod(plots.draw)
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         parser.add_argument("--data", help="data set of the run, if it has moved; default: the run's")
         parser.add_argument("--list", action="store_true", help="write a CSV file of every example to --out")
 
@@ -88,19 +88,13 @@ class Examples(FigureAnalysis):
             "profile": {name: profile(records, int(metadata["epochs"]), rows) for name, rows in parts.items()},
         }
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The examples and what their measures mean."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         wrong = f", {protocol['wrong_labels']:,} of them with a wrong label" * bool(protocol["wrong_labels"])
         return (
             f"{protocol['examples']:,} training examples of {protocol['data']}{wrong}, as they were shown in training; "
             "epochs count from 0 over the run\nintervals: 95 %, of shares Wilson's, of means Student's t over "
             "examples; over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Learning, forgetting and margins, and curves over stages."""
-        plots.draw(results, path)
 
 
 def _read(network: TrainedNetwork) -> tuple[Records, dict[str, str], int]:

@@ -16,11 +16,7 @@ _ALL = ("forgetting events", "area under the margin", "right the last time (%)")
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `examples`, and `examples_generations` where the results are of several stages.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `examples`, and `examples_generations` where the results are of several stages."""
     latest = {(r["group"], r["seed"]): r for r in sorted(results, key=lambda r: r["epochs"]) if r["profile"]}
     figure, axes = new_figure(11, 3.2, 1, 3)
     for i, result in enumerate(latest.values()):

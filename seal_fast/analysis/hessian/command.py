@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from seal_fast.analysis.common.command import Analysis
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import rows_of
-from seal_fast.analysis.common.stage_plots import several_stages
 from seal_fast.analysis.hessian import plots
 from seal_fast.analysis.hessian.compute import Figures, Watcher, check_solver, describe, measure
 from seal_fast.curvature.groups import group_names
 from seal_fast.curvature.operator import HessianOperator
-from seal_fast.data import ImageSet, Split
-from seal_fast.data.batches import batches
 from seal_fast.distributed.world import on_all_ranks
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.table import table
 
 
-class Hessian(Analysis):
+class Hessian(ImageAnalysis):
     """The Hessian of the loss over fixed training images. `figures` holds eigenvectors, by place in the results."""
 
     name = "hessian"
@@ -38,6 +35,7 @@ class Hessian(Analysis):
     least = {"images": 1, "top": 0, "bottom": 0, "probes": 2, "density_probes": 1, "steps": 1, "max_hvps": 1}
     least = least | {"cache_gib": 0}
     image_flags = {"images": True}
+    plot = staticmethod(plots.draw)
     on_demand = "as sharpness has the largest eigenvalue and the trace"
 
     def __init__(self) -> None:
@@ -46,7 +44,6 @@ class Hessian(Analysis):
         self.figures: list[Figures] = []
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set; default: the run's")
         add("--images", type=int, default=256, help="training images; default: 256")
@@ -93,34 +90,20 @@ class Hessian(Analysis):
 
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
         """The figures; see `describe`."""
-        flags, world, runtime, config = self.flags, self.world, self.runtime, network.config
+        flags, world, config = self.flags, self.world, network.config
         self.watcher.visible = world.is_main
         images, chosen = self.training_images(network, flags.images, "--images", flags.spread)
         smoothing = network.label_smoothing if flags.label_smoothing is None else flags.label_smoothing
-
-        def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-
-        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        model = self.load(network)
         threshold = flags.layer_threshold or (config.layer_threshold if config else "layer3")
         names = world.run_on_all(lambda: group_names(model, flags.group, threshold, network.image_size))
         operator = HessianOperator(
             model,
-            loss,
-            _Batches(
-                images,
-                chosen.take(rows_of(len(chosen), flags.batch_size, world.rank, world.size)),
-                {
-                    "image_size": network.image_size,
-                    "batch_size": flags.batch_size,
-                    "threads": flags.threads,
-                    "device": runtime.device,
-                    "dtype": runtime.dtype,
-                },
-            ),
+            partial(F.cross_entropy, label_smoothing=smoothing),
+            _Anew(partial(self.batches, network, images, self.share(chosen))),
             names,
             batchnorm=flags.batchnorm,
-            cache_bytes=int(flags.cache_gib * 2**30),
+            cache_bytes=flags.cache_gib * 2**30,
             reduce=dist.all_reduce if world.size > 1 else None,
         )
         if flags.top + flags.bottom > operator.shape[0]:
@@ -135,24 +118,19 @@ class Hessian(Analysis):
         self.figures.append(figures)
         if figures.trouble:
             self.trouble.append(f"{network.name}: {figures.trouble}")
-        return describe(operator, figures) | {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": operator.images,
-                "order": "evenly spaced" if flags.spread else "first in path order",
-                "dtype": str(runtime.dtype).removeprefix("torch."),
-                "loss": f"cross entropy, label smoothing {smoothing:g}, without weight decay",
-                "batchnorm": flags.batchnorm,
-                "batch_size": flags.batch_size if flags.batchnorm == "train" else None,
-                "group": flags.group,
-                "layer_threshold": threshold if flags.group in ("early", "late") else None,
-                **solve,
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "interrupted": bool(self.stop),
+        protocol = {
+            "images": operator.images,
+            "order": "evenly spaced" if flags.spread else "first in path order",
+            "dtype": flags.dtype,
+            "loss": f"cross entropy, label smoothing {smoothing:g}, without weight decay",
+            "batchnorm": flags.batchnorm,
+            "batch_size": flags.batch_size if flags.batchnorm == "train" else None,
+            "group": flags.group,
+            "layer_threshold": threshold if flags.group in ("early", "late") else None,
+            **solve,
         }
+        found = describe(operator, figures)
+        return self.result(network, images, protocol, **found, interrupted=bool(self.stop))
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
         """A row per network."""
@@ -180,13 +158,6 @@ class Hessian(Analysis):
             )
         return f"{title}\n\n{table(rows)}"
 
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """The density, and curves over stages."""
-        if any(result["density"] for result in results):
-            plots.draw(results, path("hessian_density"))
-        if several_stages(results):
-            plots.draw_generations(results, path("hessian_generations"))
-
     def write(self, results: list[dict[str, Any]]) -> None:
         """Write the eigenvectors."""
         from seal_fast.training.checkpoint import save_tensors
@@ -201,11 +172,11 @@ class Hessian(Analysis):
             save_tensors(self.flags.out / f"{name}.safetensors", tensors, metadata)
 
 
-class _Batches:
-    """Batches of a split, decoded anew each time they are read."""
+@dataclass(frozen=True)
+class _Anew:
+    """Batches, decoded anew each time they are read."""
 
-    def __init__(self, images: ImageSet, split: Split, settings: dict[str, Any]) -> None:
-        self.images, self.split, self.settings = images, split, settings
+    decode: Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches(self.images, self.split, **self.settings) if len(self.split) else iter(())
+        return self.decode()

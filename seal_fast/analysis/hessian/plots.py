@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, new_figure, save
+from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
 from seal_fast.curvature.estimates import Density
 
 
-def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the densities among the results, with the eigenvalues found as ticks, into a PNG file.
+def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
+    """Draw `hessian_density`, and `hessian_generations` where the results are of several stages."""
+    if any(result["density"] for result in results):
+        _densities(results, path("hessian_density"))
+    if several_stages(results):
+        panels = {
+            "largest eigenvalue": by_stage(results, lambda r: next(iter(r["top"]), None)),
+            "most negative eigenvalue": by_stage(results, lambda r: next(iter(r["bottom"]), None)),
+            "trace": by_stage(results, lambda r: r["trace"]),
+        }
+        row = [(title, curves) for title, curves in panels.items() if curves]
+        draw_stages([row], path("hessian_generations"))
 
-    Raises:
-        RunError: the file cannot be written.
-    """
+
+def _densities(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """The densities among the results, with the eigenvalues found as ticks."""
     shown = [result for result in results if result["density"]]
     densities = [as_density(result) for result in shown]
     low = min(float(d.nodes.min()) for d in densities)
@@ -41,20 +51,6 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     axis.set_title(f"{protocol['loss']}; {protocol['group']} parameters, {protocol['images']} images", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     save(figure, path)
-
-
-def draw_generations(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the ends of the spectrum, and the trace, at every stage of the runs into a PNG file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    panels = {
-        "largest eigenvalue": by_stage(results, lambda r: next(iter(r["top"]), None)),
-        "most negative eigenvalue": by_stage(results, lambda r: next(iter(r["bottom"]), None)),
-        "trace": by_stage(results, lambda r: r["trace"]),
-    }
-    draw_stages([[(title, curves) for title, curves in panels.items() if curves]], path)
 
 
 def as_density(result: dict[str, Any]) -> Density:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +13,18 @@ from torch import Tensor
 
 from seal_fast.analysis.common.earlier import KINDS, earlier
 from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import gathered, rows_of
 from seal_fast.analysis.depth.probes import parameters_by_block, probe_modules
 from seal_fast.analysis.drift.compute import layers, norm
 from seal_fast.analysis.plasticity import plots
 from seal_fast.analysis.plasticity.compute import dormant, effective_rank, gradient, reading, sign_changes
-from seal_fast.data.batches import batches
 from seal_fast.utils.errors import RunError
 
 ALL = "all layers"
 
 
-class Plasticity(FigureAnalysis):
+class Plasticity(ImageAnalysis, FigureAnalysis):
     """The outputs of the network's blocks on its training images, and the gradients and signs of their weights."""
 
     name = "plasticity"
@@ -38,9 +35,9 @@ class Plasticity(FigureAnalysis):
     )
     batch_size = 128
     least = {"images": 1, "tau": 0}
+    plot = staticmethod(plots.draw)
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the network's own classes; default: the run's")
         add("--images", type=int, default=2000, help="training images at most, evenly spaced; default: 2000")
@@ -53,18 +50,16 @@ class Plasticity(FigureAnalysis):
         flags, world, runtime = self.flags, self.world, self.runtime
         images, train = self.training_images(network, None, "--data")
         split = train.spread(flags.images)
-        own = split.take(rows_of(len(split), flags.batch_size, world.rank, world.size))
-        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype)).requires_grad_()
+        own = self.share(split)
+        model = self.load(network).requires_grad_()
         modules = probe_modules(model)
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in model.parameters()]
-        settings = {"image_size": network.image_size, "batch_size": flags.batch_size, "threads": flags.threads}
-        settings |= {"device": runtime.device, "dtype": runtime.dtype}
         loss = partial(F.cross_entropy, label_smoothing=network.label_smoothing)
 
         def read() -> dict[str, tuple[Tensor, Tensor]]:
-            shown = batches(images, own if len(own) else split.take([0]), **settings)  # one, for the layers' widths
+            some = own if len(own) else split.take([0])  # one, for the layers' widths
             with reading(modules) as found:
-                for pixels, labels in shown:
+                for pixels, labels in self.batches(network, images, some):
                     for total, part in zip(sums, gradient(model, loss, pixels, labels, runtime.autocast), strict=True):
                         total.add_(part, alpha=len(labels) if len(own) else 0)
             return {
@@ -77,7 +72,7 @@ class Plasticity(FigureAnalysis):
         figures: dict[str, dict[str, dict[str, float]]] = {name: {} for name in dict.fromkeys([*blocks, *modules, ALL])}
         idle, units = 0, 0
         for layer, pair in parts.items():
-            activity, features = (gathered(part, len(split), flags.batch_size, world) for part in pair)
+            activity, features = (self.gathered(part, split) for part in pair)
             if not torch.isfinite(activity).all():
                 raise RunError(f"{network.weights} gives NaN or infinite activations: its training diverged")
             found = dormant(activity, flags.tau)
@@ -100,36 +95,18 @@ class Plasticity(FigureAnalysis):
             figures[block]["gradient norm"] = number(length)
             for kind, then in before.items():
                 figures[block][f"sign changes {KINDS[kind]} (%)"] = number(sign_changes(then, weights, inside))
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": len(split),
-                "tau": flags.tau,
-                "loss": f"cross entropy, label smoothing {network.label_smoothing:g}, without weight decay",
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "figures": figures,
-            "layers": {
-                layer: {"gradient norm": norm(gradients, inside)}
-                | {
-                    KINDS[kind]: {"sign changes (%)": sign_changes(then, weights, inside)}
-                    for kind, then in before.items()
-                }
-                for layer, inside in layers(model).items()
-            },
-        }
+        by_layer: dict[str, dict[str, Any]] = {}
+        for layer, inside in layers(model).items():
+            by_layer[layer] = {"gradient norm": norm(gradients, inside)}
+            for kind, then in before.items():
+                by_layer[layer][KINDS[kind]] = {"sign changes (%)": sign_changes(then, weights, inside)}
+        smoothed = f"cross entropy, label smoothing {network.label_smoothing:g}, without weight decay"
+        protocol = {"images": len(split), "tau": flags.tau, "loss": smoothed}
+        return self.result(network, images, protocol, figures=figures, layers=by_layer)
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The images and the threshold."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         return (
             f"plasticity on {protocol['images']:,} training images of {protocol['data']}, after each block; a unit is "
             f"dormant at {protocol['tau']:g} of its layer's mean activity or less\nloss: {protocol['loss']}; "
             "intervals: 95 %, over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """The profile over layers, and curves over stages."""
-        plots.draw(results, path)

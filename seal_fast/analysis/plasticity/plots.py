@@ -12,11 +12,7 @@ from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure,
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `plasticity`, and `plasticity_generations` where the results are of several stages.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `plasticity`, and `plasticity_generations` where the results are of several stages."""
     *layers, whole = results[0]["figures"]
     names = list(
         dict.fromkeys(["dormant units (%)", "effective rank", *(n for r in results for n in r["figures"][whole])])

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seal_fast.analysis.common.figures import FigureAnalysis
-from seal_fast.analysis.common.images import open_targets
+from seal_fast.analysis.common.images import ImageAnalysis, open_targets
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import check_alike, gathered, rows_of
+from seal_fast.analysis.common.processes import check_alike, rows_of
 from seal_fast.analysis.robustness import plots
 from seal_fast.analysis.robustness.compute import accuracy, detection, normalise
 from seal_fast.analysis.robustness.corruptions import CORRUPTIONS, corrupt
 from seal_fast.data import ImageSet, Split
-from seal_fast.data.batches import batches
 from seal_fast.utils.errors import RunError, UsageError
 
 SHARED_BYTES = 1 << 30
 
 
-class Robustness(FigureAnalysis):
+class Robustness(ImageAnalysis, FigureAnalysis):
     """Predictions for corrupted validation images, and for images of other data sets."""
 
     name = "robustness"
@@ -36,6 +34,7 @@ class Robustness(FigureAnalysis):
     )
     least = {"images": 1}
     target_flag = "--ood"
+    plot = staticmethod(plots.draw)
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +42,6 @@ class Robustness(FigureAnalysis):
         self.room = SHARED_BYTES
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         names = [name.replace(" ", "-") for name in CORRUPTIONS]
         add("--data", help="data set of the network's own classes; default: the run's")
@@ -61,12 +59,12 @@ class Robustness(FigureAnalysis):
 
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
         """The accuracy by corruption and strength, and the detection of each other data set."""
-        flags, runtime, world = self.flags, self.runtime, self.world
+        flags, world = self.flags, self.world
         images, _ = self.training_images(network, None, "--data")
         others = world.run_on_all(lambda: open_targets(flags.ood, network.image_size, flags.on_bad_image, 0))
         for other in others.values():
             check_alike(world, network, other)
-        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        model = self.load(network)
         names = [name for name in CORRUPTIONS if name.replace(" ", "-") in flags.corruptions]
         strengths = sorted(set(flags.strengths))
         split = images.val.spread(flags.images)
@@ -79,21 +77,11 @@ class Robustness(FigureAnalysis):
             shown = other.val.spread(flags.images)
             logits, _ = self._shown(network, model, other, shown, images, [])
             figures[f"against {name}"] = detection(clean, logits)
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": len(split),
-                "corruptions": names,
-                "strengths": strengths,
-                "seed": flags.seed,
-                "ood": {name: other.fingerprint for name, other in others.items()},
-            },
-            "skipped_images": {one.name: list(one.skipped) for one in (images, *others.values())},
-            "figures": figures,
-            "by_strength": by_strength,
-        }
+        protocol = {"images": len(split), "corruptions": names, "strengths": strengths, "seed": flags.seed}
+        protocol["ood"] = {name: other.fingerprint for name, other in others.items()}
+        result = self.result(network, images, protocol, figures=figures, by_strength=by_strength)
+        result["skipped_images"] |= {name: list(other.skipped) for name, other in others.items()}
+        return result
 
     @torch.inference_mode()
     def _shown(
@@ -108,7 +96,6 @@ class Robustness(FigureAnalysis):
         """Logits [N, C] of a split, normalised as `own` is, and hits of its corrupted images, bool [N, asked]."""
         size, world, runtime = self.flags.batch_size, self.world, self.runtime
         rows = rows_of(len(split), size, world.rank, world.size)
-        settings = {"image_size": network.image_size, "batch_size": size, "threads": self.flags.threads}
         source = replace(images, mean=own.mean, std=own.std)
 
         def predict(pixels: Tensor) -> Tensor:
@@ -118,7 +105,7 @@ class Robustness(FigureAnalysis):
 
         def forward() -> tuple[Tensor, Tensor]:
             logits, hits = [torch.empty(0, network.num_classes)], [torch.empty(0, len(asked), dtype=torch.bool)]
-            shown = batches(source, split.take(rows), **settings) if rows else ()
+            shown = self.batches(network, source, split.take(rows), device="cpu", dtype=torch.float32)
             for number, (pixels, labels) in enumerate(shown):
                 logits.append(predict(pixels))
                 places = rows[number * size : (number + 1) * size]
@@ -138,21 +125,15 @@ class Robustness(FigureAnalysis):
                 self.say(f"\r  {len(labels) + number * size:,} of {len(rows):,} images" + "\n" * (len(places) < size))
             return torch.cat(logits), torch.cat(hits)
 
-        logits, hits = (gathered(part, len(split), size, world) for part in world.run_on_all(forward))
+        logits, hits = (self.gathered(part, split) for part in world.run_on_all(forward))
         if not torch.isfinite(logits).all():
             raise RunError(f"{network.weights} gives NaN or infinite logits for {images.name}: its training diverged")
         return logits, hits
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The images, corruptions and intervals."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         strengths = ", ".join(map(str, protocol["strengths"]))
         return (
             f"{protocol['images']:,} validation images of {protocol['data']} under {len(protocol['corruptions'])} "
             f"corruptions at strengths {strengths} (means over them)\n"
             "intervals: 95 %, of the clean top-1 Wilson's; over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Accuracy by strength, and curves over stages."""
-        plots.draw(results, path)

@@ -13,11 +13,7 @@ from seal_fast.analysis.robustness.corruptions import KINDS
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `robustness`, and `robustness_generations` where the results are of several stages.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `robustness`, and `robustness_generations` where the results are of several stages."""
     protocol = results[0]["protocol"]
     kinds = {kind: [name for name in members if name in protocol["corruptions"]] for kind, members in KINDS.items()}
     kinds = {kind: names for kind, names in kinds.items() if names}

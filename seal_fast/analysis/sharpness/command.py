@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
-from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.depth.probes import parameters_by_block, probe_modules
 from seal_fast.analysis.hessian.compute import Figures, Watcher, check_solver, measure
 from seal_fast.analysis.sharpness import plots
 from seal_fast.analysis.sharpness.compute import Batch, Landscape, Loss, Reach, average_case, worst_case
 from seal_fast.analysis.sharpness.plots import WHOLE
 from seal_fast.curvature.operator import HessianOperator
-from seal_fast.data.batches import batches
 from seal_fast.distributed.world import on_all_ranks
 from seal_fast.runs.stats import Interval, student
 from seal_fast.utils.errors import RunError, UsageError
@@ -30,7 +27,7 @@ from seal_fast.utils.errors import RunError, UsageError
 Sections = dict[str, dict[str, dict[str, float]]]
 
 
-class Sharpness(FigureAnalysis):
+class Sharpness(ImageAnalysis, FigureAnalysis):
     """The loss near the weights, over fixed training images."""
 
     name = "sharpness"
@@ -43,13 +40,13 @@ class Sharpness(FigureAnalysis):
     least = {"images": 1, "rho": 0, "adaptive_rho": 0, "noise": 0, "adaptive_noise": 0, "ascent_steps": 1, "draws": 2}
     least = least | {"top": 1, "probes": 2, "max_hvps": 1}
     image_flags = {"images": True}
+    plot = staticmethod(plots.draw)
 
     def __init__(self) -> None:
         super().__init__()
         self.watcher = Watcher()
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         several: dict[str, Any] = {"type": float, "nargs": "+", "metavar": "R"}
         add("--data", help="data set; default: the run's")
@@ -81,59 +78,48 @@ class Sharpness(FigureAnalysis):
 
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
         """Rises of the loss by radius and noise, and the curvature of the network and of each block."""
-        flags, world, runtime = self.flags, self.world, self.runtime
+        flags, world = self.flags, self.world
         self.watcher.visible = world.is_main
         images, train = self.training_images(network, None, "--images")
         split = train.spread(flags.images)
         smoothing = network.label_smoothing if flags.label_smoothing is None else flags.label_smoothing
         loss = partial(F.cross_entropy, label_smoothing=smoothing)
-        settings = {"image_size": network.image_size, "batch_size": flags.batch_size, "threads": flags.threads}
-        settings |= {"device": runtime.device, "dtype": runtime.dtype}
-        own = split.take(rows_of(len(split), flags.batch_size, world.rank, world.size))
 
         def decode() -> list[Batch]:
-            return [(x.clone(), y.clone()) for x, y in batches(images, own, **settings)] if len(own) else []
+            return [(x.clone(), y.clone()) for x, y in self.batches(network, images, self.share(split))]
 
-        model = world.run_on_all(lambda: network.load(runtime.device, runtime.dtype))
+        model = self.load(network)
         shown = world.run_on_all(decode)
         blocks = parameters_by_block(model, probe_modules(model))
         figures = self._rises(network, Landscape(model, loss), shown, len(split))
         if not world.max(self.stop)[0]:
             figures |= self._curvature(network, model, loss, shown, blocks)
         solved = {name: getattr(flags, name) for name in ("top", "tol", "max_hvps", "probes", "seed")}
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": len(split),
-                "batch_size": flags.batch_size,
-                "dtype": flags.dtype,
-                "loss": f"cross entropy, label smoothing {smoothing:g}, without weight decay",
-                "batchnorm": "eval",
-                **{name: sorted(set(sizes)) for name, sizes in self._sizes().items()},
-                "ascent_steps": flags.ascent_steps,
-                "draws": flags.draws,
-                **solved,
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "interrupted": bool(self.stop),
-            "figures": figures,
+        protocol = {
+            "images": len(split),
+            "batch_size": flags.batch_size,
+            "dtype": flags.dtype,
+            "loss": f"cross entropy, label smoothing {smoothing:g}, without weight decay",
+            "batchnorm": "eval",
+            **self._sizes(),
+            "ascent_steps": flags.ascent_steps,
+            "draws": flags.draws,
+            **solved,
         }
+        return self.result(network, images, protocol, interrupted=bool(self.stop), figures=figures)
 
     def _sizes(self) -> dict[str, list[float]]:
-        return {name: getattr(self.flags, name) for name in ("rho", "adaptive_rho", "noise", "adaptive_noise")}
+        return {name: sorted(set(getattr(self.flags, name))) for name in plots.SIZES}
 
     def _rises(self, network: TrainedNetwork, landscape: Landscape, shown: list[Batch], count: int) -> Sections:
         """The rise of the loss within each radius, as the mean over the batches, and under each noise."""
         flags, world = self.flags, self.world
 
         def reaches(*names: str) -> dict[str, Reach]:
-            sizes = {name: sorted(set(found)) for name, found in self._sizes().items()}
             return {
                 f"{name.replace('_', ' ')} {size:g}": Reach(size, name.startswith("adaptive"))
                 for name in names
-                for size in sizes[name]
+                for size in self._sizes()[name]
             }
 
         radii, noises = reaches("rho", "adaptive_rho"), reaches("noise", "adaptive_noise")
@@ -190,18 +176,12 @@ class Sharpness(FigureAnalysis):
                 figures[part] = found
         return figures
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The images, the loss and what the figures are."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         return (
             f"sharpness of the mean loss over {protocol['images']:,} training images of {protocol['data']} (evenly "
             f"spaced, not augmented), its worst case in batches of {protocol['batch_size']}\nloss: {protocol['loss']}; "
             "BatchNorm: eval mode; intervals: 95 %, under noise over its draws, over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """The rises by radius and noise, the blocks' eigenvalues, and curves over stages."""
-        plots.draw(results, path)
 
 
 def share_inside(gradient: Tensor, vectors: Tensor | None) -> float | None:

@@ -7,35 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save, several_stages
 from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import draw_line, new_figure, save, several_stages
 
 RISE, TOP = "rise of the loss", "largest eigenvalue"
 WHOLE = "all layers"
+SIZES = "rho", "adaptive_rho", "noise", "adaptive_noise"
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `sharpness`, and `sharpness_generations` where the results are of several stages.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
-    sizes = {name: results[0]["protocol"][name] for name in ("rho", "adaptive_rho", "noise", "adaptive_noise")}
+    """Draw `sharpness`, and `sharpness_generations` where the results are of several stages."""
+    sizes = {name: results[0]["protocol"][name] for name in SIZES}
     figure, axes = new_figure(11, 6, 2, 3)
     blocks = [s for r in results for s, found in r["figures"].items() if RISE not in found and s != WHOLE]
     blocks = list(dict.fromkeys(blocks))
     for i, result in enumerate(results):
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": "o", "markersize": 3, "linewidth": 1.2}
-        style |= {"label": result["subject"]}
+        found = result["figures"]
         for axis, (name, values) in zip((*axes[0, :2], *axes[1, :2]), sizes.items(), strict=True):
             title = name.replace("_", " ")
-            found = result["figures"]
-            axis.plot(values, [found[f"{title} {value:g}"][RISE]["mean"] for value in values], **style)
+            rises = [(value, found[f"{title} {value:g}"][RISE]["mean"]) for value in values]
+            draw_line(axis, rises, i, result["subject"])
             axis.set_xticks(values)
             axis.set_xlabel(title, fontsize=8)
             axis.set_ylabel(RISE, fontsize=8)
         known = [(at, found[block][TOP]["mean"]) for at, block in enumerate(blocks) if block in found]
-        axes[0, 2].plot(*zip(*known, strict=True) if known else ((), ()), **style)
+        draw_line(axes[0, 2], known, i)
     axes[0, 2].set_xticks(range(len(blocks)), blocks, rotation=60, fontsize=7)
     axes[0, 2].set_ylabel(TOP, fontsize=8)
     axes[1, 2].set_axis_off()

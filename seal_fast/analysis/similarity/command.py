@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from seal_fast.analysis.common.earlier import BETWEEN, BOTH, GROUPS, partners
 from seal_fast.analysis.common.figures import FigureAnalysis, number
+from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.depth.compute import Prober
@@ -32,7 +31,7 @@ class Features(NamedTuple):
     own: Tensor
 
 
-class Similarity(FigureAnalysis):
+class Similarity(ImageAnalysis, FigureAnalysis):
     """The features of a network, against those of earlier checkpoints of its run and of other runs."""
 
     name = "similarity"
@@ -41,13 +40,13 @@ class Similarity(FigureAnalysis):
         "validation images at the probes of `depth`: between the layers of a network, with --per-generation between "
         "the checkpoints of a run, and between the runs' last checkpoints."
     )
+    plot = staticmethod(plots.draw)
 
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[tuple[Any, ...], Features] = {}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         add = parser.add_argument
         add("--data", help="data set of the networks' own classes; default: the run's")
         add("--images", type=int, default=2000, help="validation images at most, evenly spaced; default: 2000")
@@ -93,20 +92,9 @@ class Similarity(FigureAnalysis):
             for (name, rows, columns), found in maps.items()
         ]
         between = {p.network.name for found in self.partners.values() for p in found if p.kind in BETWEEN}
-        return {
-            "protocol": {
-                "data": images.name,
-                "data_sha256": images.fingerprint,
-                "image_size": network.image_size,
-                "images": count,
-                "batch_size": size,
-                **({"probes": self.flags.probes} if self.flags.probes else {}),
-                "between": sorted(between),
-            },
-            "skipped_images": {images.name: list(images.skipped)},
-            "figures": figures,
-            "maps": shown + self._generations(network, data),
-        }
+        probes = {"probes": self.flags.probes} if self.flags.probes else {}
+        protocol = {"images": count, "batch_size": size, **probes, "between": sorted(between)}
+        return self.result(network, images, protocol, figures=figures, maps=shown + self._generations(network, data))
 
     def _generations(self, network: TrainedNetwork, data: tuple[ImageSet, int, int, int]) -> list[dict[str, Any]]:
         """Checkpoint by checkpoint at each probe, for the last of a run of which several are named."""
@@ -155,17 +143,11 @@ class Similarity(FigureAnalysis):
     def _cka(self, first: Features, second: Features) -> Tensor:
         return cka(self.world.sum(hsic(first.grams, second.grams)), first.own, second.own).cpu()
 
-    def title(self, result: dict[str, Any]) -> str:
-        """The images and their batches."""
-        protocol = result["protocol"]
+    def title(self, protocol: dict[str, Any]) -> str:
         return (
             f"similarity of features (debiased linear CKA) at each probe, on {protocol['images']:,} validation images "
             f"of {protocol['data']} in batches of {protocol['batch_size']}\nintervals: 95 %, over seeds Student's t"
         )
-
-    def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """The heat maps."""
-        plots.draw(results, path)
 
 
 def _batches(images: ImageSet, most: int, size: int) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def grams(prober: Prober, split: Split, progress: Callable[[int], None] = lambda
     found: list[Tensor] = []
     rows: list[Tensor] = []
     done = 0
-    for labels in prober.batches(split, lambda name, x: rows.append(centred_gram(x))) if len(split) else ():
+    for labels in prober.batches(split, lambda name, x: rows.append(centred_gram(x))):
         found.append(torch.stack(rows))
         rows.clear()
         done += len(labels)

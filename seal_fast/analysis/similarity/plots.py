@@ -15,11 +15,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-    """Draw `similarity`, between layers, and `similarity_checkpoints`, between the checkpoints of runs with several.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Draw `similarity`, between layers, and `similarity_checkpoints`, between the checkpoints of runs with several."""
     last = {result["subject"].removesuffix(f" {result['stage']}"): result for result in results}
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for result in last.values():
