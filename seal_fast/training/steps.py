@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,9 +19,8 @@ from seal_fast.training.checkpoint import TrainState
 from seal_fast.training.runtime import Runtime
 from seal_fast.training.step import bf16_weight_overrides, forward_and_loss, loss_numbers, two_passes
 
-WHOLE = MicroBatch()
-Forward = Callable[..., tuple[Tensor, ...]]
-Part = tuple[Forward, Tensor, Tensor, MicroBatch, Tensor | None]
+# Images, labels, whether they make a full micro-batch, which one it is, and the rows of the examples.
+Part = tuple[Tensor, Tensor, bool, MicroBatch, Tensor | None]
 
 
 class Steps:
@@ -33,7 +31,7 @@ class Steps:
     last one, of an evaluation) is recorded once.
 
     Attributes:
-        forward: images, labels and, in evaluation, which are valid -> loss and sums; `eager` is not compiled.
+        forward: images, labels and, in evaluation, which are valid -> loss and sums.
     """
 
     def __init__(
@@ -46,12 +44,10 @@ class Steps:
         processes: int,
         link: Link | None = None,
     ) -> None:
-        self.runtime, self.state, self.input, self.link, self.processes = runtime, state, source, link, processes
-        self.config = config
-        self.smoothing = config.label_smoothing
+        self.config, self.runtime, self.state, self.input = config, runtime, state, source
+        self.processes, self.link = processes, link
         model, snapshot, smoothing = state.model, state.snapshot, config.label_smoothing
         weights = bf16_weight_overrides(model, state.optimizer) if runtime.bf16_weights else {}
-
         record = state.examples is not None
 
         def forward(images: Tensor, labels: Tensor, *more: Tensor, **extra: Tensor) -> tuple[Tensor, ...]:
@@ -61,66 +57,68 @@ class Steps:
             with runtime.autocast():
                 return snapshot(images).to(runtime.dtype)  # pyright: ignore[reportOptionalCall]
 
-        self.eager: Forward = forward
-        self.forward = runtime.compiled(forward)
-        self.eager_teach: Callable[[Tensor], Tensor] = teach
-        self.teach: Callable[[Tensor], Tensor] = runtime.compiled(teach)
-        self.numbers = (
-            torch.zeros(6, dtype=torch.float64, device=runtime.device) if "loss" in timeline.needs() else None
-        )
+        self.forward, self.teach = runtime.compiled(forward), runtime.compiled(teach)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=runtime.device)
+
+        self.numbers = zeros(6) if "loss" in timeline.needs() else None
+        self.share = zeros() if config.mixup else None
+        self.parts: list[Part] = []  # of a step of SAM
+        # What recorded steps read and write: batches by the number of their images, rows, an evaluation's sums.
         self.recorded = config.accumulate == processes == 1 and cuda_graph.possible(runtime)
-        self.share = torch.zeros((), dtype=torch.float64, device=runtime.device) if config.mixup else None
-        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}  # of recorded steps, by the images of a batch
-        self.whole: dict[tuple[Sharpness | None, bool, int], Callable[[Tensor, Tensor], None]] = {}
-        self.sums = torch.zeros(4, dtype=torch.float64, device=runtime.device)
+        self.recordings: dict[tuple[Sharpness | None, bool, int], cuda_graph.StepGraph] = {}
         self.recorded_evaluation: cuda_graph.StepGraph | None = None
-        self.parts: list[Part] = []
-        # Rows of a batch; a recorded step reads them here.
-        self.rows = torch.zeros(source.micro_batch_size, dtype=torch.int64, device=runtime.device) if record else None
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.rows = zeros(source.micro_batch_size, dtype=torch.int64) if record else None
+        self.sums = zeros(4)
         source.numbered = record
         self.begin(timeline.generations[0][0])
 
     def begin(self, phase: Phase) -> None:
         """Take the steps of this phase from now on."""
         if self.numbers is not None:
-            self.numbers.copy_(loss_numbers(phase.loss or Loss(), self.smoothing))
+            self.numbers.copy_(loss_numbers(phase.loss or Loss(), self.config.label_smoothing))
         self.sharpness, self.distils = phase.sharpness, phase.loss is not None and phase.loss.distil > 0
 
-    def whole_step(self, size: int) -> Callable[[Tensor, Tensor], None]:
-        """The step on a batch of this size, which is not divided; a smaller last batch is not compiled."""
+    @property
+    def replays(self) -> bool:
+        """Whether steps are recorded and replayed."""
+        return self.recorded and self.forward.whole
+
+    def recording(self, size: int) -> cuda_graph.StepGraph:
+        """The recorded step on a batch of this size."""
         kind, full = (self.sharpness, self.distils, size), size == self.input.micro_batch_size
-        if kind not in self.whole:
+        if kind not in self.recordings:
+            if size not in self.buffers:
+                images, labels = self.input.buffers(size)
+                self.buffers[size] = images, labels if self.share is None else labels.repeat(2, 1)
+                if full:
+                    self.input.out = images
             rows = None if self.rows is None else self.rows[:size]
-            step = functools.partial(self.step, self.forward if full else self.eager, rows=rows)
-            if self.recorded:
-                if size not in self.buffers:
-                    images, labels = self.input.buffers(size)
-                    self.buffers[size] = images, labels if self.share is None else labels.repeat(2, 1)
-                    if full:
-                        self.input.out = images
-                step = cuda_graph.StepGraph(step, self.buffers[size], self.runtime.device)
-            self.whole[kind] = step
-        return self.whole[kind]
+            step = functools.partial(self.step, full=full, cut=MicroBatch(), rows=rows)
+            self.recordings[kind] = cuda_graph.StepGraph(step, self.buffers[size], self.runtime.device)
+        return self.recordings[kind]
 
     def take(self, batch: Batch) -> bool:
         """A step, or a part of one; whether it ended a step."""
-        cut = batch.micro_batch
+        cut, size = batch.micro_batch, len(batch.labels)
         if self.link:
             self.link.connected = cut.shared
         self.seed(cut)
         labels = batch.labels if self.share is None else self._mix(self.share, batch)
-        full = len(batch.labels) == self.input.micro_batch_size and cut.shared == (self.processes > 1)
-        if (full or self.recorded) and cut.weight == 1 and self.forward.whole:
+        if self.replays:
             if self.rows is not None and batch.rows is not None:
-                self.rows[: len(batch.rows)].copy_(batch.rows)
-            self.whole_step(len(batch.labels))(batch.images, labels)
-        else:  # a smaller last batch is not compiled: it would be a third graph
-            self.step(self.forward if full else self.eager, batch.images, labels, cut, batch.rows)
+                self.rows[:size].copy_(batch.rows)
+            self.recording(size)(batch.images, labels)
+        else:
+            full = size == self.input.micro_batch_size and cut.shared == (self.processes > 1)
+            self.step(batch.images, labels, full, cut, batch.rows)
         return cut.last
 
     def evaluate(self, images: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         """Sums of loss, top-1 hits, top-5 hits and images, float64 [4], until the next call; in eval mode."""
-        if not (self.recorded and self.forward.whole):
+        if not self.replays:
             return self.forward(images, labels, valid)[1]
         if self.recorded_evaluation is None:
 
@@ -159,11 +157,9 @@ class Steps:
         batch.images.lerp_(batch.images[partner], 1 - first)
         return torch.stack([batch.labels, batch.labels[partner]])
 
-    def step(
-        self, forward: Forward, images: Tensor, labels: Tensor, cut: MicroBatch = WHOLE, rows: Tensor | None = None
-    ) -> None:
+    def step(self, images: Tensor, labels: Tensor, full: bool, cut: MicroBatch, rows: Tensor | None) -> None:
         """One training step, or a part of one; changes tensors in place only."""
-        state, part = self.state, (forward, images, labels, cut, self.rows if rows is None else rows)
+        state, part = self.state, (images, labels, full, cut, rows)
         if self.sharpness is None:
             self._backward(*part, last=cut.last)
         else:
@@ -180,23 +176,24 @@ class Steps:
 
     def _backward(
         self,
-        forward: Forward,
         images: Tensor,
         labels: Tensor,
+        full: bool,
         cut: MicroBatch,
         rows: Tensor | None,
         last: bool,
         counted: bool = True,
     ) -> None:
-        """Gradients of a part; `last` of those that make a step's."""
+        """Gradients of a part; `last` of those that make a step's. A smaller one is not compiled: a graph saved."""
         state, extra = self.state, {}
+        forward, teach = (self.forward, self.teach) if full else (self.forward.function, self.teach.function)
         if self.numbers is not None:
             extra["numbers"] = self.numbers
         if self.share is not None:
             extra["share"] = self.share
         if self.distils:
             with torch.no_grad():
-                extra["teacher"] = (self.eager_teach if forward is self.eager else self.teach)(images)
+                extra["teacher"] = teach(images)
         loss, sums, *margins = forward(images, labels, **extra)
         if cut.counted and counted:
             state.counters += sums
@@ -210,20 +207,13 @@ class Steps:
     def _twice(self, sharpness: Sharpness) -> None:
         parts, self.parts = self.parts, []
 
-        def first() -> None:
+        def gradients(first: bool) -> None:
             for part in parts:
-                self._part(part, last=False)
+                cut = part[3]
+                if self.link:
+                    self.link.connected = cut.shared
+                if not self.replays:  # a recording cannot be seeded: there the second pass draws anew
+                    self.seed(cut)
+                self._backward(*part, last=not first and part is parts[-1], counted=first)
 
-        def second() -> None:
-            for part in parts:
-                self._part(part, last=part is parts[-1], counted=False)
-
-        two_passes(self.state.model, self.state.optimizer, sharpness, first, second)
-
-    def _part(self, part: Part, **flags: bool) -> None:
-        cut = part[3]
-        if self.link:
-            self.link.connected = cut.shared
-        if not self.recorded:  # a recording cannot be seeded: there the second pass draws anew
-            self.seed(cut)
-        self._backward(*part, **flags)
+        two_passes(self.state.model, self.state.optimizer, sharpness, lambda: gradients(True), lambda: gradients(False))

@@ -42,7 +42,7 @@ def watched(monkeypatch):
     shown, original = [], steps.Steps._backward
     forward = steps.forward_and_loss
 
-    def backward(self, function, images, labels, cut, rows, last, counted=True):
+    def backward(self, images, labels, full, cut, rows, last, counted=True):
         def keep(model, runtime, smoothing, weights, x, y, *more, **extra):
             kept = []
             hook = model.register_forward_hook(lambda *args: kept.append(args[2].detach().numpy().copy()))
@@ -55,7 +55,7 @@ def watched(monkeypatch):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(steps, "forward_and_loss", keep)
-            original(self, function, images, labels, cut, rows, last, counted)
+            original(self, images, labels, full, cut, rows, last, counted)
 
     monkeypatch.setattr(steps.Steps, "_backward", backward)
     return shown
@@ -143,6 +143,6 @@ def test_margins_and_degenerate_examples():
 def test_a_step_writes_margins_outside_the_evaluation(image_folder, tmp_path, shallow_network):
     with trainer_of(replace(CONFIG, data=str(image_folder)), tmp_path) as trainer:
         x, y = torch.zeros(8, 3, 16, 16, dtype=torch.float64), torch.zeros(8, dtype=torch.int64)
-        assert len(trainer.steps.eager(x, y)) == 3
+        assert len(trainer.steps.forward.function(x, y)) == 3
         trainer.state.model.eval()
-        assert len(trainer.steps.eager(x, y)) == 2
+        assert len(trainer.steps.forward.function(x, y)) == 2

@@ -16,6 +16,7 @@ from seal_fast import models, train
 from seal_fast.curvature.operator import HessianOperator
 from seal_fast.runs.folder import RunFolder
 from seal_fast.training import assembly
+from seal_fast.training.steps import Steps
 from seal_fast.utils.errors import UsageError
 from seal_fast.validation import check
 
@@ -104,6 +105,14 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "dropping", raising=False)
     return replace(EXACT, **SHORT, model="dropping:net", layer_threshold="5", mixup=0.4)
+
+
+def test_both_passes_of_sam_draw_at_their_own_place(image_folder, tmp_path, monkeypatch, shallow_network):
+    places, seed = [], Steps.seed
+    monkeypatch.setattr(Steps, "seed", lambda self, cut: (places.append((cut.start, cut.stop)), seed(self, cut)))
+    config = replace(EXACT, **SHORT | {"method": "sam", "generations": 1, "epochs": 1}, dropout=0.25)
+    train.run(replace(config, data=str(image_folder), out=tmp_path))
+    assert places == [place for place in ((0, 8), (8, 16), (16, 20)) for _ in range(3)]  # the step's, and each pass's
 
 
 @pytest.mark.parametrize("method", ["sam", "swa"])
