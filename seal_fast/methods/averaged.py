@@ -38,7 +38,7 @@ class Swa(Method):
             plain(config, begin, fresh=False, rules=falls),
             plain(config, total - begin, fresh=False, rules=stays, average=average),
         ]
-        return single(config, "swa", phases, curve=Curve("constant", warmup_epochs=config.warmup()))
+        return single(config, phases, curve=Curve("constant", warmup_epochs=config.warmup()))
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ class BornAgain(Method):
     def timeline(self, config: Config) -> Timeline:
         loss = Loss(distil=self.weight, temperature=self.temperature)
         again = Mix(EVERYTHING, Source("draw", "he-normal"))
-        return repeated(config, "born-again", plain(config, enter=(again,), snapshot=True, loss=loss))
+        return repeated(config, plain(config, enter=(again,), snapshot=True, loss=loss))

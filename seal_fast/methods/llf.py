@@ -23,7 +23,7 @@ class Llf(Method):
     """
 
     def timeline(self, config: Config) -> Timeline:
-        return repeated(config, "llf", plain(config, enter=(forget_late(config),)))
+        return repeated(config, plain(config, enter=(forget_late(config),)))
 
 
 def forget_late(config: Config) -> Mix:
@@ -44,7 +44,7 @@ class FcReset(Method):
     def timeline(self, config: Config) -> Timeline:
         source = Source("initial") if self.initial else Source("draw", config.reinit)
         operator = Mix(Scope(start="fc", parts=("weight", "bias")), source)
-        return repeated(config, "fc-reset", plain(config, enter=(operator,), fresh=self.initial))
+        return repeated(config, plain(config, enter=(operator,), fresh=self.initial))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Zapping(Method):
         zap = Mix(Scope(start="fc"), Source("draw", "he-normal"), add=max(1, self.rows) ** -0.5, mask=mask)
         first, *later = stretches(config, self.every or config.epochs)
         phases = [plain(config, length, fresh=False, enter=(zap,)) for length in later]
-        return single(config, "zapping", [plain(config, first, fresh=False), *phases])
+        return single(config, [plain(config, first, fresh=False), *phases])
 
 
 @dataclass(frozen=True)
@@ -88,4 +88,4 @@ class Rifle(Method):
         phases = [
             plain(config, fresh=False, rules=by_group, enter=(reset,) if g else ()) for g in range(config.generations)
         ]
-        return single(config, "rifle", phases, cuts=("fc",), groups=("backbone", "fc"))
+        return single(config, phases, cuts=("fc",), groups=("backbone", "fc"))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from seal_fast.methods.method import Method, plain, repeated
-from seal_fast.methods.operators import ZERO, Mask, Mix, Scope, Source, require_share
+from seal_fast.methods.operators import Mask, Mix, Scope, Source, require_share
 from seal_fast.methods.schedule import Timeline
+from seal_fast.methods.sparse import prune
 
 if TYPE_CHECKING:
     from seal_fast.config import Config
@@ -29,7 +30,7 @@ class Wels(Method):
 
     def timeline(self, config: Config) -> Timeline:
         require_share("--option keep", self.keep)
-        return _drawn(config, "ke-wels", Mask("wels", 1 - self.keep, self.anew))
+        return _drawn(config, Mask("wels", 1 - self.keep, self.anew))
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Kels(Method):
 
     def timeline(self, config: Config) -> Timeline:
         require_share("--option keep", self.keep)
-        return _drawn(config, "ke-kels", Mask("kels", 1 - self.keep))
+        return _drawn(config, Mask("kels", 1 - self.keep))
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Dnr(Method):
 
     def timeline(self, config: Config) -> Timeline:
         require_share("--option keep", self.keep)
-        mask = Mask("snip", 1 - self.keep, across="network")
-        return _drawn(config, "dnr", mask, without="downsample")
+        return _drawn(config, Mask("snip", 1 - self.keep, across="network"), without="downsample")
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,11 @@ class Perturb(Method):
 
     def timeline(self, config: Config) -> Timeline:
         if self.kind == "random":
-            return _drawn(config, "perturb", Mask("wels", self.share, anew=True))
-        prune = Mix(Scope(), ZERO, mask=Mask("magnitude", self.share))
+            return _drawn(config, Mask("wels", self.share, anew=True))
         rewind = Mix(Scope(), Source("initial"), mask=Mask("nonzero"))
-        return repeated(config, "perturb", plain(config, enter=(prune, rewind)))
+        return repeated(config, plain(config, enter=(prune(self.share), rewind)))
 
 
-def _drawn(config: Config, method: str, mask: Mask, without: str = "") -> Timeline:
+def _drawn(config: Config, mask: Mask, without: str = "") -> Timeline:
     operator = Mix(Scope(without=without), Source("draw", config.reinit), mask=mask)
-    return repeated(config, method, plain(config, enter=(operator,)))
+    return repeated(config, plain(config, enter=(operator,)))

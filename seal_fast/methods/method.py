@@ -48,20 +48,20 @@ def plain(config: Config, epochs: int | None = None, *, fresh: bool = True, **ch
     return Phase(epochs=length, **given | changes)
 
 
-def cycles(config: Config, method: str, later: Iterable[Iterable[Phase]], **changes: Any) -> Timeline:
+def cycles(config: Config, later: Iterable[Iterable[Phase]], **changes: Any) -> Timeline:
     """Generation 0 is plain training; `later` are the phases of the others. Each is a whole learning-rate cycle."""
     first = plain(config, fresh=False)
-    return timeline(config, method, ((first,), *map(tuple, later)), **changes)
+    return timeline(config, ((first,), *map(tuple, later)), **changes)
 
 
-def repeated(config: Config, method: str, *phases: Phase) -> Timeline:
+def repeated(config: Config, *phases: Phase) -> Timeline:
     """`cycles` in which all generations after the first have the same phases."""
-    return cycles(config, method, [phases] * (config.generations - 1))
+    return cycles(config, [phases] * (config.generations - 1))
 
 
-def single(config: Config, method: str, phases: Iterable[Phase], **changes: Any) -> Timeline:
+def single(config: Config, phases: Iterable[Phase], **changes: Any) -> Timeline:
     """One learning-rate cycle as long as all generations together; the warm-up is as long as one generation's."""
-    return timeline(config, method, (tuple(phases),), **changes)
+    return timeline(config, (tuple(phases),), **changes)
 
 
 def stretches(config: Config, every: int, first: int = 0) -> list[int]:
@@ -71,19 +71,19 @@ def stretches(config: Config, every: int, first: int = 0) -> list[int]:
     return [end - start for start, end in zip(starts, [*starts[1:], total], strict=True)]
 
 
-def timeline(config: Config, method: str, generations: tuple[tuple[Phase, ...], ...], **changes: Any) -> Timeline:
-    """A timeline with the configured learning rate, its curve, and threshold.
+def timeline(config: Config, generations: tuple[tuple[Phase, ...], ...], **changes: Any) -> Timeline:
+    """A timeline of the configured method, with the configured learning rate, its curve, and threshold.
 
     Raises:
         UsageError: the method has a curve of its own, or no cycle is as long as the configured one.
     """
     curve, longest = Curve.parse(config.lr_curve, config.warmup()), max(sum(p.epochs for p in g) for g in generations)
     own = config.lr_curve != "cosine" and "curve" in changes
-    require(not own, f"--lr-curve {config.lr_curve}: {method} has a curve of its own; drop the flag")
+    require(not own, f"--lr-curve {config.lr_curve}: {config.method} has a curve of its own; drop the flag")
     late = f"--lr-curve {config.lr_curve}: its last step comes after the cycle of {longest} epochs"
     require(max(curve.steps, default=0) < longest, late)
     given: dict[str, Any] = {"curve": curve, "cuts": (config.layer_threshold,)}
-    return Timeline(method, generations, config.lr, **given | changes)
+    return Timeline(config.method, generations, config.lr, **given | changes)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class Restart(Method):
     """The same generations and learning-rate cycles as SEAL and LLF, with nothing forgotten."""
 
     def timeline(self, config: Config) -> Timeline:
-        return repeated(config, "restart", plain(config))
+        return repeated(config, plain(config))
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Long(Method):
     """One cosine over as many epochs as all generations together; the warm-up is as long as one generation's."""
 
     def timeline(self, config: Config) -> Timeline:
-        return single(config, "long", [_whole(config)])
+        return single(config, [_whole(config)])
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Sgdr(Method):
         lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
         require(min(lengths) >= 1, f"--option growth={self.growth:g}: the first cycle has no epoch; lower it")
         phases = tuple((plain(config, length, fresh=False),) for length in lengths)
-        return timeline(config, "sgdr", phases, curve=Curve())
+        return timeline(config, phases, curve=Curve())
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Sam(Method):
     rho: float = 0.05
 
     def timeline(self, config: Config) -> Timeline:
-        return single(config, "sam", [_whole(config, Sharpness(self.rho))])
+        return single(config, [_whole(config, Sharpness(self.rho))])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Asam(Method):
     rho: float = 2.0
 
     def timeline(self, config: Config) -> Timeline:
-        return single(config, "asam", [_whole(config, Sharpness(self.rho, adaptive=True))])
+        return single(config, [_whole(config, Sharpness(self.rho, adaptive=True))])
 
 
 def _whole(config: Config, sharpness: Sharpness | None = None) -> Phase:

@@ -45,7 +45,7 @@ class ShrinkPerturb(Method):
         enter = (Mix(scope, source, keep, add),)
         if self.kind == "ash-adams":
             enter += (Mix(Scope(parts=("statistics",)), new),)
-        return repeated(config, "shrink-perturb", plain(config, enter=enter, fresh=self.kind != "noise"))
+        return repeated(config, plain(config, enter=enter, fresh=self.kind != "noise"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Dash(Method):
 
     def timeline(self, config: Config) -> Timeline:
         operator = Align(Scope(parts=("weight", "bias")), self.floor, self.alpha)
-        return repeated(config, "dash", plain(config, enter=(operator,), fresh=False))
+        return repeated(config, plain(config, enter=(operator,), fresh=False))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Fire(Method):
     iterations: int = 10
 
     def timeline(self, config: Config) -> Timeline:
-        return repeated(config, "fire", plain(config, enter=(Orthogonalise(Scope(), self.iterations),)))
+        return repeated(config, plain(config, enter=(Orthogonalise(Scope(), self.iterations),)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class HareTortoise(Method):
         reset = Mix(EVERYTHING, Source("average"))
         phases = [plain(config, first, fresh=False, average=average)]
         phases += [plain(config, length, fresh=False, average=average, enter=(reset,)) for length in later]
-        return single(config, "hare-tortoise", phases, curve=Curve("constant", warmup_epochs=round(total / 10)))
+        return single(config, phases, curve=Curve("constant", warmup_epochs=round(total / 10)))
 
 
 @dataclass(frozen=True)
@@ -126,4 +126,4 @@ class Lw(Method):
             block = blocks[g * len(blocks) // config.generations]
             draw = Mix(Scope(start=block, parts=parts), Source("draw", "he-normal"))
             later.append([plain(config, enter=(draw, Rescale(Scope(stop=block, parts=parts))))])
-        return cycles(config, "lw", later)
+        return cycles(config, later)

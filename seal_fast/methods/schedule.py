@@ -28,7 +28,7 @@ from seal_fast.methods.operators import (
 )
 from seal_fast.utils.errors import UsageError
 
-Need = Literal["average", "snapshot", "held", "initial", "images", "loss", "teacher"]
+Need = Literal["average", "snapshot", "held", "initial", "images", "loss"]
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Timeline:
         """What a run must keep or be given beside weights and momentum.
 
         Kept in checkpoints: average, snapshot, held (masks). Not kept: initial (weights), images (for scores), loss
-        (its numbers), teacher (the snapshot as a network).
+        (its numbers).
         """
         needs: set[Need] = set()
         for phase in self._phases():
@@ -227,7 +227,6 @@ class Timeline:
                 "initial": "initial" in kinds or rescales,
                 "images": "snip" in masks or aligns,
                 "loss": phase.loss is not None,
-                "teacher": phase.loss is not None and phase.loss.distil > 0,
             }
             needs |= {need for need, wanted in found.items() if wanted}
         return frozenset(needs)

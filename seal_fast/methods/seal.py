@@ -39,11 +39,9 @@ class Seal(Method):
     smoothing: float | None = None
     confidence: float | None = None
 
-    name = "seal"
-
     def early(self, config: Config) -> Rule:
-        """The early layers' rule during the ascent."""
-        return self.ascends(config)
+        """The early layers' rule during the ascent: SGD uphill at `ascent_scale` times the learning rate."""
+        return Rule(-1, config.ascent_scale, config.ascent_weight_decay, self.scale_end)
 
     def late(self, config: Config) -> Rule:
         """The late layers' rule during the ascent."""
@@ -52,10 +50,6 @@ class Seal(Method):
     def enter(self, config: Config) -> tuple[Operator, ...]:
         """What happens at the start of a generation."""
         return ()
-
-    def ascends(self, config: Config) -> Rule:
-        """SGD uphill at `ascent_scale` times the learning rate."""
-        return Rule(-1, config.ascent_scale, config.ascent_weight_decay, self.scale_end)
 
     def timeline(self, config: Config) -> Timeline:
         by_generation = self.thresholds or (config.layer_threshold,)
@@ -67,7 +61,7 @@ class Seal(Method):
             by_group = [self.early(config) if i <= cut else self.late(config) for i in range(len(groups))]
             here = replace(config, layer_threshold=cuts[cut])
             later.append(self.phases(here, tuple(zip(groups, by_group, strict=True))))
-        return cycles(config, self.name, later, cuts=cuts, groups=groups)
+        return cycles(config, later, cuts=cuts, groups=groups)
 
     def phases(self, config: Config, by_group: tuple[tuple[str, Rule], ...]) -> list[Phase]:
         """A generation: an ascent phase under the given rules and a plain descent phase."""
@@ -87,8 +81,6 @@ class SealLlf(Seal):
     Options as `seal`.
     """
 
-    name = "seal+llf"
-
     def enter(self, config: Config) -> tuple[Operator, ...]:
         return (forget_late(config),)
 
@@ -97,33 +89,27 @@ class SealLlf(Seal):
 class Reverse(Seal):
     """SEAL's ablation: the late layers ascend, the early ones descend. Options as `seal`."""
 
-    name = "reverse"
-
     def early(self, config: Config) -> Rule:
         return descends(config)
 
     def late(self, config: Config) -> Rule:
-        return self.ascends(config)
+        return super().early(config)
 
 
 @dataclass(frozen=True)
 class ReverseKeepFc(Reverse):
     """`reverse`, but the classifier never ascends. Options as `seal`, without thresholds."""
 
-    name = "reverse-keep-fc"
-
     def timeline(self, config: Config) -> Timeline:
         require(self.thresholds is None, "--option thresholds: not with --method reverse-keep-fc")
         by_group = (("early", self.early(config)), ("late", self.late(config)), ("fc", descends(config)))
         later = [self.phases(config, by_group)] * (config.generations - 1)
-        return cycles(config, self.name, later, cuts=(config.layer_threshold, "fc"), groups=("early", "late", "fc"))
+        return cycles(config, later, cuts=(config.layer_threshold, "fc"), groups=("early", "late", "fc"))
 
 
 @dataclass(frozen=True)
 class FreezeLate(Seal):
     """SEAL's ablation: the early layers ascend while the late ones stand still. Options as `seal`."""
-
-    name = "freeze-late"
 
     def late(self, config: Config) -> Rule:
         return Rule(lr_multiplier=0.0)
@@ -133,10 +119,8 @@ class FreezeLate(Seal):
 class AscendAll(Seal):
     """SEAL's ablation: every layer ascends. Options as `seal`."""
 
-    name = "ascend-all"
-
     def late(self, config: Config) -> Rule:
-        return self.ascends(config)
+        return self.early(config)
 
 
 def _forward(module: str) -> tuple[bool, bool, list[int]]:

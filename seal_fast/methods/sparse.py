@@ -33,7 +33,7 @@ class Dsd(Method):
     def timeline(self, config: Config) -> Timeline:
         sparse = plain(config, enter=(prune(self.share),), hold=Scope())
         dense = plain(config, rules=rules(all=descends(config, lr_multiplier=0.1)))
-        return cycles(config, "dsd", [[sparse if g % 2 else dense] for g in range(1, config.generations)])
+        return cycles(config, [[sparse if g % 2 else dense] for g in range(1, config.generations)])
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Acdc(Method):
             else:
                 phases.append(plain(config, length, fresh=bool(phases)))
             left -= length
-        return single(config, "ac-dc", phases)
+        return single(config, phases)
 
 
 @dataclass(frozen=True)
@@ -92,4 +92,4 @@ class Imp(Method):
             (plain(config, enter=(prune(1 - (1 - self.share) ** g, "scope"), *rewind), hold=Scope()),)
             for g in range(1, config.generations)
         ]
-        return timeline(config, "imp", ((first, rest), *later))
+        return timeline(config, ((first, rest), *later))

@@ -99,7 +99,7 @@ def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fre
         ),
     )
     timeline = Timeline("all", generations, 0.01, cuts=("layer2", "layer4"), groups=("a", "b", "c"))
-    assert timeline.needs() == {"average", "snapshot", "held", "initial", "images", "loss", "teacher"}
+    assert timeline.needs() == {"average", "snapshot", "held", "initial", "images", "loss"}
     (tmp_path / "all.toml").write_text(dumps(timeline))
     config = replace(BASE, data=str(image_folder), stem="small", timeline=tmp_path / "all.toml", eval_every=9)
     config = replace(config, mixup=0.4, dropout=0.25)
