@@ -56,8 +56,7 @@ class Factory:
 def parse(model: str) -> Registered | Factory:
     """What a model's name means: `wrn-28-10`, or `package.module:factory(depth=12, width=2.0)`. Imports nothing.
 
-    Raises:
-        UsageError: it means nothing.
+    Raises UsageError if it means nothing.
     """
     if ":" in model:
         return _factory(model)
@@ -78,21 +77,20 @@ def parse(model: str) -> Registered | Factory:
 
 def _factory(model: str) -> Factory:
     module, _, call = model.partition(":")
-    name, options = call.partition("(")[0].strip(), {}
     try:
-        if call != name:
-            node = ast.parse(call, mode="eval").body
-            assert isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args
-            options = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in node.keywords}
-        assert name.isidentifier() and all(part.isidentifier() for part in module.split(".")) and "" not in options
-    except (SyntaxError, ValueError, AssertionError):
+        node = ast.parse(call, mode="eval").body
+        name, given = (node.func, node.keywords) if isinstance(node, ast.Call) and not node.args else (node, [])
+        options = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in given}
+        if not isinstance(name, ast.Name) or "" in options or not all(map(str.isidentifier, module.split("."))):
+            raise ValueError
+    except (SyntaxError, ValueError):
         raise UsageError(
             f"--model {model}: write package.module:factory, or package.module:factory(depth=12, width=2.0) with plain "
             "values by name"
         ) from None
     if "num_classes" in options:
         raise UsageError(f"--model {model}: num_classes is the data's; leave it out")
-    return Factory(module, name, options)
+    return Factory(module, name.id, options)
 
 
 def code_flags(model: str) -> list[str]:

@@ -5,6 +5,7 @@ Options are given as `--option keep=0.5` and checked here; what most timelines s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from inspect import getdoc
@@ -24,11 +25,7 @@ class Method:
     """A training method; its fields are its options, which the docstring explains."""
 
     def timeline(self, config: Config) -> Timeline:
-        """What it does in which epochs.
-
-        Raises:
-            UsageError: an option or a setting makes no timeline.
-        """
+        """What it does in which epochs; UsageError if an option or a setting makes no timeline."""
         raise NotImplementedError
 
 
@@ -139,6 +136,8 @@ def _typed(hint: Any, text: str, what: str) -> Any:
     try:
         if hint is bool:
             return {"true": True, "false": False}[text.lower()]
+        if hint is float and not math.isfinite(float(text)):
+            raise ValueError
         return hint(text)
     except (ValueError, KeyError):
         kind = {bool: "true or false", int: "a whole number", float: "a number"}[hint]

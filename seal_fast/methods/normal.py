@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,13 @@ class Sgdr(Method):
 
     def timeline(self, config: Config) -> Timeline:
         require(self.growth >= 1, f"--option growth={self.growth:g}: must be at least 1")
-        total, parts = config.epochs * config.generations, [self.growth**g for g in range(config.generations)]
+        total, later = config.epochs * config.generations, config.generations - 1
+        few = f"--option growth={self.growth:g}: the first cycle has no epoch; lower it"
+        require(later * math.log(self.growth) <= math.log(2 * total), few)  # beyond, powers overflow
+        parts = [self.growth**g for g in range(config.generations)]
         ends = [round(total * sum(parts[: g + 1]) / sum(parts)) for g in range(config.generations)]
         lengths = [b - a for a, b in zip([0, *ends], ends, strict=False)]
-        require(min(lengths) >= 1, f"--option growth={self.growth:g}: the first cycle has no epoch; lower it")
+        require(min(lengths) >= 1, few)
         phases = tuple((plain(config, length, fresh=False),) for length in lengths)
         return timeline(config, phases, curve=Curve())
 

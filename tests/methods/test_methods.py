@@ -134,6 +134,9 @@ def test_lw_moves_up_block_by_block():
         ("ke-wels", "anew=1", "--option anew=1: must be true or false"),
         ("shrink-perturb", "kind=other", "--option kind=other: must be one of ash-adams, initial, noise"),
         ("zapping", "rows=1.5", "--option rows=1.5: must be a whole number"),
+        ("swa", "start=nan", "--option start=nan: must be a number"),
+        ("sgdr", "growth=inf", "--option growth=inf: must be a number"),
+        ("sgdr", "growth=1e200", "--option growth=1e+200: the first cycle has no epoch; lower it"),
     ],
 )
 def test_wrong_options_end_in_one_sentence(method, option, sentence):
