@@ -43,11 +43,7 @@ def available() -> bool:
 
 
 def require() -> ModuleType:
-    """The extension module.
-
-    Raises:
-        RuntimeError: with the cure, where there is none.
-    """
+    """The extension module; RuntimeError, with the cure, where there is none."""
     found = module()
     if found is None:
         raise RuntimeError(CURE)
@@ -57,6 +53,11 @@ def require() -> ModuleType:
 def function(name: str, dtype: torch.dtype) -> Callable:
     """A kernel that is compiled once a dtype, such as `norm_act_float32`."""
     return getattr(require(), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor begins; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -54,11 +54,7 @@ def philox4x32(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> 
 
 
 def check_stream(seed: int, generation: int, epoch: int) -> None:
-    """Refuses what would not fit in the key and counter words.
-
-    Raises:
-        ValueError: naming the value that is out of range.
-    """
+    """Raise ValueError, naming the value, for what would not fit in the key and counter words."""
     for name, value, bits in (("seed", seed, 63), ("generation", generation, 32), ("epoch", epoch, 32)):
         if not 0 <= value < 1 << bits:
             raise ValueError(f"{name} is {value}: a random stream needs 0 <= {name} < 2**{bits}")

@@ -12,16 +12,6 @@ from torch.autograd import forward_ad
 T = TypeVar("T", bound=Callable)
 
 
-def has_bf16_matmul() -> bool:
-    """Whether oneDNN multiplies bfloat16 matrices on this CPU. torch has no public query for it."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def has_avx512_bf16() -> bool:
-    """Whether this CPU has bfloat16 dot products. torch.backends.cpu.get_cpu_capability() does not tell."""
-    return torch.cpu._is_avx512_bf16_supported()
-
-
 def constant(function: T) -> T:
     """Mark a function whose value torch.compile takes as a constant of the process, without tracing into it.
 
@@ -30,6 +20,17 @@ def constant(function: T) -> T:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+@constant
+def has_bf16_matmul() -> bool:
+    """Whether oneDNN multiplies bfloat16 matrices on this CPU. torch has no public query for it."""
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def has_avx512_bf16() -> bool:
+    """Whether this CPU has bfloat16 dot products. torch.backends.cpu.get_cpu_capability() does not tell."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 @constant

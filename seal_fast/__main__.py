@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not (sentence := system_error(error)):
             raise
-        from seal_fast.distributed.errors import report_error
+        from seal_fast.distributed.world import report_error
 
         report_error(sentence)
         return sentence.exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from seal_fast.methods import METHODS
-from seal_fast.utils.errors import UsageError
+from seal_fast.utils.errors import UsageError, did_you_mean
 from seal_fast.utils.files import read_text
 
 if TYPE_CHECKING:
@@ -200,20 +199,14 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def override(base: Config, values: dict[str, Any], source: str) -> Config:
-    """`base` with some fields replaced by values of a TOML file or preset.
-
-    Raises:
-        UsageError: `source` names a field that does not exist, or gives it a value of another type or choice.
-    """
+    """`base` with some fields replaced; UsageError, which `source` begins, for an unknown field or a wrong value."""
     changed: dict[str, Any] = {}
     for name, value in values.items():
         key = name.replace("-", "_")
         if key == "augment" and isinstance(value, bool):  # its name in older runs
             key, value = "augmentation", "auto" if value else "none"
         if key not in _TYPES:
-            near = difflib.get_close_matches(key, _TYPES, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{source}: unknown setting {name}{hint}")
+            raise UsageError(f"{source}: unknown setting {name}{did_you_mean(key, _TYPES)}")
         changed[key] = _typed(_TYPES[key], value, f"{source}: {name} = {value!r}")
     return replace(base, **changed)
 
@@ -234,11 +227,7 @@ def _typed(hint: Any, value: Any, what: str) -> Any:
 
 
 def load(path: Path, base: Config) -> Config:
-    """A configuration file over `base`.
-
-    Raises:
-        UsageError: the file is missing, not TOML, or holds an unknown setting.
-    """
+    """A configuration file over `base`; UsageError if it is missing, not TOML, or holds an unknown setting."""
     try:
         values = tomllib.loads(read_text(path))
     except OSError as error:

@@ -17,6 +17,8 @@ PAPER: dict[str, Any] = {
     "warmup_epochs": 20,
 }
 
+_PAPERS_METHODS = "seal llf restart long seal+llf reverse reverse-keep-fc freeze-late ascend-all".split()
+
 # Flower-102, CUB-200, FGVC-Aircraft, MIT-67 and Stanford Dogs at 224 pixels. The released code resizes to 256 x 256
 # before it cuts a random window; here the window is cut from the image as it is.
 SMALL: dict[str, Any] = {
@@ -83,15 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 1,
         "compile": True,
     },
-    "tiny-imagenet-seal": PAPER | {"method": "seal"},
-    "tiny-imagenet-llf": PAPER | {"method": "llf"},
-    "tiny-imagenet-restart": PAPER | {"method": "restart"},
-    "tiny-imagenet-long": PAPER | {"method": "long"},
-    "tiny-imagenet-seal+llf": PAPER | {"method": "seal+llf"},
-    "tiny-imagenet-reverse": PAPER | {"method": "reverse"},
-    "tiny-imagenet-reverse-keep-fc": PAPER | {"method": "reverse-keep-fc"},
-    "tiny-imagenet-freeze-late": PAPER | {"method": "freeze-late"},
-    "tiny-imagenet-ascend-all": PAPER | {"method": "ascend-all"},
+    **{f"tiny-imagenet-{method}": PAPER | {"method": method} for method in _PAPERS_METHODS},
     "tiny-imagenet-ascent-weight-decay": PAPER | {"method": "seal", "ascent_weight_decay": 5e-4},
     "tiny-imagenet-layer2": PAPER | {"method": "seal", "layer_threshold": "layer2"},
     "tiny-imagenet-layer4": PAPER | {"method": "seal", "layer_threshold": "layer4"},

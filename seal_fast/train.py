@@ -18,8 +18,7 @@ from seal_fast import arguments, methods
 from seal_fast.config import EXECUTION, Config, to_dict
 from seal_fast.data import ImageSet, open_images
 from seal_fast.distributed import world as distributed
-from seal_fast.distributed.errors import ignore_sigterm, report_error
-from seal_fast.distributed.world import World
+from seal_fast.distributed.world import World, ignore_sigterm, report_error
 from seal_fast.networks import short
 from seal_fast.runs import plots
 from seal_fast.runs.folder import RunFolder
@@ -78,8 +77,7 @@ def _run(config: Config, world: World, opened: Callable[..., ImageSet]) -> dict[
 def agree(config: Config, dataset: ImageSet, world: World) -> Path:
     """The run folder, the same for all processes, after comparing their settings, images and checkpoints.
 
-    Raises:
-        UsageError: a process differs; or torchrun would restart a run without --out.
+    Raises UsageError if a process differs, or torchrun would restart a run without --out.
     """
     out = config.out
     if out is None:

@@ -13,11 +13,7 @@ _LOWEST |= {"threads": 1, "image_size": 1}
 
 
 def check(config: Config) -> Config:
-    """The configuration itself, if its numbers can make a run.
-
-    Raises:
-        UsageError: names the flag and what it accepts.
-    """
+    """The configuration itself, if its numbers can make a run; else UsageError, naming the flag and what it accepts."""
     for name, lowest in _LOWEST.items():
         value = getattr(config, name)
         if value is not None and value < lowest:

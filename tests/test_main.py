@@ -151,7 +151,7 @@ def test_a_corrupt_image_is_named_or_skipped(image_folder, tmp_path, capsys, sma
     shutil.copytree(image_folder, data)
     bad = data / "train" / "class1" / "002.png"
     bad.write_bytes(bad.read_bytes()[:200])
-    flags = "--generations 1 --epochs 1 --batch-size 8 --stem small --ascent-epochs 0".split()
+    flags = "--generations 1 --epochs 1 --batch-size 8 --stem small --ascent-epochs 0 --threads 1".split()
     assert train(["--data", str(data), "--out", str(tmp_path / "a"), *flags]) == 1
     assert str(bad) in capsys.readouterr().err
     assert train(["--data", str(data), "--out", str(tmp_path / "b"), *flags, "--on-bad-image", "skip"]) == 0

@@ -42,11 +42,7 @@ class Buffers:
     norms: Tensor | None = None
 
     def check(self, grads: Sequence[Tensor | None], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Make sure that all tensors fit together; the kernels get raw addresses.
-
-        Raises:
-            ValueError: they do not; the message names the argument.
-        """
+        """Raise ValueError, naming the argument, unless all tensors fit together; the kernels get raw addresses."""
         n, dtype, device = self.param.numel(), self.param.dtype, self.param.device
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"annealed_sgd_: param must be float32 or float64, not {dtype}")

@@ -86,11 +86,7 @@ class FlatParameters:
             )
 
     def gradient(self, index: int) -> Tensor | None:
-        """A parameter's gradient: its own, its bfloat16 copy's, or the sum of both in the parameter's type.
-
-        Raises:
-            ValueError: it is sparse, or neither of the parameter's type nor bfloat16.
-        """
+        """A parameter's gradient, its bfloat16 copy's, or the sum of both; ValueError if sparse or of another type."""
         param = self.params[index]
         own, copy = param.grad, self.bf16_weights[index].grad if self.bf16_weights else None
         gradient = own if copy is None else copy if own is None else own + copy

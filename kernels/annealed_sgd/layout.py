@@ -49,10 +49,7 @@ def round_up(value: int, multiple: int) -> int:
 def shard_table(table: Tensor, begin: int, end: int) -> Tensor:
     """The table of the slice [begin, end) of the flat buffer, whose gradient is one tensor that covers the same slice.
 
-    Args:
-        table: a table of the whole flat buffer.
-        begin: first element of the slice; the table's `begin` column counts from here.
-        end: one past its last element.
+    `table` is that of the whole buffer; the new one's column `begin` counts from the slice's first element.
     """
     first = table[:, BEGIN].clamp(min=begin)
     last = (table[:, BEGIN] + table[:, LENGTH]).clamp(max=end)

@@ -18,9 +18,5 @@ def annealed_sgd_(
     """See `seal_fast.kernels.annealed_sgd`; arguments are as checked there."""
     b, segments = buffers, buffers.segments.contiguous()
     tensors = (b.param, b.momentum, b.ema, b.bf16, segments, b.hyper, b.ema_decay, b.norms, grad_scale, found_inf)
-    native.require().annealed_sgd(
-        b.param.dtype == torch.float64,
-        len(segments),
-        tagged_addresses(grads),
-        *(0 if t is None else t.data_ptr() for t in tensors),
-    )
+    is_double, addresses = b.param.dtype == torch.float64, map(native.address, tensors)
+    native.require().annealed_sgd(is_double, len(segments), tagged_addresses(grads), *addresses)

@@ -15,11 +15,7 @@ from seal_fast.kernels.annealed_sgd.layout import BEGIN, GRAD, GROUP, LENGTH, OF
 
 
 def elements_needed(segments: Tensor, numel: int, groups: int, grads: int) -> tuple[int, ...]:
-    """How many elements each gradient must have at least.
-
-    Raises:
-        ValueError: `segments` is no such table, or it points outside the flat buffer, the groups or the gradients.
-    """
+    """How many elements each gradient must have; ValueError if `segments` is no table, or points outside the rest."""
     if segments.device.type != "cpu" or segments.dtype != torch.int64 or segments.dim() != 2 or segments.shape[1] != 5:
         raise ValueError("annealed_sgd_: segments must be an int64 CPU tensor [parameters, 5]; use segment_table()")
     return _elements_needed(contents(segments), numel, groups, grads)

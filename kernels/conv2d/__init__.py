@@ -8,13 +8,13 @@ GPU, it is `torch.nn.functional.conv2d`.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from seal_fast.kernels.conv2d import products
 from seal_fast.kernels.conv2d.products import Shape
-from seal_fast.kernels.conv2d.reference import conv2d as _reference
 from seal_fast.kernels.native import channels_last
-from seal_fast.kernels.torch_private import constant, has_bf16_matmul, transforming
+from seal_fast.kernels.torch_private import has_bf16_matmul, transforming
 
 _MANY = 48  # images, from which a filled matrix is faster than windows copied out
 
@@ -58,7 +58,7 @@ def conv2d(
             "conv2d: products take channels-last bfloat16, float32 or float64 on the CPU, a square kernel and a small "
             "map (see seal_fast.kernels.conv2d.ways); choose backend 'auto' for anything else"
         )
-    return _reference(x, weight, stride, padding, bias)
+    return F.conv2d(x, weight, bias, stride, padding)
 
 
 def conv2d_backward(
@@ -123,7 +123,7 @@ def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
     return (
         x.dim() == 4
         and {x.dtype, weight.dtype} <= cast_from
-        and (compute in (torch.float32, torch.float64) or (compute == torch.bfloat16 and _has_bfloat16()))
+        and (compute in (torch.float32, torch.float64) or (compute == torch.bfloat16 and has_bf16_matmul()))
         and weight.shape[1:] == (x.shape[1], weight.shape[3], weight.shape[3])
         and min(x.shape[2:]) + 2 * padding >= weight.shape[3]
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -134,11 +134,6 @@ def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 def _shape(x: Tensor, weight: Tensor, stride: int, padding: int) -> Shape:
     return Shape(x.shape[2], x.shape[3], weight.shape[2], stride, padding)
-
-
-@constant
-def _has_bfloat16() -> bool:
-    return has_bf16_matmul()
 
 
 _library = torch.library.Library("seal_fast", "FRAGMENT")
@@ -161,7 +156,7 @@ def _forward(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
         return products.whole_forward(x, weight, shape)
     if way == "columns":
         return products.columns_forward(x, weight, shape)
-    return channels_last(_reference(x, weight, stride, padding))
+    return channels_last(F.conv2d(x, weight, None, stride, padding))
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, of_x: bool, of_weight: bool):
@@ -221,7 +216,7 @@ def _differentiate(ctx, grad: Tensor):
     wanted = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled() or transforming():  # create_graph, or derivatives of the gradient in another mode
         with torch.enable_grad():
-            y = _reference(x, weight, ctx.stride, ctx.padding)
+            y = F.conv2d(x, weight, None, ctx.stride, ctx.padding)
             slots = [t for t, want in zip((x, weight), wanted, strict=True) if want]
             found = iter(torch.autograd.grad(y, slots, grad, create_graph=True))
         return *(next(found) if want else None for want in wanted), None, None

@@ -100,9 +100,8 @@ def update_(
     if not (distances.is_contiguous() and rows.is_contiguous()):
         raise ValueError("nearest: distances and rows must be contiguous, for they are written in place")
     kept = [None if t is None else t.contiguous() for t in (*tensors, exclude)]
-    addresses = [0 if t is None else t.data_ptr() for t in kept]
     sizes = len(queries), len(block), queries.shape[1], distances.shape[1]
-    native.function("nearest_update", products.dtype)(*addresses, *sizes, first, *numbers)
+    native.function("nearest_update", products.dtype)(*map(native.address, kept), *sizes, first, *numbers)
 
 
 def _is_native(backend: str, x: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seal_fast.kernels.backend import is_native
-from seal_fast.kernels.native import channels_last, function
+from seal_fast.kernels.native import address, channels_last, function
 from seal_fast.kernels.norm_act.reference import norm_act as _reference
 from seal_fast.kernels.torch_private import transforming
 
@@ -100,17 +100,13 @@ _library.define(
 )
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, eps: float, act: bool):
     x, weight, bias = channels_last(x), weight.contiguous(), bias.contiguous()
     residual = None if residual is None else channels_last(residual)
     y, mean, var = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     tensors = x, residual, weight, bias, y, mean, var
     channels = x.shape[1]
-    function("norm_act", x.dtype)(*map(_address, tensors), x.numel() // channels, channels, eps, act)
+    function("norm_act", x.dtype)(*map(address, tensors), x.numel() // channels, channels, eps, act)
     return y, mean, var
 
 
@@ -131,7 +127,7 @@ def _backward(
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(weight)
     tensors = grad, x, y, weight, bias, mean, var, grad_x, grad_residual, grad_weight, grad_bias
     channels = x.shape[1]
-    function("norm_act_backward", x.dtype)(*map(_address, tensors), x.numel() // channels, channels, eps, act)
+    function("norm_act_backward", x.dtype)(*map(address, tensors), x.numel() // channels, channels, eps, act)
     return grad_x, grad_residual, grad_weight, grad_bias
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun's environment describes them: joined, compared, and missed when one is gone.
+"""The processes of a run, as torchrun's environment describes them: joined, compared, missed when one is gone.
 
 A single process makes no process group; its `World` answers at once.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from seal_fast.distributed.rendezvous import rendezvous
 from seal_fast.utils.errors import RunError, UsageError
+from seal_fast.utils.terminal import say
 
 T = TypeVar("T")
 
@@ -88,8 +91,7 @@ class World:
     def run_on_all(self, make: Callable[[], T]) -> T:
         """What `make` returns on this process, if it fails on none.
 
-        Raises:
-            UsageError, RunError: on every process, the error of the first that had one, and which process that was.
+        Raises on every process the UsageError or RunError of the first that had one, and says which process that was.
         """
         if self.size == 1:
             return make()
@@ -108,14 +110,9 @@ class World:
         return value  # pyright: ignore[reportReturnType]
 
     def assert_same_on_all_ranks(self, facts: Mapping[str, Any], cures: Mapping[str, str]) -> None:
-        """Make sure that all processes are about to do the same.
+        """Make sure that all processes are about to do the same: that these facts, plain JSON by name, are equal.
 
-        Args:
-            facts: by name, what must be equal; plain JSON values.
-            cures: by the same names, what to do where it is not.
-
-        Raises:
-            UsageError: on every process; it names the first process that differs, and in what.
+        Raises UsageError on every process; it names the first process that differs, in what, and that fact's cure.
         """
         first, *others = self.all_gather_object(facts)
         for rank, other in enumerate(others, start=1):
@@ -143,11 +140,7 @@ def on_all_ranks(error: E) -> E:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> World:
-    """The world that torchrun's variables describe.
-
-    Raises:
-        UsageError: they are incomplete or no numbers.
-    """
+    """The world that torchrun's variables describe; UsageError if they are incomplete or no numbers."""
     if variables.get("WORLD_SIZE", "1") == "1":
         return World()
     numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -206,6 +199,30 @@ def leave() -> None:
     """Close the connections, at a program's end."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def report_error(error: BaseException) -> None:
+    """Print one sentence to stderr.
+
+    Rank 0 prints what all processes raise. What only this process knows carries its rank. That another process is gone
+    is printed by the first two processes of a machine, one of which may be the one that is gone.
+    """
+    ignore_sigterm()
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    shared = getattr(error, "on_all_ranks", not dist.is_initialized() and not isinstance(error, Unreachable))
+    if size != "1" and shared and rank != "0":
+        return
+    if size != "1" and isinstance(error, LostContact) and int(os.environ["LOCAL_RANK"]) > 1:
+        return
+    prefix = f"[rank {rank}] " if size != "1" and not shared else ""
+    kind = "error: " if isinstance(error, UsageError | RunError) else ""
+    say(f"{prefix}{kind}{error}", "stderr")
+
+
+def ignore_sigterm() -> None:
+    """Ignore SIGTERM, which torchrun sends to all other processes once one has failed: this one is about to report."""
+    if os.environ.get("WORLD_SIZE", "1") != "1" and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _begin(world: World, cuda: bool, timeout: float) -> None:

@@ -47,20 +47,12 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method(config: Config) -> Method:
-    """The configured method with its options.
-
-    Raises:
-        UsageError: an option is wrong.
-    """
+    """The configured method with its options; UsageError if one of them is wrong."""
     if config.method not in METHODS:
         raise UsageError(f"--method {config.method}: needs --timeline FILE.toml")
     return parse_options(METHODS[config.method], config.method, config.option)
 
 
 def timeline(config: Config) -> Timeline:
-    """The timeline of the configured method, or of the file that --timeline names.
-
-    Raises:
-        UsageError: it is none; the message says what to change.
-    """
+    """The timeline of the configured method, or of the file that --timeline names; UsageError if it is none."""
     return method(config).timeline(config) if config.timeline is None else load(config.timeline)

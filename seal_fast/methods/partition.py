@@ -37,11 +37,7 @@ class ForwardOrder:
         return module if known else self.classifier or module
 
     def position(self, module: str, what: str) -> int:
-        """How many parameters come before a module.
-
-        Raises:
-            UsageError: there is no such module; `what` begins the sentence.
-        """
+        """How many parameters come before a module; UsageError, which `what` begins, if there is no such module."""
         module = self.resolve(module)
         start = self.starts.get(module)
         if start is None:
@@ -92,17 +88,10 @@ class Partition:
 def split(
     order: ForwardOrder, cuts: tuple[str, ...], groups: tuple[str, ...] = ("early", "late"), flag: str = ""
 ) -> Partition:
-    """Split parameters where the modules `cuts` begin.
+    """Split parameters where the modules `cuts` begin, such as `layer3` or `layer3.1`, into one group more.
 
-    Args:
-        order: of the network.
-        cuts: modules' names, such as `layer3` or `layer3.1`: each begins a group.
-        groups: the groups' names, one more than cuts.
-        flag: that the cuts come from; default --layer-threshold.
-
-    Raises:
-        UsageError: a cut is no module, no parameter comes before it or after it, or it does not come after the cut
-            before.
+    Raises UsageError, which `flag` begins (default: --layer-threshold), if a cut is no module, no parameter comes
+    before or after it, or it does not come after the cut before.
     """
     names, flag = list(order.sizes), flag or "--layer-threshold"
     bounds = [0]

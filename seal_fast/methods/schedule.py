@@ -51,11 +51,7 @@ class Curve:
 
     @staticmethod
     def parse(text: str, warmup_epochs: int) -> Curve:
-        """The curve that --lr-curve names: cosine, constant, or FACTOR@EPOCH,EPOCH,...
-
-        Raises:
-            UsageError: it names none.
-        """
+        """The curve that --lr-curve names: cosine, constant, or FACTOR@EPOCH,EPOCH,...; UsageError if it names none."""
         if text in ("cosine", "constant"):
             return Curve("cosine" if text == "cosine" else "constant", warmup_epochs)
         factor, _, steps = text.partition("@")
@@ -234,8 +230,7 @@ class Timeline:
     def ema_decay(self, ema: float) -> float | None:
         """The decay of the run's average: `ema` of the settings, or the timeline's; 1 for one of epochs, None without.
 
-        Raises:
-            UsageError: there are both.
+        Raises UsageError if there are both.
         """
         average = next((phase.average for phase in self._phases() if phase.average), None)
         require(not (ema and average), "--ema: this timeline keeps an average of its own; drop --ema")
@@ -266,11 +261,7 @@ class Timeline:
         return sum(self.epochs(g) for g in range(len(self.generations)))
 
     def phase(self, generation: int, epoch: int) -> tuple[Phase, int]:
-        """The phase that holds an epoch of a generation, and the phase's first epoch.
-
-        Raises:
-            IndexError: the generation has no such epoch.
-        """
+        """The phase that holds an epoch of a generation, and the phase's first epoch; IndexError if none does."""
         start = 0
         for phase in self.generations[generation]:
             if start <= epoch < start + phase.epochs:
@@ -297,11 +288,9 @@ class Timeline:
         """The epoch that follows; (number of generations, 0) after the last."""
         return (generation, epoch + 1) if epoch + 1 < self.epochs(generation) else (generation + 1, 0)
 
-    def walk(self, generation: int = 0, epoch: int = 0) -> Iterator[tuple[int, int]]:
-        """Every (generation, epoch) from a position to the end."""
-        while generation < len(self.generations):
-            yield generation, epoch
-            generation, epoch = self.after(generation, epoch)
+    def walk(self) -> Iterator[tuple[int, int]]:
+        """Every (generation, epoch)."""
+        return ((g, epoch) for g in range(len(self.generations)) for epoch in range(self.epochs(g)))
 
     def index(self, generation: int, epoch: int) -> int:
         """Epochs finished before this position, over the whole run."""

@@ -35,11 +35,7 @@ def dumps(timeline: Timeline) -> str:
 
 
 def loads(text: str) -> Timeline:
-    """The timeline that TOML describes.
-
-    Raises:
-        UsageError: it describes none; the message names the place and what is wrong.
-    """
+    """The timeline that TOML describes; UsageError, naming the place and what is wrong, if it describes none."""
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -110,11 +106,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """A TOML value as what a field declares.
-
-    Raises:
-        UsageError: it is of another type, or the dataclass refuses it.
-    """
+    """A TOML value as what a field declares; UsageError if its type is another, or the dataclass refuses it."""
     if hint == Rules:
         _known(value, None, where)
         return tuple((name, _value(Rule, rule, f"{where}.{name}")) for name, rule in value.items())

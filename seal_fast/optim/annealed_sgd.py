@@ -72,10 +72,8 @@ class AnnealedSGD(TorchState):
         norms: bool = False,
         hold: bool = False,
     ) -> None:
-        self._fixed = False
         numbers = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, sign=1.0, lr_multiplier=1.0)
         super().__init__(params, numbers)
-        self._fixed = True
         self._options = dict(backend=backend, ema_decay=ema_decay, bf16_copy=bf16_copy, norms=norms, hold=hold)
         self._step_supports_amp_scaling = True  # GradScaler then hands over its scale and found_inf, unread
 

@@ -55,11 +55,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Write what `state_dict` returned.
-
-        Raises:
-            ValueError: names or shapes are not those of the model.
-        """
+        """Write what `state_dict` returned; ValueError if names or shapes are not those of the model."""
         names = [name for name, _ in self.model.named_parameters()]
         self.optimizer.load_ema_state({name: state[name] for name in names if name in state})
         for name, average in self._averages.items():

@@ -42,13 +42,8 @@ class FlatState(Optimizer):
     def hold(self, masks: Mapping[str, Tensor]) -> None:
         """From now on, elements whose mask is False get no gradient; their momentum is zeroed. {} releases all.
 
-        An element that is zero thus stays zero, whatever its weight decay.
-
-        Args:
-            masks: bool, by parameter name; a parameter that is not named is free.
-
-        Raises:
-            RuntimeError: the optimiser was built without `hold`.
+        An element that is zero thus stays zero, whatever its weight decay. Masks are bool, by parameter name; a
+        parameter that is not named is free. RuntimeError without `hold`.
         """
         held = required(self._held, "hold=True").fill_(True)
         for name, view in zip(self._flat.names, self._flat.views(held), strict=True):
@@ -97,11 +92,7 @@ class FlatState(Optimizer):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the parameters hold their averages; afterwards their own values again, to the bit.
-
-        Raises:
-            RuntimeError: the optimiser was built without `ema_decay`.
-        """
+        """Within, the parameters hold their averages, afterwards their own values; RuntimeError without `ema_decay`."""
         average = self._full(required(self._ema, "ema_decay=..."))
         weights = self._flat.buffer.clone()
         try:
@@ -127,9 +118,7 @@ class FlatState(Optimizer):
 
         They are leaves: a forward pass may read them instead of the parameters (`torch.func.functional_call`), and a
         step uses the bfloat16 gradients that arrive there. A `GradScaler`, which float16 needs, does not see these.
-
-        Raises:
-            RuntimeError: the optimiser was built without `bf16_copy`.
+        RuntimeError without `bf16_copy`.
         """
         required(self._bf16, "bf16_copy=True")
         return dict(zip(self._flat.names, self._flat.bf16_weights, strict=True))
@@ -145,11 +134,7 @@ class FlatState(Optimizer):
         return self._flat.copies(self._full(self._momentum))
 
     def load_momentum_state(self, state: Mapping[str, Tensor]) -> None:
-        """Write momentum by parameter name, from tensors of any memory layout.
-
-        Raises:
-            ValueError: names or shapes are not this optimiser's.
-        """
+        """Write momentum by parameter name, from tensors of any memory layout; ValueError for other names or shapes."""
         self._write(self._momentum, state)
 
     def ema_state(self) -> dict[str, Tensor]:

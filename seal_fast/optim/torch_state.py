@@ -22,7 +22,6 @@ class TorchState(FlatState):
 
     hyper: Tensor
     norms: Tensor | None
-    _fixed: bool
     _options: dict[str, Any]
     _groups: dict[str, dict[str, Tensor]]
     _saved: dict[str, Tensor]
@@ -75,7 +74,7 @@ class TorchState(FlatState):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Part of construction; later it raises RuntimeError, because groups are fixed for life."""
-        if self._fixed:
+        if hasattr(self, "_flat"):
             raise RuntimeError("AnnealedSGD's groups are fixed for life: give them all at construction")
         numbers = {name: param_group.get(name, self.defaults[name]) for name in HYPERPARAMETERS}
         if not isinstance(numbers["lr"], Tensor):

@@ -115,11 +115,7 @@ class Group:
 
 
 def open_runs(paths: Iterable[Path]) -> Runs:
-    """The runs that these paths name: run folders, sweeps, or folders of run folders.
-
-    Raises:
-        UsageError: one of the paths holds no run.
-    """
+    """The runs of run folders, sweeps and folders of run folders; UsageError if one of the paths holds none."""
     _trials.cache_clear()
     kept: list[Run] = []
     left_out: list[tuple[str, str]] = []
@@ -145,11 +141,7 @@ def open_runs(paths: Iterable[Path]) -> Runs:
 
 
 def open_run(path: Path) -> Run:
-    """One run folder.
-
-    Raises:
-        UsageError: a file of it is damaged, or was written by another version; the line is named.
-    """
+    """One run folder; UsageError, naming the line, if a file is damaged or was written by another version."""
     folder = RunFolder(path)
     config = check(load(folder.config, Config()))
     rows = _rows(folder.metrics, config)
@@ -201,11 +193,7 @@ def _folders(path: Path) -> list[Path]:
 
 @lru_cache(maxsize=8)
 def _trials(sweep: Path) -> dict[str, tuple[str, str]]:
-    """State and message of a sweep's trials by name; nothing where there is no sweep.
-
-    Raises:
-        UsageError: its plan is damaged. Damaged lines of the ledger do not count.
-    """
+    """State and message by trial, from whole lines of the ledger of a sweep; UsageError if its plan is damaged."""
     plan = read_object(sweep / "sweep.json")
     states = {str(trial.get("name")): ("not started", "") for trial in plan.get("trials", ())}
     try:
@@ -224,11 +212,7 @@ def _trials(sweep: Path) -> dict[str, tuple[str, str]]:
 
 
 def _rows(path: Path, config: Config) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line without its end is still being written and does not count.
-
-    Raises:
-        UsageError: a line is damaged or is not of the epoch that comes next.
-    """
+    """The rows of metrics.jsonl that are written to their end; UsageError if one is damaged or does not come next."""
     try:
         *lines, _ = path.read_bytes().split(b"\n")
     except FileNotFoundError:

@@ -39,11 +39,7 @@ class RunFolder:
         return self.path / "examples" / f"generation-{generation}.safetensors"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Make sure that no other process trains into this folder meanwhile.
-
-        Raises:
-            UsageError: another one does, or the folder cannot be made.
-        """
+        """Keep other processes from training into this folder; UsageError if one does, or it cannot be made."""
         return locked(self.path, "another process is training there; wait for it or choose another folder")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -62,11 +58,7 @@ class RunFolder:
         return rows
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row to metrics.jsonl.
-
-        Raises:
-            RunError: the disk is full; earlier rows are intact.
-        """
+        """Add a row to metrics.jsonl; RunError if the disk is full, and earlier rows are intact."""
         try:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(to_json(row)) + "\n")
@@ -78,7 +70,6 @@ class RunFolder:
 
     def truncate(self, generation: int, epoch: int) -> None:
         """Drop the rows of this epoch and later ones: training repeats them from the checkpoint."""
-        rows = self.rows()
-        kept = [row for row in rows if (row["generation"], row["epoch"]) < (generation, epoch)]
-        if len(kept) < len(rows) or self.metrics.exists():
+        kept = [row for row in self.rows() if (row["generation"], row["epoch"]) < (generation, epoch)]
+        if self.metrics.exists():
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))

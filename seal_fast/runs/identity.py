@@ -62,11 +62,7 @@ def write_provenance(
 
 
 def check_initial_weights(folder: Path, file: Path | None) -> None:
-    """Make sure that a run which is resumed began with these weights.
-
-    Raises:
-        UsageError: it began with others, or the file cannot be read.
-    """
+    """Raise UsageError if a run that is resumed began with other weights, or the file cannot be read."""
     known = read_provenance(folder)
     if known and known.get("init_weights_sha256") != (weights_sha256(file) if file else None):
         given = f"--init-weights {file}" if file else "no --init-weights"
@@ -74,11 +70,7 @@ def check_initial_weights(folder: Path, file: Path | None) -> None:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What provenance.json holds; nothing where there is none.
-
-    Raises:
-        UsageError: it is damaged.
-    """
+    """What provenance.json holds, nothing where there is none; UsageError if it is damaged."""
     path = folder / PROVENANCE
     content = read_object(path)
     if content and not isinstance(content.get("data_sha256"), str):
@@ -87,11 +79,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is no file.
-
-    Raises:
-        UsageError: it cannot be read, or holds something else.
-    """
+    """The JSON object in a file, empty where there is no file; UsageError if it holds no such object."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -106,8 +94,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def weights_sha256(file: Path) -> str:
     """sha256 over names, types, shapes and bytes of all tensors of a safetensors file, in the order of their names.
 
-    Raises:
-        UsageError: the file cannot be read or is no safetensors file.
+    Raises UsageError if it cannot be read or is none.
     """
     total = hashlib.sha256()
     try:
@@ -129,28 +116,12 @@ def weights_sha256(file: Path) -> str:
     return total.hexdigest()
 
 
-def training_key(config: Config, provenance: Mapping[str, Any] | None = None, skipped: Sequence[str] = ()) -> Hashable:
-    """Equal for runs that are the same training, whatever their seeds: settings without effect do not count.
-
-    Args:
-        config: the run's.
-        provenance: of the run; without it data and initial weights count by their paths.
-        skipped: names of images that were left out of training.
-    """
-    line, known = timeline(config).effective(), provenance or {}
-    rest = tuple(getattr(config, f.name) for f in fields(Config) if f.name in _ALWAYS)
-    acting = config.amp and config.amp_dtype
-    initial = known.get("init_weights_sha256") or config.init_weights
-    # BatchNorm sees the images of one process at a time, unless its statistics are shared.
-    parts = (1,) if config.sync_batchnorm else tuple(known.get("processes", (1,)))
-    devices = tuple(known.get("devices", (config.device,)))
-    data = known.get("data_sha256", config.data)
-    return line, rest, acting, data, initial, initial and config.init_fc, parts, devices, tuple(skipped)
-
-
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What decides the numbers of a run, its seed included."""
+    """What decides the numbers of a run, its seed included.
+
+    Without provenance data and initial weights count by their paths; `skipped` names images left out of training.
+    """
 
     config: Config
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -158,8 +129,13 @@ class Training:
 
     @cached_property
     def key(self) -> Hashable:
-        """Equal for trainings that differ by their seed alone."""
-        return training_key(self.config, self.provenance, self.skipped)
+        """Equal for trainings that differ by their seed alone: settings without effect do not count."""
+        config, inputs = self.config, {name: mark for name, (mark, _) in self.inputs().items()}
+        rest = tuple(getattr(config, f.name) for f in fields(Config) if f.name in _ALWAYS)
+        if config.sync_batchnorm:  # else BatchNorm sees the images of one process at a time
+            inputs["processes"] = (1,)
+        acting = config.amp and config.amp_dtype, inputs["init_weights"] and config.init_fc
+        return timeline(config).effective(), rest, acting, *inputs.values()
 
     def inputs(self) -> dict[str, tuple[Any, str]]:
         """Of what settings name by path or not at all: (what distinguishes it, its short name)."""

@@ -20,21 +20,12 @@ def ascents(rows: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw metrics rows into a PNG file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Draw metrics rows into a PNG file; RunError if it cannot be written."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 7))
-    margins = {
-        "left": 0.11,
-        "right": 0.99,
-        "top": 0.95,
-        "bottom": 0.07,
-        "hspace": 0.08,
-    }  # a layout engine takes as long as drawing
+    # set here, as a layout engine takes as long as drawing
+    margins = {"left": 0.11, "right": 0.99, "top": 0.95, "bottom": 0.07, "hspace": 0.08}
     accuracy, loss, lr = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.5), gridspec_kw=margins)
     epochs = [i + 1 for i in range(len(rows))]
     seen = [(i + 1, row) for i, row in enumerate(rows) if row["val_top1"] is not None]

@@ -52,11 +52,7 @@ def decimals(values: Iterable[float], significant: int) -> int:
 
 
 def student(values: Values) -> Interval:
-    """Mean of independent values, such as seeds or episodes, with Student's t interval (n - 1 degrees of freedom).
-
-    Raises:
-        UsageError: there is no value.
-    """
+    """Mean of independent values (seeds, episodes) with Student's t interval of n - 1 degrees; UsageError for none."""
     x = _checked(values)
     if len(x) == 1:
         return Interval(float(x[0]), math.nan, math.nan, 1)
@@ -67,20 +63,12 @@ def student(values: Values) -> Interval:
 
 
 def paired(first: Values, second: Values) -> Interval:
-    """Mean of `first - second`, which share their seeds or episodes one by one, with Student's t interval.
-
-    Raises:
-        UsageError: they are not equally many.
-    """
+    """Mean of `first - second`, one by one, with Student's t interval; UsageError if they are not equally many."""
     return student(_differences(first, second))
 
 
 def paired_p(first: Values, second: Values) -> float:
-    """p-value of the two-sided paired t-test that the mean difference is 0; NaN for one pair.
-
-    Raises:
-        UsageError: they are not equally many.
-    """
+    """p-value of the two-sided paired t-test of mean difference 0, NaN for one pair; UsageError as of `paired`."""
     x = _differences(first, second)
     if len(x) == 1:
         return math.nan
@@ -107,13 +95,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(hits: int, count: int) -> Interval:
-    """A share with Wilson's score interval (Wilson, 1927), which keeps its coverage near 0 and 1.
-
-    `mean`, `low` and `high` are shares from 0 to 1.
-
-    Raises:
-        UsageError: there is no trial.
-    """
+    """A share with Wilson's score interval (Wilson, 1927), which covers near 0 and 1 too; UsageError of no trial."""
     if count < 1:
         raise UsageError("a share needs at least one trial")
     from scipy.special import ndtri
@@ -128,10 +110,7 @@ def bootstrap(values: Values, draws: int = 2000, seed: int = 0) -> Interval:
     """Mean of examples with its percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13).
 
     A resample draws as many examples with replacement. The draws are a function of the seed, in blocks, so that memory
-    holds 2^22 of them at most.
-
-    Raises:
-        UsageError: there is no value.
+    holds 2^22 of them at most. UsageError if there is no value.
     """
     x = _checked(values)
     if len(x) == 1:

@@ -11,11 +11,7 @@ from seal_fast.utils.errors import UsageError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The flags. Values out of range and flags that need another one are refused.
-
-    Raises:
-        UsageError: naming the flag.
-    """
+    """The flags; UsageError, naming the flag, for values out of range and flags that need another one."""
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast sweep",
         description="Train every run of a space of settings, some at a time, by Ray Tune. Each is an ordinary run "

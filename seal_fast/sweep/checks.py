@@ -11,12 +11,10 @@ from seal_fast.utils.errors import RunError, UsageError
 
 
 def check_trials(trials: Iterable[Trial], *, here: bool) -> dict[str, tuple[int, int]]:
-    """Check all that can be without training; numbers of training and validation images of each trial, by its name.
+    """Numbers of training and validation images of each trial, by its name, after all checks that need no training.
 
-    `here` says that they will run on this machine, so that its devices count.
-
-    Raises:
-        UsageError: a trial cannot run; it is named.
+    `here` says that they will run on this machine, so that its devices count. Raises UsageError, naming the trial, if
+    one cannot run.
     """
     import torch
 

@@ -142,8 +142,8 @@ def _run(
             display = Display(folder, trials, ledger)
             stopped = error = None
             try:
-                job: dict[str, Any] = {"retries": flags.retries, "scheduler": scheduler, "tick": display.tick}
-                tune.run(folder.path, order, ledger, session, place, **job)
+                job = folder.path, order, ledger, session, place
+                tune.run(*job, retries=flags.retries, scheduler=scheduler, tick=display.tick)
             except tune.Stopped as stop:
                 stopped = stop.number
             except RunError as failure:  # printed here, as leaving a Ray that is lost may end this program

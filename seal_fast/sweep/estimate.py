@@ -33,10 +33,8 @@ class Speed(NamedTuple):
 def estimate(trials: Iterable[tuple[Trial, int]], sizes: dict[str, tuple[int, int]], slots: Slots) -> str:
     """A sentence that predicts the hours of a sweep. How much packed trials slow each other down is not known.
 
-    `trials` come with the epochs that each has left; `sizes` are each one's training and validation images.
-
-    Raises:
-        RunError: a short run failed.
+    `trials` come with the epochs that each has left; `sizes` are each one's training and validation images. Raises
+    RunError if a short run failed.
     """
     speeds: dict[tuple[object, ...], Speed] = {}
     started: Counter[tuple[object, ...]] = Counter()
@@ -74,9 +72,7 @@ def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
     """Two epochs of `STEPS` steps, the second one timed, and one evaluation; twice where the step is compiled.
 
     Of the trial only the settings of `SHAPE` count; `train` is the number of images, `scratch` a folder to be made.
-
-    Raises:
-        RunError: the run failed.
+    Raises RunError if the run failed.
     """
     settings: dict[str, Any] = {name: getattr(trial.config, name) for name in SHAPE}
     settings |= {"method": "restart", "generations": 1, "epochs": 2, "ascent_epochs": 0, "warmup_epochs": 0}

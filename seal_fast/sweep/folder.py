@@ -69,11 +69,7 @@ class SweepFolder:
         write_json(self.plan, {"format": _FORMAT, **metadata, "repeated": made.repeated, "trials": trials})
 
     def read_plan(self) -> tuple[dict[str, Trial], dict[str, Any]]:
-        """Trials by name, and the other values of the plan.
-
-        Raises:
-            UsageError: there is no sweep here, or another version wrote it.
-        """
+        """Trials by name, and the other values of the plan; UsageError if there is none, or of another version."""
         try:
             content = json.loads(self.plan.read_bytes())
         except (OSError, ValueError):

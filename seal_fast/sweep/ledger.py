@@ -47,12 +47,9 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, trials: Iterable[str], repair: bool = True) -> Ledger:
-        """The ledger of these trials; lines about others are ignored.
+        """The ledger of these trials; lines about others are ignored. Raises RunError if the file cannot be read.
 
         `repair` cuts off a last line without its end, so that the next one starts on a line of its own.
-
-        Raises:
-            RunError: the file cannot be read.
         """
         ledger = cls(path, {name: Entry() for name in trials})
         try:
@@ -79,11 +76,7 @@ class Ledger:
         return ledger
 
     def record(self, trial: str, state: State, **values: Any) -> None:
-        """Append an event and flush it to the disk.
-
-        Raises:
-            RunError: the file cannot be written; earlier lines are intact.
-        """
+        """Append an event and flush it to the disk; RunError if that fails, and earlier lines are intact."""
         event = {"trial": trial, "state": state, **values}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

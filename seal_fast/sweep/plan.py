@@ -11,7 +11,7 @@ from typing import Any
 
 from seal_fast.config import Config, flag, override
 from seal_fast.methods import timeline
-from seal_fast.runs.identity import Training, short, training_key, varied_settings
+from seal_fast.runs.identity import Training, short, varied_settings
 from seal_fast.sweep.space import Space
 from seal_fast.utils.errors import UsageError
 from seal_fast.validation import check
@@ -59,12 +59,9 @@ class Plan:
 
 
 def make(space: Space, *, search: str, samples: int, seeds: int | None, search_seed: int = 0) -> Plan:
-    """The trials of a space, each combination with the seeds 0 to seeds - 1.
+    """The trials of a space, each combination with the seeds 0 to seeds - 1; UsageError if one of them is impossible.
 
-    `search` is grid (every combination) or random (so many `samples`, drawn by `search_seed`).
-
-    Raises:
-        UsageError: the space cannot be searched that way, or one of its runs is impossible.
+    `search` is grid (every combination, if nothing is drawn) or random (so many `samples`, drawn by `search_seed`).
     """
     if search == "grid" and space.drawn:
         cure = "use --search random with --samples, or name its values in a grid"
@@ -99,8 +96,7 @@ def make(space: Space, *, search: str, samples: int, seeds: int | None, search_s
 def resolve(space: Space, settings: dict[str, Any]) -> Config:
     """The configuration of a combination, with absolute paths, as a worker may start in another folder.
 
-    Raises:
-        UsageError: it cannot make a run; its varying settings are named.
+    Raises UsageError, naming its varying settings, if it cannot make a run.
     """
     config = override(space.base, settings, str(space.path))
     try:
@@ -117,7 +113,7 @@ def resolve(space: Space, settings: dict[str, Any]) -> Config:
 
 def training(config: Config) -> object:
     """A key that is equal for configurations that train the same; settings without effect are not in it."""
-    return training_key(config), config.seed
+    return Training(config).key, config.seed
 
 
 def trial_name(number: int, settings: dict[str, Any], count: int = 0) -> str:

@@ -106,12 +106,9 @@ class Process:
         cwd: str | None = None,
         server: Server | None = None,
     ) -> None:
-        """Start the trainer, which continues from the checkpoint if there is one.
+        """Start the trainer, which continues from the checkpoint; RunError if an earlier attempt still trains there.
 
         `server` is that of an earlier trial with the same threads; it is ended if the new one has another shape.
-
-        Raises:
-            RunError: an earlier attempt still trains in the folder.
         """
         self.folder = RunFolder(path)
         line = timeline(config)

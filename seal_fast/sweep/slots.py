@@ -28,13 +28,8 @@ class Slots:
 def slots(flags: argparse.Namespace, nodes: Sequence[Mapping[str, float]], use_gpus: bool) -> Slots:
     """The slots that the flags ask for, or else those that the machines have room for.
 
-    Args:
-        flags: `concurrent`, `threads`, `per_gpu` and `address`.
-        nodes: `CPU` and `GPU` of this machine, or of each node of the cluster.
-        use_gpus: whether the runs may train on GPUs.
-
-    Raises:
-        UsageError: `--threads` is more than any node of the cluster has.
+    `nodes` are `CPU` and `GPU` of this machine, or of each node of the cluster; `use_gpus` says whether the runs may
+    train on GPUs. Raises UsageError if --threads is more than any node of the cluster has.
     """
     with_gpu = [node for node in nodes if use_gpus and node.get("GPU")]
     nodes = with_gpu or [node for node in nodes if node.get("CPU")]

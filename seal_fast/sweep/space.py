@@ -8,12 +8,11 @@ can vary one setting at a time. Nothing here imports torch or Ray.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import math
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from seal_fast.config import Config, load, override
 from seal_fast.presets import PRESETS
-from seal_fast.utils.errors import UsageError
+from seal_fast.utils.errors import UsageError, did_you_mean
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "int")
 _SETTINGS = [field.name for field in fields(Config)]
@@ -94,11 +93,7 @@ class Space:
 
 
 def read(path: Path) -> Space:
-    """A space file, with its names and types checked.
-
-    Raises:
-        UsageError: it cannot be read, or holds a setting, kind or value that does not exist.
-    """
+    """A space file, with its names and types checked; UsageError if it cannot be read, or one of them is wrong."""
     try:
         content = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -125,12 +120,6 @@ def read(path: Path) -> Space:
     return Space(path, base, tuple(parts))
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A hint at the nearest of some names, or nothing."""
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _key(name: str) -> str:
     return name.replace("-", "_")
 
@@ -153,11 +142,7 @@ def _base(path: Path, content: dict[str, Any]) -> Config:
 
 
 def _axis(path: Path, base: Config, name: str, table: dict[str, Any]) -> Axis:
-    """One varying setting.
-
-    Raises:
-        UsageError: the kind is unknown, or a value is not one of the setting's.
-    """
+    """One varying setting; UsageError if the kind is unknown, or a value is not one of the setting's."""
     what = f"{path}: {name}"
     if len(table) != 1 or next(iter(table)) not in KINDS:
         kinds = ", ".join(f"{{ {kind} = [...] }}" for kind in KINDS)

@@ -20,18 +20,11 @@ _ATTEMPTS = 100
 def proposals(
     space: Space, samples: int, seed: int, trials: dict[str, Trial], ledger: Ledger, save: Callable[[], None]
 ) -> Iterator[Trial]:
-    """The interrupted trials, then new ones until there are enough.
+    """The interrupted trials, then new ones until there are `samples` in all.
 
-    Args:
-        space: of a single part; its seeds are not searched over.
-        samples: trials in all.
-        seed: of the proposals.
-        trials: by name; grows, and so do the ledger's entries.
-        ledger: results, those before this search was resumed too.
-        save: writes the trials to the disk; called before a new one is handed out.
-
-    Raises:
-        RunError: none of a hundred proposals was new and valid.
+    The space is of a single part; its seeds are not searched over. `trials`, by name, and the ledger's entries grow;
+    `save` writes them to the disk, before a new one is handed out. The ledger holds results of before too. Raises
+    RunError if none of a hundred proposals was new and valid.
     """
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -75,11 +68,7 @@ def proposals(
 
 
 def check(space: Space, seeds: int | None) -> None:
-    """Refuse what a learning search cannot do.
-
-    Raises:
-        UsageError: the space is a union, varies nothing or its seeds, or Optuna is missing.
-    """
+    """Refuse, by a UsageError, a union, a space in which nothing or the seed varies, and a missing Optuna."""
     if len(space.parts) > 1:
         raise UsageError(f"--search optuna: {space.path} is a union; it searches one space at a time")
     if not space.axes:

@@ -203,11 +203,7 @@ class Annealer:
         self.optimizer.zero_grad()
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within, the model holds averaged weights and statistics.
-
-        Raises:
-            UsageError: neither `ema` nor the timeline keeps an average.
-        """
+        """Within, the model holds averaged weights and statistics; UsageError without `ema` or a timeline's average."""
         if not self._state.ema:
             raise UsageError("there is no average: build the Annealer with ema=0.999, say")
         return self._state.ema.applied()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from seal_fast.training.examples import Examples
 from seal_fast.training.forgetting import check_scopes
 from seal_fast.training.runtime import Runtime, environment
 from seal_fast.training.slim import slim_network
-from seal_fast.training.trainer import Images, Trainer
+from seal_fast.training.trainer import Trainer
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.files import write_text
 
@@ -74,11 +75,7 @@ def assemble(
     folder: RunFolder,
     world: World = SINGLE_PROCESS,
 ) -> Iterator[Trainer]:
-    """A trainer at the start of its timeline, or at the checkpoint that the folder holds.
-
-    Raises:
-        UsageError: a setting cannot make a run, or contradicts the run found in the folder.
-    """
+    """A trainer at the timeline's start, or at the folder's checkpoint; UsageError if a setting fits neither."""
     initial = config.init_weights and config.init_weights.resolve()  # so that config.toml runs from any folder
     config = replace(
         config,
@@ -149,7 +146,7 @@ def assemble(
         )
         trainer.initial = initial_values
         if "images" in needs:
-            trainer.images = score_images(config, batches)
+            trainer.images = partial(score_images, config, batches)
         if (keep := timeline.slim()) is not None:
             trainer.slim = slim_network(model, config, batches.num_classes, keep)
         if config.hessian_every:
@@ -163,35 +160,31 @@ def assemble(
         log.close()
 
 
-def score_images(config: Config, batches: Input) -> Images:
+def score_images(
+    config: Config, batches: Input, size: int, share: float, augmented: bool, generation: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Training images in the order of an epoch, whole on every process; see `seal_fast.training.trainer.Images`."""
-
-    def images(
-        size: int, share: float, augmented: bool, generation: int, epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        left = max(1, round(share * batches.train_size))
-        source = make_input(
-            batches.dataset,
-            "stream",
-            image_size=batches.image_size,
-            batch_size=min(size, batches.train_size),
-            eval_batch_size=size,
-            augmentation=batches.augmentation if augmented else "none",
-            dtype=getattr(torch, config.dtype),
-            device=batches.device,
-            seed=config.seed,
-            shuffle=config.shuffle,
-            threads=config.threads,
-            on_bad_image=config.on_bad_image,
-        )
-        with contextlib.closing(source):
-            for batch in source.train(generation, epoch):
-                yield batch.images[:left], batch.labels[:left]
-                left -= len(batch.labels)
-                if left <= 0:
-                    return
-
-    return images
+    left = max(1, round(share * batches.train_size))
+    source = make_input(
+        batches.dataset,
+        "stream",
+        image_size=batches.image_size,
+        batch_size=min(size, batches.train_size),
+        eval_batch_size=size,
+        augmentation=batches.augmentation if augmented else "none",
+        dtype=getattr(torch, config.dtype),
+        device=batches.device,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        threads=config.threads,
+        on_bad_image=config.on_bad_image,
+    )
+    with contextlib.closing(source):
+        for batch in source.train(generation, epoch):
+            yield batch.images[:left], batch.labels[:left]
+            left -= len(batch.labels)
+            if left <= 0:
+                return
 
 
 def resume(
@@ -202,11 +195,7 @@ def resume(
     provenance: dict[str, Any],
     world: World = SINGLE_PROCESS,
 ) -> None:
-    """Load the checkpoint of the same training into `state`.
-
-    Raises:
-        UsageError: it is another training's: the differing settings, or the data set, are named.
-    """
+    """Load the checkpoint into `state`; UsageError, naming what differs, if it is another training's."""
     if config.resume == "never":
         raise UsageError(f"--out {folder.path} holds a checkpoint, and --resume never forbids to continue it")
     saved = checkpoint.load(folder.checkpoint)

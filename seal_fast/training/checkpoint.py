@@ -90,11 +90,7 @@ def make_state(
     partition: Partition,
     world: World = SINGLE_PROCESS,
 ) -> TrainState:
-    """A fresh training state; the optimiser's groups are the partition's, for life.
-
-    Raises:
-        UsageError: two averages are asked for.
-    """
+    """A fresh training state; its groups are the partition's, for life. UsageError if two averages are asked for."""
     needs, decay = timeline.needs(), timeline.ema_decay(config.ema)
     snapshot = copy.deepcopy(model).eval().requires_grad_(False) if "snapshot" in needs else None
     parameters = dict(model.named_parameters())
@@ -128,11 +124,7 @@ def extra_tensors(state: TrainState) -> dict[str, Mapping[str, Tensor]]:
 
 
 def load_extra_tensors(state: TrainState, part: Callable[[str], Mapping[str, Tensor]]) -> None:
-    """Write the parts that `extra_tensors` returned, as far as the state keeps them.
-
-    Raises:
-        ValueError: names or shapes are not those of the model.
-    """
+    """Write what `extra_tensors` returned, as far as the state keeps it; ValueError for other names or shapes."""
     state.optimizer.load_momentum_state(part("momentum"))
     if state.ema:
         state.ema.load_state_dict(part("ema"))
@@ -148,23 +140,17 @@ def dense(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically.
-
-    Raises:
-        RunError: it cannot be written; what `path` held before is intact.
-    """
+    """Write a safetensors file atomically; RunError if it cannot be written, and what `path` held is intact."""
     from safetensors.torch import save_file
 
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def save(path: Path, state: TrainState, provenance: dict[str, Any], world: World = SINGLE_PROCESS) -> None:
-    """Write a checkpoint atomically, with the provenance that `load` gives back.
+    """Write a checkpoint atomically; RunError if it cannot be written, and the previous one is intact.
 
-    All processes of `world` take part and rank 0 writes; the file does not depend on how many there are.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; the previous checkpoint is intact.
+    All processes of `world` take part and rank 0 writes; the file does not depend on how many there are. `load` gives
+    the provenance back.
     """
     tensors = dense(state.model.state_dict(), "model.") if world.is_main else {}
     extra, counters = extra_tensors(state), world.sum(state.counters)
@@ -213,11 +199,7 @@ class Saved:
 
 
 def load(path: Path) -> Saved:
-    """Read a checkpoint.
-
-    Raises:
-        RunError: the file cannot be read, is damaged, or is no checkpoint of this program.
-    """
+    """Read a checkpoint; RunError if it cannot be read, is damaged, or is none of this program."""
     from safetensors import SafetensorError
 
     try:
@@ -232,11 +214,7 @@ def load(path: Path) -> Saved:
 
 
 def restore(saved: Saved, state: TrainState, world: World = SINGLE_PROCESS) -> None:
-    """Put a checkpoint's content into a freshly built state, in place.
-
-    Raises:
-        UsageError: the checkpoint belongs to another network.
-    """
+    """Put a checkpoint's content into a freshly built state, in place; UsageError if it is another network's."""
     model = _part(saved.tensors, "model.")
     own = state.model.state_dict()
     wrong = {n for n in own.keys() | model.keys() if n not in own or n not in model or own[n].shape != model[n].shape}

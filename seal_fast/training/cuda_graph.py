@@ -50,10 +50,9 @@ class StepGraph:
         for buffer, tensor in zip(self.buffers, batch, strict=True):
             if tensor is not buffer:
                 buffer.copy_(tensor)
-        if self.replay is None and self.warm_ups < WARM_UP_STEPS:
-            self.recorder.run(self._step)
+        if self.warm_ups < WARM_UP_STEPS:
             self.warm_ups += 1
-            return
+            return self.recorder.run(self._step)
         if self.replay is None:
             self.replay = self.recorder.record(self._step)
         self.replay()

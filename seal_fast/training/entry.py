@@ -48,21 +48,15 @@ def begin_phase(
 ) -> None:
     """A phase's one-time actions on a state whose position is the phase's first epoch.
 
-    Args:
-        phase: what is to be done.
-        state: is changed in place.
-        order: of the network.
-        seed: of the draws.
-        initial: the network's initial values by name, where the timeline needs them.
-        gradients: see `Forgetting`.
-        agree: called after the operators; makes the processes' weights equal.
+    `initial` are the network's initial values by name, where the timeline needs them; `gradients` as of `Forgetting`;
+    `agree`, called after the operators, makes the processes' weights equal.
     """
     optimizer = state.optimizer
-    if phase.snapshot and state.snapshot:
+    if phase.snapshot and state.snapshot is not None:
         state.snapshot.load_state_dict(state.model.state_dict())
     if phase.enter:
         sources = {"initial": lambda: initial}
-        if state.snapshot:
+        if state.snapshot is not None:
             sources["snapshot"] = state.snapshot.state_dict
         if state.ema:
             sources["average"] = state.ema.state_dict
@@ -83,11 +77,7 @@ def begin_phase(
 def gradients(trainer: Trainer, size: int | None, share: float, augmented: bool) -> Iterator[Values]:
     """The parameters' gradients of the cross entropy without smoothing, in eval mode, batch by batch.
 
-    Args:
-        trainer: its model and images.
-        size: of the batches; None is the training's.
-        share: of the training images.
-        augmented: as in training, or as they are evaluated.
+    Over a share of the training images, augmented as in training or not; a size of None is the training batches'.
     """
     model, at, runtime = trainer.state.model, trainer.state.position, trainer.runtime
     parameters = dict(model.named_parameters())

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def evaluate(trainer: Trainer, split: str = "val") -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 (percent) on a split; all batches have one size, padding is masked out.
-
-    Raises:
-        RunError: the loss is NaN or infinite.
-    """
+    """Loss, top-1 and top-5 (percent) on a split, padding masked out; RunError if the loss is NaN or infinite."""
     model, world = trainer.state.model, trainer.world
     model.eval()
     trainer.refresh_weights()

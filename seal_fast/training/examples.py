@@ -65,10 +65,8 @@ class Examples:
     def end_epoch(self, epoch: int, phase: int | None, world: World = SINGLE_PROCESS) -> None:
         """Bring the records up to date; doing it twice is doing it once.
 
-        Args:
-            epoch: of the run.
-            phase: the number of the generation's phase that ends here, if one does.
-            world: the processes that share the epoch; all of them hold the same records afterwards.
+        `epoch` is the run's; `phase` the number of the generation's phase that ends here, if one does. All processes of
+        `world` hold the same records afterwards.
         """
         margin, shown = self._epoch(world)
         right = shown & (margin > 0)

@@ -13,16 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from seal_fast.methods.operators import (
-    Align,
-    Distribution,
-    Mask,
-    Mix,
-    Operator,
-    Part,
-    Rescale,
-    Scope,
-)
+from seal_fast.methods.operators import Align, Distribution, Mask, Mix, Operator, Part, Rescale, Scope
 from seal_fast.methods.partition import ForwardOrder
 from seal_fast.methods.schedule import Timeline
 from seal_fast.models import generator
@@ -84,11 +75,7 @@ def leaves(model: nn.Module, order: ForwardOrder) -> list[Leaf]:
 
 
 def select(everything: Iterable[Leaf], order: ForwardOrder, scope: Scope, what: str) -> list[Leaf]:
-    """The leaves in a scope; `what` begins the sentence of an error.
-
-    Raises:
-        UsageError: a module of the scope does not exist, or the scope holds nothing.
-    """
+    """The leaves in a scope; UsageError, which `what` begins, if a module is unknown or the scope holds nothing."""
     start = order.position(scope.start, f"{what}:") if scope.start else 0
     stop = order.position(scope.stop, f"{what}:") if scope.stop else len(order.sizes)
     inside = [leaf for leaf in everything if start <= leaf.at < stop]

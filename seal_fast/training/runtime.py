@@ -99,14 +99,9 @@ def wants_gpu(config: Config) -> bool:
 
 
 def start(config: Config, processes: int = 1) -> Runtime:
-    """Set threads and numerical modes for this process, and pick the device.
+    """Set threads and numerical modes for this process, one of so many on this machine, and pick the device.
 
-    Args:
-        config: of the run.
-        processes: of the run on this machine: they share its cores.
-
-    Raises:
-        UsageError: --device cuda where there is none.
+    Raises UsageError for --device cuda where there is none.
     """
     on_gpu = wants_gpu(config)
     if config.device == "cuda" and not on_gpu:

@@ -52,11 +52,7 @@ class Slim:
 def slim_network(model: nn.Module, config: Config, num_classes: int, keep: float) -> Slim | None:
     """The slim network of `model`, or None where --width makes no network of exactly the channels kept.
 
-    Args:
-        model: as it is trained, of the configuration's --width.
-        config: of the run.
-        num_classes: of the data.
-        keep: share of the channels that the mask leaves alone, rounded up.
+    `model` is of the configuration's --width; `keep` the share of its channels that the mask leaves alone, rounded up.
     """
     if not (isinstance(model, Network) and model.nested):
         return None

@@ -203,8 +203,7 @@ class Trainer:
     def read_counters(self) -> tuple[float, float, float, float]:
         """The one place where training waits for the device: mean loss, top-1, top-5 (percent), images.
 
-        Raises:
-            RunError: the loss is NaN or infinite.
+        Raises RunError if the loss is NaN or infinite.
         """
         loss, top1, top5, images = self.flags.exchange(self.state.counters)
         if not abs(loss) < float("inf"):

@@ -18,10 +18,8 @@ def cpu_count() -> int:
 def cpu_quota(root: Path = Path("/")) -> float | None:
     """The smallest CPU quota of this process's control group and the groups above it, in processors; None without one.
 
-    Source: Linux, cgroup-v2.rst (cpu.max) and sched-bwc.rst (cpu.cfs_quota_us, cpu.cfs_period_us).
-
-    Args:
-        root: of the file system; below it are read proc/self/cgroup and sys/fs/cgroup.
+    `root` is that of the file system. Source: Linux, cgroup-v2.rst (cpu.max) and sched-bwc.rst (cpu.cfs_quota_us,
+    cpu.cfs_period_us).
     """
     return min((quota for group in control_groups("cpu", root) for quota in _quota(group)), default=None)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -65,6 +67,12 @@ def system_error(error: BaseException) -> UsageError | RunError | None:
         return None
     name = getattr(error, "filename", None)
     return RunError(f"{f'{name}: ' if name else ''}{os.strerror(number)}: {_CURES[number]}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A hint at the nearest of some names, or nothing."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def last_message(log: Path, start: int = 0) -> str:

@@ -17,7 +17,7 @@ from seal_fast.utils.errors import NO_MMAP, UNSUPPORTED, RunError, UsageError, e
 log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, flush it to the disk, then rename it over `path`.
 
     Raises:
@@ -43,16 +43,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8; the bytes of names that are not UTF-8 are written as they are."""
-    write_atomically(path, lambda temporary: _write(temporary, text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="surrogateescape"))
 
 
 def read_text(path: Path) -> str:
     """The content of a text file that `write_text` wrote."""
     return path.read_text(encoding="utf-8", errors="surrogateescape")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _flush(path: Path) -> None:

@@ -12,11 +12,7 @@ from seal_fast.utils.cpus import control_groups
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
     """Free memory in bytes: the GPU's, or what the machine and the process's control groups all still allow.
 
-    Source: Linux, proc_meminfo(5), cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst.
-
-    Args:
-        device: where.
-        root: of the file system; below it are read proc and sys/fs/cgroup.
+    `root` is that of the file system. Source: Linux, proc_meminfo(5), cgroup-v2.rst (memory.max), cgroup-v1/memory.rst.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -11,13 +11,13 @@ from small_resnet import build
 from seal_fast import train
 from seal_fast.config import Config
 from seal_fast.data import open_images
+from seal_fast.methods import timeline
 from seal_fast.runs import identity
 from seal_fast.runs.identity import (
     Training,
     labels,
     pair_by_seed,
     read_provenance,
-    training_key,
     weights_sha256,
     write_provenance,
 )
@@ -28,7 +28,7 @@ KNOWN = {"data_sha256": "d", "init_weights_sha256": None, "devices": ["cpu"], "p
 
 
 def same(a, b, known_a=KNOWN, known_b=KNOWN):
-    return training_key(a, known_a) == training_key(b, known_b)
+    return Training(a, known_a).key == Training(b, known_b).key
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_inputs_count_by_what_is_in_them():
     assert not same(BASE, BASE, KNOWN, KNOWN | {"processes": [2]})
     shared = replace(BASE, sync_batchnorm=True)
     assert same(shared, BASE, KNOWN | {"processes": [2]}, KNOWN)
-    assert training_key(BASE, KNOWN, ["a.png"]) != training_key(BASE, KNOWN)
+    assert Training(BASE, KNOWN, ("a.png",)).key != Training(BASE, KNOWN).key
 
 
 def test_without_provenance_paths_count():
-    assert same(BASE, BASE, None, None) and not same(BASE, BASE, None, KNOWN)
-    assert not same(BASE, replace(BASE, data="/b/images.tar"), None, None)
-    assert not same(BASE, replace(BASE, init_weights=Path("w")), None, None)
+    assert same(BASE, BASE, {}, {}) and not same(BASE, BASE, {}, KNOWN)
+    assert not same(BASE, replace(BASE, data="/b/images.tar"), {}, {})
+    assert not same(BASE, replace(BASE, init_weights=Path("w")), {}, {})
 
 
 def test_labels_hold_what_differs_and_nothing_without_effect():
@@ -103,7 +103,7 @@ def test_labels_tell_inputs_of_one_name_apart():
 def test_varied_settings_of_many_draws_take_a_few_keys_of_each(monkeypatch):
     """Half of the trainings have no ascent: its scale, drawn anew for each, acts on none of them."""
     keys = []
-    monkeypatch.setattr(identity, "training_key", lambda *args: keys.append(args) or training_key(*args))
+    monkeypatch.setattr(identity, "timeline", lambda config: keys.append(config) or timeline(config))
     methods = ("seal", "llf")
     draws = [{"method": methods[i % 2], "lr": 0.01 + i / 1000, "ascent_scale": 0.001 * (i + 1)} for i in range(200)]
     found = identity.varied_settings([Training(replace(BASE, **draw), KNOWN) for draw in draws])

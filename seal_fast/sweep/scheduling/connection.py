@@ -54,11 +54,7 @@ class Session:
 
 @contextlib.contextmanager
 def connected(folder: Path, address: str | None, concurrent: int) -> Iterator[Session]:
-    """Join the cluster at `address`, or start Ray on this machine for so many trials at a time.
-
-    Raises:
-        RunError: Ray cannot be started or reached.
-    """
+    """Join the cluster at `address`, or start Ray here for so many trials at a time; RunError if that fails."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     place = scratch(folder)
     shutil.rmtree(place, ignore_errors=True)
