@@ -53,23 +53,23 @@ def test_sums_over_small_maps_are_one_kernel(monkeypatch):
     from torch._inductor import choices, config
 
     monkeypatch.setattr(choices.InductorChoices, "reduction_split_factor", staticmethod(lambda *_: 7))
-    monkeypatch.setattr(config, "inductor_choices_class", None)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "__version__", "2.14.0")
+    with config.patch(inductor_choices_class=None):  # monkeypatch would delete the setting for good
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "__version__", "2.14.0")
+            torch_private.keep_reductions_whole()
+            assert config.inductor_choices_class is None
+        before = config.save_config_portable()
         torch_private.keep_reductions_whole()
-        assert config.inductor_choices_class is None
-    before = config.save_config_portable()
-    torch_private.keep_reductions_whole()
-    split, cuda = config.inductor_choices_class().reduction_split_factor, torch.device("cuda")
-    assert split(cuda, 8192, 256, False) == 1
-    others = [
-        (cuda, 8192, 255, False),
-        (cuda, 8193, 256, False),
-        (cuda, 8192, 256, True),
-        (torch.device("cpu"), 9, 256, False),
-    ]
-    assert [split(*other) for other in others] == [7] * 4
-    assert config.save_config_portable() != before
+        split, cuda = config.inductor_choices_class().reduction_split_factor, torch.device("cuda")
+        assert split(cuda, 8192, 256, False) == 1
+        others = [
+            (cuda, 8192, 255, False),
+            (cuda, 8193, 256, False),
+            (cuda, 8192, 256, True),
+            (torch.device("cpu"), 9, 256, False),
+        ]
+        assert [split(*other) for other in others] == [7] * 4
+        assert config.save_config_portable() != before
 
 
 @pytest.mark.long

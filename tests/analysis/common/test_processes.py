@@ -17,6 +17,7 @@ from seal_fast.analysis.common import network as networks
 from seal_fast.analysis.common.knn import Search, merged
 from seal_fast.analysis.common.processes import rows_of
 from seal_fast.analysis.fewshot import episodes
+from seal_fast.distributed import world
 from seal_fast.training import assembly
 
 
@@ -47,7 +48,11 @@ def said(argv):
 
 
 def said_all(commands):
-    return [said(argv) for argv in commands]
+    with pytest.MonkeyPatch.context() as patch:  # else the next command's processes may meet at the last one's store
+        patch.setattr(world, "leave", lambda: None)
+        answers = [said(argv) for argv in commands]
+    world.leave()
+    return answers
 
 
 FEW = "--ways 2 --shots 1 --queries 2 --episodes 2 --json".split()  # fewer batches and episodes than processes
