@@ -95,9 +95,12 @@ def _print(content: dict[str, Any]) -> None:
     if content["pairs"]:
         tested = any(row["best"]["count"] > 1 for row in content["pairs"])  # a test needs two seeds in common
         p = ["p (Holm)"] * tested
-        rows = [("first minus second", "pairs", "best epoch", *p, "last epoch", *p)]
+        names = {"best": "best epoch", "last": "last epoch"}
+        names |= {"slope": "slope"} if all(row["slope"] for row in content["pairs"]) else {}
+        rows = [("first minus second", "pairs", *(cell for name in names.values() for cell in (name, *p)))]
         for row in content["pairs"]:
-            cells = [text for one in (row["best"], row["last"]) for text in (_show(one), *[_p(one["holm"])] * tested)]
+            found = [row[which] for which in names]
+            cells = [text for one in found for text in (_show(one), *[_p(one["holm"])] * tested)]
             rows.append((f"{labels[row['first']]} - {labels[row['second']]}", str(row["best"]["count"]), *cells))
         print(f"{table(rows)}\n")
     if any(group["ends"] for group in content["groups"]):

@@ -15,6 +15,7 @@ from pretend import pretend_rows, pretend_run
 
 from seal_fast.__main__ import main
 from seal_fast.config import Config
+from seal_fast.report import command
 from seal_fast.report.analyses import Analyses
 from seal_fast.report.content import content as content_of
 from seal_fast.report.content import page
@@ -94,7 +95,7 @@ def test_methods_are_compared_over_the_same_seeds_with_holm_beside_them():
     assert [rows[pair]["holm"] for pair in seeds] == pytest.approx(holm(p_values))
 
 
-def test_generations_have_their_ends_gain_and_slope():
+def test_generations_have_their_ends_gain_and_slope(capsys):
     found = [run(f"{m}-{s}", replace(BASE, method=m, seed=s, generations=4), []) for m in LEVELS for s in range(3)]
     found = [replace(one, rows=pretend_rows(one.config, LEVELS[one.config.method])) for one in found]
     shown = content(found)
@@ -113,6 +114,12 @@ def test_generations_have_their_ends_gain_and_slope():
         first, second = (shown["groups"][row[side]]["method"] for side in ("first", "second"))
         expected = paired(*([of[method, seed] for seed in range(3)] for method in (first, second)))
         assert (row["slope"]["mean"], row["slope"]["low"]) == pytest.approx((expected.mean, expected.low), abs=1e-9)
+    command._print(shown)
+    table = capsys.readouterr().out.split("first minus second")[1].splitlines()
+    assert table[0].split()[-3:] == ["slope", "p", "(Holm)"]
+    for line, row in zip(table[2:], shown["pairs"], strict=False):
+        numbers = [f"{row['slope'][key]:.2f}" for key in ("mean", "low", "high")]
+        assert re.split(r" {2,}", line)[-2] == "{} [{}, {}]".format(*numbers)
     assert shown["same_start"] == "The end of generation 0 is not equal between groups (seeds 0, 1, 2)."
     for one in found:
         one.rows[7].update(val_top1=40.0 + one.seed)
