@@ -102,7 +102,7 @@ def test_the_studies_are_spaces(monkeypatch):
     plans = {path.stem: grid(read(path)) for path in studies.glob("*.toml") if path.stem != "recipe"}
     study, pilot = plans["a"], plans["a-pilot"]
     counts = {"a-family": 5 * 10, "a-ablations": 3 * (4 + 2 + 2 + 2), "a-noise": 5 * 3, "a-64": 5 * 3, "c": 5 * 2 * 5}
-    assert {name: len(made.trials) for name, made in plans.items()} == counts | {"a": 20, "a-pilot": 8}
+    assert {name: len(made.trials) for name, made in plans.items()} == counts | {"a": 25, "a-pilot": 8}
     assert {t.epochs for made in (study, plans["a-family"], plans["a-ablations"]) for t in made.trials} == {400}
     assert {t.epochs for t in pilot.trials} == {200}
     assert not {t.config.seed for t in study.trials} & {t.config.seed for t in pilot.trials}
