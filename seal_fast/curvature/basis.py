@@ -16,13 +16,7 @@ REPEAT_BELOW = 0.7
 
 
 class Basis:
-    """A growing set of orthonormal vectors [n].
-
-    Args:
-        length: n.
-        dtype: in which the vectors are stored.
-        device: of the vectors.
-    """
+    """A growing set of orthonormal vectors [length], stored in `dtype`."""
 
     def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
         self._storage = torch.empty(0, length, dtype=dtype, device=device)

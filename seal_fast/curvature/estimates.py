@@ -53,11 +53,9 @@ def trace(
     orthonormal known vectors, converged or not.
 
     Args:
-        operator: the symmetric operator.
         probes: products to spend; a dimension of the sketch takes two.
         known: Ritz values with their orthonormal vectors from one subspace, such as one end of a `Spectrum`.
         block: vectors that go through the network at once.
-        seed: of the vectors.
         stop: called after each block; may stop the estimate.
 
     Raises:
@@ -139,10 +137,8 @@ def density(
     """The spectral density by stochastic Lanczos quadrature (Ubaru, Chen and Saad, SIAM J. Matrix Anal. 38, 2017).
 
     Args:
-        operator: the symmetric operator.
         probes: random vectors, each with its own Krylov space.
         steps: products per probe.
-        seed: of the vectors.
         stop: called after each product; if it returns True, an unfinished probe is dropped unless it is the first.
 
     Raises:

@@ -82,15 +82,10 @@ def lanczos(
     continues from a new random vector and finds the others.
 
     Args:
-        operator: the symmetric operator.
-        top: how many of the algebraically largest.
-        bottom: how many of the algebraically smallest.
         tol: relative error asked for (see `ritz.precise`), as estimated from residual and gap.
         start: [n], the first vector of the Krylov space, such as the gradient; a tenth of a random one is added.
         vectors: return the eigenvectors too.
-        max_hvps: the largest number of products.
         basis: the largest number of stored vectors.
-        seed: of the random vectors.
         watch: called after each product; may stop the run.
 
     Raises:

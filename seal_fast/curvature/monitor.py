@@ -31,13 +31,6 @@ class Curvature:
     The largest and the most negative eigenvalue of the Hessian of the training loss (label smoothing, without weight
     decay) over fixed training images, evenly spaced over the sorted paths, not augmented, with BatchNorm in eval mode:
     what `python -m seal_fast hessian RUN --top 1 --bottom 1 --images N` gives for the same weights.
-
-    Args:
-        config: the run's.
-        images: its data set.
-        image_size: pixels a side.
-        device: where the network is.
-        world: the processes of the run.
     """
 
     def __init__(

@@ -45,7 +45,6 @@ class HessianOperator:
         batchnorm: "eval" (running statistics; the default), or "train": each batch's own statistics. Then the value
             depends on the batch split; running statistics do not change.
         method: "r-operator" (seal_fast's ResNets in eval mode), "double-backward" (any model), or "auto".
-        cache_bytes: size of the cache.
         reduce: adds a tensor up over processes in place, where each has a part of the batches.
 
     Attributes:

@@ -29,16 +29,12 @@ def power(
 ) -> Spectrum:
     """The `top` largest and `bottom` smallest eigenvalues (most negative first), one end after the other.
 
+    `tol`, `vectors` and `seed` are those of `lanczos`.
+
     Args:
-        operator: the symmetric operator.
-        top: how many of the algebraically largest.
-        bottom: how many of the algebraically smallest.
-        tol: relative error asked for (see `ritz.precise`), as estimated from residual and gap.
         start: [n], the first vector of the block; the others are random.
-        vectors: return the eigenvectors too.
         max_hvps: the largest number of products, over both ends.
         block: vectors that go through the network at once; default two more than wanted, one if one is wanted.
-        seed: of the random vectors.
         watch: called after each iteration; may stop the run.
 
     Raises:

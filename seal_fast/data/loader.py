@@ -90,11 +90,7 @@ def make_input(
 
 
 def fits(
-    dataset: ImageSet,
-    image_size: int | None,
-    device: torch.device,
-    augmentation: str = "auto",
-    sharing: int = 1,
+    dataset: ImageSet, image_size: int | None, device: torch.device, augmentation: str = "auto", sharing: int = 1
 ) -> bool:
     """Whether `auto` is the resident input: no resized crops, and half of the free memory holds the images.
 

@@ -25,11 +25,7 @@ def index_tar(descriptor: int, path: Path) -> Folder:
     """The root folder of an uncompressed tar, or of several joined end to end.
 
     Links to files and folders in the archive are resolved. Of entries with the same name the last one counts, as when
-    the tar is unpacked.
-
-    Args:
-        descriptor: of the open file.
-        path: its path, for messages.
+    the tar is unpacked. `path` is for messages.
 
     Raises:
         UsageError: not an uncompressed tar.

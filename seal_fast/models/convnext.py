@@ -41,7 +41,6 @@ class ConvNeXt(Network):
 
     Args:
         depths: blocks of each of the four layers.
-        num_classes: outputs of the last linear layer.
         stem: `imagenet` is the paper's 4x4 conv of stride 4; `small` a 2x2 conv of stride 2.
         width: factor on the channels 96, 192, 384, 768.
     """

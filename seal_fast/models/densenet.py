@@ -45,7 +45,6 @@ class DenseNet(Network):
     Args:
         depths: dense blocks' layers, such as (6, 12, 32, 32).
         growth: channels that each layer adds, k.
-        num_classes: outputs of the last linear layer.
         stem: None is the paper's for CIFAR, a 3x3 conv; `imagenet` a 7x7 conv of stride 2, BatchNorm, ReLU and a 3x3
             max-pool; `small` a 3x3 conv, BatchNorm and ReLU. All have 2 k channels.
         width: factor on the growth.

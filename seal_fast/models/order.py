@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from seal_fast.methods.partition import ForwardOrder
+from seal_fast.methods.partition import ForwardOrder, split
 from seal_fast.utils.errors import UsageError
 
 
@@ -19,7 +19,6 @@ def forward_order(model: nn.Module, image_size: int, num_classes: int | None = N
 
     Args:
         model: reads images [N, 3, S, S] and returns logits [N, num_classes].
-        image_size: S.
         num_classes: None does not check the output.
         flag: that names the network, for errors.
 
@@ -43,12 +42,7 @@ def order_of_use(model: nn.Module, inputs: tuple[Any, ...], failure: str) -> tup
     """Run a network in eval mode and note when each parameter is first used; the order, and what the network returns.
 
     The global random state, the network's mode and its buffers are left as they are. Parameters that the pass does not
-    use come last.
-
-    Args:
-        model: the network.
-        inputs: what it is called with.
-        failure: begins the sentence of an error.
+    use come last. `failure` begins the sentence of an error.
 
     Raises:
         UsageError: the pass fails.
@@ -99,6 +93,29 @@ def registration_order(model: nn.Module) -> ForwardOrder:
     """The order in which the parameters are registered: for a model that cannot be run here."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return ForwardOrder({name: p.numel() for name, p in model.named_parameters()}, classifier=[*linear, ""][-1])
+
+
+def group_names(model: nn.Module, group: str, threshold: str = "layer3", image_size: int = 64) -> list[str]:
+    """Parameter names of a group: "all", "early", "late", or a layer such as layer4.1 or fc.
+
+    `image_size` is of the image that finds the forward order.
+
+    Raises:
+        UsageError: there is no such layer, or it has no parameters.
+    """
+    parameters = [name for name, _ in model.named_parameters()]
+    if group == "all":
+        return parameters
+    if group in ("early", "late"):
+        chosen = split(forward_order(model, image_size), (threshold,)).groups[group]
+        return [name for name in parameters if name in chosen]
+    names = [name for name in parameters if name == group or name.startswith(group + ".")]
+    if not names:
+        exists = group in dict(model.named_modules())
+        why = "that layer has no parameters" if exists else "the model has no such layer"
+        layers = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+        raise UsageError(f"--group {group}: {why}; choose all, early, late, one of {layers}, or a block of one")
+    return names
 
 
 def features(model: nn.Module, images: Tensor, classifier: str) -> Tensor:

@@ -45,9 +45,7 @@ def build(name: str, num_classes: int, stem: Stem = "imagenet", seed: int = 0, w
     Args:
         name: of a registered network such as resnet18 or wrn-28-10, or `package.module:factory(option=value)`; the
             module is imported. See `seal_fast.networks.parse`.
-        num_classes: outputs of the last linear layer.
         stem: `imagenet` (for large images) or `small`; see the networks.
-        seed: seeds the initial weights.
         width: factor on the channels of a registered network.
 
     Raises:
@@ -55,6 +53,8 @@ def build(name: str, num_classes: int, stem: Stem = "imagenet", seed: int = 0, w
             imported or returns no module.
     """
     what = parse(name)
+    if not 0 < width < float("inf"):
+        raise UsageError(f"--width {width:g}: must be a finite number above 0")
     if isinstance(what, Factory):
         if width != 1:
             raise UsageError(f"--width {width:g}: is for registered networks; give --model {name} options of its own")

@@ -78,13 +78,7 @@ def statistics(x: Tensor, link: Link) -> tuple[Tensor, Tensor, Tensor]:
 
 def sync_norm_act(norm: SyncBatchNorm2d, x: Tensor, residual: Tensor | None, act: bool) -> Tensor:
     """`norm_act` in training, with the statistics of all processes; computed in the parameters' type."""
-    weight, bias, running_mean, running_var, momentum = (
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.momentum,
-    )
+    weight, momentum, running_mean, running_var = norm.weight, norm.momentum, norm.running_mean, norm.running_var
     assert running_mean is not None and running_var is not None and momentum is not None
     wide = x.to(weight.dtype)
     mean, variance, count = statistics(wide, norm.link)
@@ -92,7 +86,7 @@ def sync_norm_act(norm: SyncBatchNorm2d, x: Tensor, residual: Tensor | None, act
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(variance * (count / (count - 1)), momentum)
     scale = weight * (variance + norm.eps).rsqrt()
-    y = (wide - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
+    y = (wide - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
     if residual is not None:
         y = y + residual
     return (F.relu(y) if act else y).to(x.dtype)

@@ -32,7 +32,6 @@ class VGG(Network):
 
     Args:
         depths: convolutions of each layer.
-        num_classes: outputs of the last linear layer.
         width: factor on the channels 64, 128, 256, 512, 512.
     """
 

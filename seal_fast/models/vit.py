@@ -74,7 +74,6 @@ class VisionTransformer(Network):
     Args:
         depths: blocks of each layer.
         channels: of a token.
-        num_classes: outputs of the last linear layer.
         stem: `imagenet` makes tokens of 16x16 pixels, `small` of 4x4.
         width: factor on the channels.
     """

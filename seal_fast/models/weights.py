@@ -21,7 +21,6 @@ def load_weights(model: nn.Module, path: str | Path, fc: bool = True, classifier
 
     Args:
         model: a network such as `models.build` makes; ResNets have torchvision's names.
-        path: the safetensors file.
         fc: False leaves the model's fc as it is even where the file has one (for another set of classes).
         classifier: the name of the last linear layer.
 

@@ -35,7 +35,6 @@ class WideResNet(Network):
     Args:
         depths: blocks of each layer; (D - 4) / 6.
         factor: the widening factor K.
-        num_classes: outputs of the last linear layer.
         width: factor on all channels.
     """
 

@@ -6,9 +6,9 @@ from dense import dense_hessian, images, resnet, smoothed
 from torch import nn
 
 from seal_fast.curvature import HessianOperator, lanczos, power
-from seal_fast.curvature.groups import group_names
 from seal_fast.data import open_images
 from seal_fast.data.batches import batches, choose
+from seal_fast.models.order import group_names
 from seal_fast.utils.errors import RunError, UsageError
 
 

@@ -202,6 +202,9 @@ def test_width_scales_every_network():
             full, half = (models.architecture(name, 10, width=width) for width in (1.0, 0.5))
         assert half.fc.in_features == pytest.approx(full.fc.in_features / 2, rel=0.1)
     assert models.build("resnet18", 10, width=0.5).conv1.weight.shape[0] == 32
+    for width in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match=f"^--width {width:g}: must be a finite number above 0$"):
+            models.build("resnet18", 10, width=width)
 
 
 def test_a_network_that_cannot_be_trained_in_memory_is_refused_before_it_takes_any():

@@ -42,17 +42,15 @@ def channel_axes(model: ResNet) -> Axes:
     return axes
 
 
-def matched(moving: Mapping[str, Tensor], fixed: Mapping[str, Tensor], axes: Axes, seed: int = 0) -> dict[str, Tensor]:
+def matched(moving: Mapping[str, Tensor], fixed: Mapping[str, Tensor], axes: Axes) -> dict[str, Tensor]:
     """The permutations, int64 by name, of `moving` that make its product with `fixed` large, a local optimum.
 
-    One permutation after the other becomes the best one given all others, in an order drawn from `seed`, until a round
-    changes nothing.
+    One permutation after the other becomes the best one given all others, in a fixed random order, until a
+    round changes nothing.
 
     Args:
         moving: the parameters by name; those that `axes` lacks have no say.
         fixed: of the other network.
-        axes: see `channel_axes`.
-        seed: of the order.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -61,7 +59,7 @@ def matched(moving: Mapping[str, Tensor], fixed: Mapping[str, Tensor], axes: Axe
     for name, of in axes.items():
         sizes |= {group: size for group, size in zip(of, fixed[name].shape, strict=False) if group}
     found = {group: torch.arange(size) for group, size in sizes.items()}
-    draw, groups, changed = torch.Generator().manual_seed(seed), list(sizes), True
+    draw, groups, changed = torch.Generator().manual_seed(0), list(sizes), True
     while changed:
         changed = False
         for at in torch.randperm(len(groups), generator=draw).tolist():

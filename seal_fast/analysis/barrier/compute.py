@@ -87,8 +87,6 @@ def line(
         after: at the last one.
         points: at least 2.
         train: images for the BatchNorm statistics, which are recomputed at every point.
-        splits: images to measure on.
-        autocast: makes the context of the forward passes.
         progress: called with the number of points done.
         ends: what is known already of the first and of the last point.
     """
@@ -133,13 +131,8 @@ def plane(
     """Loss and accuracy on a grid in the plane through three networks (Garipov et al., NeurIPS 2018, section 3).
 
     Args:
-        model: as in `line`.
-        corners: the parameters of three networks by name.
+        corners: the parameters of three networks by name; the rest is as in `line`.
         side: points along each axis; the grid reaches a quarter beyond the networks.
-        train: as in `line`, like the rest.
-        splits: images to measure on.
-        autocast: makes the context of the forward passes.
-        progress: called with the number of points done.
 
     Returns:
         `corners`: distances (x, y) of the networks from the first, the second on the x axis; `x` and `y` of the grid;

@@ -216,7 +216,6 @@ class Analysis:
             for number, part in enumerate(parts, 1):
                 suffix = f"-{number}.png" if number > 1 else ".png"
                 self.plot(part, lambda name, suffix=suffix: flags.out / f"{name}{suffix}")
-            self.write(results)
         if flags.json:
             print(json.dumps(to_json(results), indent=2))
         elif results:
@@ -231,9 +230,6 @@ class Analysis:
             print(f"error: {sentence}", file=sys.stderr)
         if self.stop:
             print("stopped: these are the figures so far", file=sys.stderr)
-
-    def write(self, results: list[dict[str, Any]]) -> None:
-        """Write what else belongs into --out."""
 
     def parser(self) -> argparse.ArgumentParser:
         """The flags of all analyses, and the command's own."""

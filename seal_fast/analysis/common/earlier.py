@@ -30,7 +30,6 @@ def earlier(network: TrainedNetwork, networks: Sequence[TrainedNetwork]) -> dict
     generation and the end of its ascent came.
 
     Args:
-        network: a checkpoint.
         networks: among others those of its run, in the order of training.
     """
     run = network.weights.parent.resolve()

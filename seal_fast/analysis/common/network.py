@@ -155,13 +155,7 @@ def _of_file(file: Path, model: str | Sequence[str] | None = None, **given: Any)
         raise UsageError(
             f"{file} is of {recorded['model']}, which is code to import: name it with --model, if you trust it"
         )
-    settings: dict[str, Any] = {
-        "model": "resnet18",
-        "stem": "imagenet",
-        "image_size": 64,
-        "classifier": "fc",
-        **recorded,
-    }
+    settings: dict[str, Any] = {"model": "resnet18", "stem": "imagenet", "image_size": 64} | recorded
     settings |= {name: value for name, value in given.items() if value is not None}
     if isinstance(parse(settings["model"]), Registered):
         settings["num_classes"] = len(tensors.get("fc.bias", ()))

@@ -26,10 +26,6 @@ _MAY_DIFFER = frozenset(("out", "cache", "threads"))  # flags that need not be t
 def joined(flags: argparse.Namespace, config: Config) -> Iterator[tuple[World, Runtime]]:
     """This process among the others, and its runtime, for the length of a command.
 
-    Args:
-        flags: the command's.
-        config: device, precision, threads and timeout.
-
     Raises:
         UsageError: a number in the configuration is wrong, or processes were started with different flags.
         RunError: a process did not come, ended or hung.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +15,13 @@ from seal_fast.analysis.common.features import Extractor, cache_folder
 from seal_fast.analysis.common.images import open_targets
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike
-from seal_fast.analysis.common.stage_plots import Result
-from seal_fast.analysis.common.target_plots import draw_panels
+from seal_fast.analysis.common.stage_plots import COLOURS, Result, by_stage, draw, new_figure, save, several_stages
 from seal_fast.data import ImageSet
 from seal_fast.runs.stats import Values, student
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.table import table
 
+_UNIT = "accuracy (%)"
 Setting = tuple[Any, ...]
 """A target, and how the features are used on it."""
 
@@ -121,12 +121,26 @@ class TargetAnalysis(Analysis):
         return runs, table(rows, left=len(names) + several)
 
     def plot(self, results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
-        """Bars by target, or curves over the stages of runs."""
+        """Draw bars as `<command>`, or curves as `<command>_generations` where the results are of several stages."""
         panels: dict[str, dict[str, Callable[[Result], float]]] = {}
         for setting, samples in self.samples(results).items():
             title, label = self.place(setting)
             panels.setdefault(title, {})[label] = lambda result, samples=samples: float(np.mean(samples(result)))
-        draw_panels(results, panels, "accuracy (%)", path, self.name)
+        if several_stages(results):
+            rows = [
+                [(f"{label}, {title}: {_UNIT}", by_stage(results, figure)) for label, figure in figures.items()]
+                for title, figures in panels.items()
+            ]
+            draw(rows, path(f"{self.name}_generations"))
+            return
+        figure, axes = new_figure(max(6.0, 1.6 * max(map(len, panels.values())) + 2), 2.8 * len(panels), len(panels))
+        for axis, (title, figures) in zip(axes.flat, panels.items(), strict=True):
+            _bars(axis, results, figures)
+            axis.set_title(title, fontsize=10)
+            axis.set_ylabel(_UNIT)
+        handles = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*handles, frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+        save(figure, path(self.name))
 
     def closing(self) -> list[str]:
         """Where the features came from."""
@@ -136,3 +150,17 @@ class TargetAnalysis(Analysis):
 def of(results: Sequence[Result], group: str, stage: str) -> list[Any]:
     """The results of a group at a stage."""
     return [result for result in results if (result["group"], result["stage"]) == (group, stage)]
+
+
+def _bars(axis: Any, results: Sequence[Result], figures: Mapping[str, Callable[[Result], float]]) -> None:
+    """One bar a group at each label: the mean over its runs, with the interval where there are several."""
+    groups = list(dict.fromkeys(result["group"] for result in results))
+    wide = 0.8 / len(groups)
+    for i, group in enumerate(groups):
+        for place, figure in enumerate(figures.values()):
+            mean = student([figure(result) for result in results if result["group"] == group])
+            error = mean.half if mean.count > 1 else None
+            x = place + (i - (len(groups) - 1) / 2) * wide
+            label = f"{group} ({mean.count})" if place == 0 else None
+            axis.bar(x, mean.mean, wide * 0.92, yerr=error, capsize=2, color=COLOURS[i % len(COLOURS)], label=label)
+    axis.set_xticks(range(len(figures)), list(figures), fontsize=8)

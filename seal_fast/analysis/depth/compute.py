@@ -137,10 +137,8 @@ def probe_votes(
     the bank. Several processes share the bank: each finds the nearest of its part, and the nearest of all parts vote.
 
     Args:
-        prober: the network and its images.
         bank: the images whose labels vote, the network's training images.
         queries: the splits to be probed, by name.
-        k: neighbours.
         own_rows: by split, the row in the bank of each query itself, which then has no vote.
         progress: called with the images of the bank read so far by this process, and their total.
         world: the processes; all of them must pass the same arguments.

@@ -13,7 +13,7 @@ from seal_fast.analysis.common.figures import FigureAnalysis, number
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.drift import plots
 from seal_fast.analysis.drift.compute import compare, layers, moves, norm, scale_free
-from seal_fast.curvature.groups import group_names
+from seal_fast.models.order import group_names
 from seal_fast.utils.errors import UsageError
 
 GROUPS = ("early", "late", "all")

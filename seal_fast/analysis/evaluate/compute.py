@@ -12,12 +12,6 @@ from seal_fast.analysis.common.results import percent
 from seal_fast.runs.stats import student
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """The logarithm of the softmax of logits [N, C], float64."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
 def reliability(confidence: np.ndarray, hit: np.ndarray, parts: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """Images, mean confidence and share of hits of each part (rows); None where a part is empty."""
     return [
@@ -53,14 +47,14 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], bins: 
     Args:
         logits: float [N, C], finite.
         labels: int [N].
-        classes: names of the C classes.
-        bins: of the calibration errors.
 
     Returns:
         `figures` by name, each with its interval where it has one: Wilson's of the accuracy, Student's over images of
         the two scores. `bins` of equal width, as `reliability` gives them, and `by_class`: images and top-1 in percent.
     """
-    logs = log_softmax(logits)
+    from scipy.special import log_softmax
+
+    logs = log_softmax(logits.astype(np.float64), 1)
     shares, rows = np.exp(logs), np.arange(len(labels))
     predicted = logits.argmax(1)
     confidence, hit = shares[rows, predicted], predicted == labels

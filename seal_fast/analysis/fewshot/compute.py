@@ -27,7 +27,7 @@ CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**30}
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """The training of a linear head: torch.optim.SGD's update on the mean cross entropy of a batch."""
+    """The training of a linear head: torch.optim.SGD on a batch's mean cross entropy; by default the protocol's."""
 
     epochs: int = 100
     batch_size: int = 4
@@ -43,7 +43,6 @@ def linear(features: Tensor, episodes: Episodes, settings: HeadSettings | None =
     Args:
         features: of the pool, [n, D]; their type, float32 or float64, is that of the training.
         episodes: rows of the pool.
-        settings: of the training; the protocol's by default.
 
     Returns:
         Fractions, float64 [episodes].
@@ -86,7 +85,6 @@ def train_heads(
         labels: classes [N], the same in every episode.
         initial: weights with the bias as last column, [E, ways, D + 1].
         orders: permutations of 0 .. N - 1, int64 [E, epochs, N]: which examples make up the batches of an epoch.
-        settings: of the training; the protocol's by default.
 
     Returns:
         The trained weights with the bias as last column, [E, ways, D + 1].

@@ -52,10 +52,8 @@ class Episodes:
     def orders(self, first: int, last: int, epochs: int) -> np.ndarray:
         """Orders of the support in episodes `first` to `last`: int64 [last - first, epochs, ways * shots]."""
         size = self.support.shape[1]
-        draws = [
-            _stream(self.seed, _ORDER, size, self.first + episode).random((epochs, size))
-            for episode in range(first, last)
-        ]
+        streams = (np.random.default_rng((self.seed, _ORDER, size, self.first + i)) for i in range(first, last))
+        draws = [stream.random((epochs, size)) for stream in streams]
         return np.argsort(np.stack(draws), axis=2, kind="stable")
 
     def heads(self, first: int, last: int, dimension: int) -> np.ndarray:
@@ -64,9 +62,8 @@ class Episodes:
         Uniform within 1 / sqrt(dimension), weights and bias alike.
         """
         shape = (self.ways, dimension + 1)
-        draws = [
-            _stream(self.seed, _HEAD, dimension, self.first + episode).random(shape) for episode in range(first, last)
-        ]
+        streams = (np.random.default_rng((self.seed, _HEAD, dimension, self.first + i)) for i in range(first, last))
+        draws = [stream.random(shape) for stream in streams]
         return (2 * np.stack(draws) - 1) / np.sqrt(dimension)
 
 
@@ -81,11 +78,7 @@ def draw(
     Args:
         labels: class of each image of the pool, int64 [n].
         classes: names of the classes, for messages.
-        ways: classes of an episode, at least 2.
-        shots: images a class to learn from.
-        queries: images a class to classify.
-        episodes: their number.
-        seed: everything random follows from it.
+        ways: at least 2.
 
     Raises:
         UsageError: the pool has too few classes, or a class too few images.
@@ -105,13 +98,9 @@ def draw(
         )
     support, query = [], []
     for episode in range(episodes):
-        stream = _stream(seed, _IMAGES, ways, episode)
+        stream = np.random.default_rng((seed, _IMAGES, ways, episode))
         chosen = np.argsort(stream.random(len(classes)), kind="stable")[:ways]
         drawn = [members[label][np.argsort(stream.random(len(members[label])), kind="stable")] for label in chosen]
         query.append(np.concatenate([rows[:queries] for rows in drawn]))
         support.append(np.concatenate([rows[queries : queries + shots] for rows in drawn]))
     return Episodes(np.stack(support), np.stack(query), ways, seed)
-
-
-def _stream(*key: int) -> np.random.Generator:
-    return np.random.default_rng(key)

@@ -14,17 +14,20 @@ from torch import Tensor
 
 from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.results import identity
 from seal_fast.analysis.hessian import plots
-from seal_fast.analysis.hessian.compute import Figures, Watcher, check_solver, describe, measure
-from seal_fast.curvature.groups import group_names
+from seal_fast.analysis.hessian.compute import Watcher, check_solver, describe, measure
 from seal_fast.curvature.operator import HessianOperator
+from seal_fast.curvature.ritz import Spectrum
 from seal_fast.distributed.world import on_all_ranks
+from seal_fast.models.order import group_names
+from seal_fast.training.checkpoint import save_tensors
 from seal_fast.utils.errors import UsageError
 from seal_fast.utils.table import table
 
 
 class Hessian(ImageAnalysis):
-    """The Hessian of the loss over fixed training images. `figures` holds eigenvectors, by place in the results."""
+    """The Hessian of the loss over fixed training images."""
 
     name = "hessian"
     description = (
@@ -41,7 +44,6 @@ class Hessian(ImageAnalysis):
     def __init__(self) -> None:
         super().__init__()
         self.watcher = Watcher()
-        self.figures: list[Figures] = []
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
@@ -115,7 +117,8 @@ class Hessian(ImageAnalysis):
             "density_probes": flags.density_probes if flags.density else 0,
         }
         figures = measure(operator, self.watcher, vectors=flags.vectors, **solve)
-        self.figures.append(figures)
+        if flags.vectors and world.is_main:
+            self._write_vectors(network, figures.spectrum)
         if figures.trouble:
             self.trouble.append(f"{network.name}: {figures.trouble}")
         protocol = {
@@ -158,18 +161,12 @@ class Hessian(ImageAnalysis):
             )
         return f"{title}\n\n{table(rows)}"
 
-    def write(self, results: list[dict[str, Any]]) -> None:
-        """Write the eigenvectors."""
-        from seal_fast.training.checkpoint import save_tensors
-
-        if not self.flags.vectors:
-            return
-        for result, figures in zip(results, self.figures, strict=True):
-            ends = {"top": figures.spectrum.top.vectors, "bottom": figures.spectrum.bottom.vectors}
-            tensors = {end: vectors.float().cpu().contiguous() for end, vectors in ends.items() if vectors is not None}
-            name = "hessian_vectors" + ("" if len(results) == 1 else f"-{result['subject'].replace(' ', '-')}")
-            metadata = {"group": self.flags.group, "of": result["weights_sha256"]}
-            save_tensors(self.flags.out / f"{name}.safetensors", tensors, metadata)
+    def _write_vectors(self, network: TrainedNetwork, spectrum: Spectrum) -> None:
+        ends = {"top": spectrum.top.vectors, "bottom": spectrum.bottom.vectors}
+        tensors = {end: vectors.float().cpu().contiguous() for end, vectors in ends.items() if vectors is not None}
+        name = "hessian_vectors" + ("" if len(self.networks) == 1 else f"-{network.name.replace(' ', '-')}")
+        metadata = {"group": self.flags.group, "of": identity(network)["weights_sha256"]}
+        save_tensors(self.flags.out / f"{name}.safetensors", tensors, metadata)
 
 
 @dataclass(frozen=True)

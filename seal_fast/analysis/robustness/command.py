@@ -131,9 +131,12 @@ class Robustness(ImageAnalysis, FigureAnalysis):
         return logits, hits
 
     def title(self, protocol: dict[str, Any]) -> str:
-        strengths = ", ".join(map(str, protocol["strengths"]))
+        shown, strengths = "", protocol["strengths"]
+        if count := len(protocol["corruptions"]):
+            shown = f" under {count} corruption{'s' * (count > 1)} at strength{'s' * (len(strengths) > 1)} "
+            shown += f"{', '.join(map(str, strengths))}"
+            shown += " (means over them)" * (count * len(strengths) > 1)
         return (
-            f"{protocol['images']:,} validation images of {protocol['data']} under {len(protocol['corruptions'])} "
-            f"corruptions at strengths {strengths} (means over them)\n"
+            f"{protocol['images']:,} validation images of {protocol['data']}{shown}\n"
             "intervals: 95 %, of the clean top-1 Wilson's; over seeds Student's t"
         )

@@ -271,10 +271,8 @@ def corrupt(x: Tensor, name: str, strength: int, rows: Sequence[int], seed: int 
 
     Args:
         x: from 0 to 1, float32 [B, 3, S, S], in host memory.
-        name: among `CORRUPTIONS`.
         strength: 1 to 5.
         rows: which images of their split these are.
-        seed: of the random numbers.
     """
     function, amounts = CORRUPTIONS[name]
     number = list(CORRUPTIONS).index(name)

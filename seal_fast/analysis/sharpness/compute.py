@@ -83,9 +83,6 @@ def worst_case(
     generalised power method: Journee et al., JMLR 2010, section 3); elsewhere the largest loss on the way counts.
 
     Args:
-        landscape: the network's.
-        batch: images and labels.
-        reaches: the radii.
         steps: points on each sphere.
         seed: of a random first direction, where the gradient is 0.
     """

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("study starts its own processes: start it without torchrun")
     if flags.images is not None and flags.images < 1:
         raise UsageError(f"--images {flags.images}: must be at least 1")
-    analyses = _chosen(flags.only, flags.skip)
+    named = {"only": flags.only or (), "skip": flags.skip, "flags": [" ".join(words[:1]) for words in flags.flags]}
+    analyses = _chosen(flags.only, named)
     found = open_runs(flags.runs)
     left_out = [f"{name}: {why}" for name, why in found.left_out]
     left_out += [f"{shown(run.path)}: {run.state}" for run in found.kept if run.state != "finished"]
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="MEASURE", help="these measures alone")
     add("--skip", nargs="+", default=[], metavar="MEASURE", help="all measures but these")
     help = "further flags of one measure, in quotes; may be repeated"
-    add("--flags", action="append", default=[], metavar='"MEASURE --FLAG ..."', help=help)
+    add("--flags", type=_words, action="append", default=[], metavar='"MEASURE --FLAG ..."', help=help)
     help = "a factory that runs were trained with, as their --model named it; may be repeated"
     add("--model", action="append", default=[], metavar="NAME", help=help)
     add("--amp", action="store_true", help="run networks under bfloat16 autocast, where a measure can")
@@ -97,13 +98,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(only: Sequence[str] | None, skip: Sequence[str]) -> list[type[Analysis]]:
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--flags {text}: {error}") from None
+
+
+def _chosen(only: Sequence[str] | None, named: Mapping[str, Sequence[str]]) -> list[type[Analysis]]:
     known = registered()
-    for flag, names in (("only", only or ()), ("skip", skip)):
+    for flag, names in named.items():
         for name in names:
             if name not in known:
                 raise UsageError(f"--{flag} {name}: is no measure; choose among {', '.join(known)}")
-    return [known[name] for name in known if name not in skip and (only is None or name in only)]
+    return [known[name] for name in known if name not in named["skip"] and (only is None or name in only)]
 
 
 def _is_done(measure: Measure, done: dict[str, Any], out: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +59,7 @@ def plan(analysis: type[Analysis], runs: Sequence[Run], flags: argparse.Namespac
     """What a measure is asked."""
     measure, parser = Measure(analysis.name), analysis().parser()
     takes = {option: action for action in parser._actions for option in action.option_strings}
-    extra = [words[1:] for words in map(shlex.split, flags.flags) if words[:1] == [analysis.name]]
+    extra = [words[1:] for words in flags.flags if words[0] == analysis.name]
     if analysis.on_demand and not extra and analysis.name not in (flags.only or ()):
         measure.why = f"left out, {analysis.on_demand}: name it with --only or --flags"
         return measure

@@ -73,16 +73,9 @@ class Transfer(TargetAnalysis):
                 "knn": knn_probe(train, test, classes, self.held[name], flags.k),
             }
             if flags.fine_tune:
-                settings = Config(
-                    epochs=flags.fine_tune_epochs,
-                    lr=flags.fine_tune_lr,
-                    seed=flags.seed,
-                    image_size=flags.image_size,
-                    amp=flags.amp,
-                    device=flags.device,
-                    threads=flags.threads,
-                    on_bad_image=flags.on_bad_image,
-                )
+                same = ("seed", "image_size", "amp", "device", "threads", "on_bad_image")
+                given = {name: getattr(flags, name) for name in same}
+                settings = Config(epochs=flags.fine_tune_epochs, lr=flags.fine_tune_lr, **given)
                 out = flags.out and flags.out / "fine-tune"
                 figures[name]["fine_tune"] = fine_tune(network, images, settings, out, self.world)
         return figures

@@ -109,17 +109,11 @@ def knn_probe(train: Features, test: Features, num_classes: int, held: HoldOut, 
 
 
 def fine_tune(
-    network: TrainedNetwork,
-    images: ImageSet,
-    settings: Config,
-    out: Path | None = None,
-    world: World = SINGLE_PROCESS,
+    network: TrainedNetwork, images: ImageSet, settings: Config, out: Path | None = None, world: World = SINGLE_PROCESS
 ) -> dict[str, Any]:
     """Train the network with a fresh classifier on a target: SGD, one cosine, the accuracy after the last epoch.
 
     Args:
-        network: whose weights to start from.
-        images: the target.
         settings: epochs, lr, batch size, seed and machine; the rest follows from the network.
         out: keeps the run folder there, and continues one found there; else it is temporary.
         world: processes that share the training.

@@ -35,7 +35,6 @@ class Solution:
         loss: the objective there.
         gap: bound on the loss above the optimum in W: |gradient|^2 / (2 l2), by strong convexity. The bias has no
             penalty to bound it; its gradient counts like the weights'.
-        evaluations: of the objective and its gradient.
     """
 
     weight: Tensor
@@ -43,7 +42,6 @@ class Solution:
     l2: float
     loss: float
     gap: float
-    evaluations: int
 
     def logits(self, features: Tensor) -> Tensor:
         """Features [n, D] to float64 [n, C]."""
@@ -71,7 +69,6 @@ def fit_path(
         num_classes: C.
         l2: penalties above 0; from large to small is the quickest order.
         tolerance: of `Solution.gap`.
-        max_iterations: of L-BFGS, for each penalty.
 
     Raises:
         RunError: an optimum is not reached, or features are not finite.
@@ -86,12 +83,10 @@ def fit_path(
     point = torch.zeros(num_classes, len(variances), dtype=torch.float64, device=features.device)
     solutions = []
     for strength in l2:
-        point, loss, gap, evaluations = _minimise(
-            rotated, labels, variances, point, strength, tolerance, max_iterations
-        )
+        point, loss, gap = _minimise(rotated, labels, variances, point, strength, tolerance, max_iterations)
         weight = point[:, :-1] @ axes.T
         bias = point[:, -1] - weight @ mean
-        solutions.append(Solution(weight, bias - bias.mean(), strength, loss, gap, evaluations))
+        solutions.append(Solution(weight, bias - bias.mean(), strength, loss, gap))
     return solutions
 
 
@@ -103,8 +98,8 @@ def _minimise(
     strength: float,
     tolerance: float,
     max_iterations: int,
-) -> tuple[Tensor, float, float, int]:
-    """The optimum [C, D + 1], its loss, its gap, and how many evaluations it took."""
+) -> tuple[Tensor, float, float]:
+    """The optimum [C, D + 1], its loss and its gap."""
     penalty = torch.full_like(variances, strength)
     penalty[-1] = 0
     probability = torch.softmax(rotated @ start.T, 1)
@@ -120,17 +115,16 @@ def _minimise(
         tolerance_grad=0,
         tolerance_change=0,
     )
-    loss, gap, evaluations = float("nan"), float("inf"), 0
+    loss, gap = float("nan"), float("inf")
 
     def objective() -> float:
-        nonlocal loss, gap, evaluations
+        nonlocal loss, gap
         optimizer.zero_grad()
         point = unknown * scale
         value = F.cross_entropy(rotated @ point.T, labels) + (penalty * point.square()).sum() / 2
         value.backward()
         assert unknown.grad is not None
         loss, gap = value.item(), (unknown.grad / scale).square().sum().item() / (2 * strength)
-        evaluations += 1
         if gap <= tolerance:
             raise _Reached
         return loss
@@ -141,4 +135,4 @@ def _minimise(
             f"the linear probe at L2 {strength:g} has not converged in {max_iterations} iterations "
             f"(it may be {gap:.1e} above the optimum); leave such small penalties out with --l2"
         )
-    return (unknown * scale).detach(), loss, gap, evaluations
+    return (unknown * scale).detach(), loss, gap

@@ -15,10 +15,8 @@ class Tangents:
     """Folded directions of m vectors, and the sums of their products over batches.
 
     Args:
-        layers: of the network, folded.
         gradients: the loss's, of each layer's folded weight, in the network's type.
         active: whether a layer has parameters in the Hessian's block.
-        names: of the parameters in the block.
         direction: [m, ...] by parameter name, of any type.
     """
 

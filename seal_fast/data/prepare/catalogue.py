@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from seal_fast.data.prepare import folders, lists, matlab, tables
+from seal_fast.data.prepare import lists, matlab, tables
 from seal_fast.data.prepare.cifar import cifar
 from seal_fast.data.prepare.images import Label, labelled
 from seal_fast.data.prepare.sources import Sources
@@ -86,7 +86,7 @@ OFFICIAL = {
         {"train": 50000, "test": 10000},
         cifar,
     ),
-    "eurosat": Official("EuroSAT.zip", "https://github.com/phelber/EuroSAT", 10, {"": 27000}, _by(folders.eurosat)),
+    "eurosat": Official("EuroSAT.zip", "https://github.com/phelber/EuroSAT", 10, {"": 27000}, _by(lists.eurosat)),
     "isic": Official(
         "ISIC2018_Task3_Training_Input.zip ISIC2018_Task3_Training_GroundTruth.zip",
         "https://challenge.isic-archive.com/data/#2018",
@@ -106,6 +106,6 @@ OFFICIAL = {
         "https://www.kaggle.com/datasets/saroz014/plant-disease",
         38,
         {"train": 43456, "test": 10849},
-        _by(folders.cropdisease),
+        _by(lists.cropdisease),
     ),
 }

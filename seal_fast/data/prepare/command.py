@@ -30,7 +30,6 @@ def prepare(
     folder already is used and kept. All others are made from `archives`, in whatever order.
 
     Args:
-        name: of the data set.
         archives: what `Official.files` lists, as downloaded.
         folder: where to put the .tar; made if it is not there.
 

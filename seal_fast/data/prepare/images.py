@@ -34,12 +34,8 @@ class Label(NamedTuple):
 def labelled(sources: Sources, labels: Iterable[Label], notes: list[str]) -> Iterator[tuple[str, bytes]]:
     """Path in the new .tar, PART/CLASS/FILE, and content of every listed image, in the order of the archives.
 
-    Images without a part are divided: of each class a fixed draw of 20 % is test/, the rest train/.
-
-    Args:
-        sources: the archives.
-        labels: of the images; each must be there, once.
-        notes: takes sentences about what was left out or assumed.
+    Images without a part are divided: of each class a fixed draw of 20 % is test/, the rest train/. `notes` takes
+    sentences about what was left out or assumed.
 
     Raises:
         RunError: an image is listed twice or missing, or two would have the same path.

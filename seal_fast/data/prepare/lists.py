@@ -1,4 +1,4 @@
-"""Data sets whose labels are lists of text: CUB-200-2011, FGVC-Aircraft, MIT-67.
+"""Data sets whose labels are lists of text (CUB-200-2011, FGVC-Aircraft, MIT-67), or whose folders are the classes.
 
 The layouts are those that torchvision (FGVCAircraft) and the sets' own README files describe.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from seal_fast.data.layouts.common import is_image
 from seal_fast.data.prepare.images import Label
 from seal_fast.data.prepare.sources import Sources
 from seal_fast.utils.errors import RunError
@@ -45,6 +46,22 @@ def mit67(sources: Sources) -> Iterator[Label]:
     for part, text in zip(("train", "test"), sources.read("TrainImages.txt", "TestImages.txt"), strict=True):
         for line in _lines(text):
             yield Label(f"Images/{line}", part, line.partition("/")[0])
+
+
+def eurosat(sources: Sources) -> Iterator[Label]:
+    """EuroSAT, the RGB version (Helber et al., 2019): CLASS/FILE in one folder; there is no official split."""
+    for member, _ in sources.members():
+        if is_image(member) and "/" in member:
+            folder, file = member.split("/")[-2:]
+            yield Label(f"{folder}/{file}", "", folder)
+
+
+def cropdisease(sources: Sources) -> Iterator[Label]:
+    """Plant diseases (Mohanty et al., 2016) as CDFSL uses them: dataset/{train,test}/CLASS/FILE."""
+    for member, _ in sources.members():
+        parts = member.split("/")[-3:]
+        if is_image(member) and len(parts) == 3 and parts[0] in ("train", "test"):
+            yield Label("/".join(parts), parts[0], parts[1])
 
 
 def _lines(text: bytes) -> list[str]:

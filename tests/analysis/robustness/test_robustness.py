@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_resnet import build_by_name
 
 from seal_fast.__main__ import main
+from seal_fast.analysis.robustness.command import Robustness
 from seal_fast.analysis.robustness.compute import accuracy, detection, normalise, scores
 from seal_fast.analysis.robustness.corruptions import CORRUPTIONS, corrupt
 from seal_fast.data import open_images
@@ -86,6 +87,15 @@ def test_runs_are_measured_as_by_a_loop(runs, folder, image_folder, tmp_path, ca
     }  # fmt: skip
     assert 0 <= last["figures"]["against other"]["AUROC, energy"]["mean"] <= 1
     assert len(CORRUPTIONS) == 15
+
+
+def test_the_title_counts_what_was_shown():
+    protocol = {"data": "digits", "images": 1000, "corruptions": ["snow"], "strengths": [3]}
+    title = Robustness().title(protocol)
+    assert title.startswith("1,000 validation images of digits under 1 corruption at strength 3\n")
+    both = protocol | {"corruptions": ["snow", "fog"], "strengths": [1, 5]}
+    assert " under 2 corruptions at strengths 1, 5 (means over them)\n" in Robustness().title(both)
+    assert "images of digits\n" in Robustness().title(protocol | {"corruptions": []})  # --ood alone
 
 
 def test_refusals_and_a_dead_network(folder, image_folder, tmp_path, capsys):

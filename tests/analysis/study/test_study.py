@@ -116,6 +116,9 @@ def test_refusals(runs, tmp_path, monkeypatch, capsys):
     for flags, sentence in (
         (["--only", "depht"], "--only depht: is no measure; choose among depth, "),
         (["--images", "0"], "--images 0: must be at least 1"),
+        (["--flags", "hesian --trace"], "--flags hesian: is no measure; choose among depth, "),
+        (["--flags", ""], "--flags : is no measure; choose among depth, "),
+        (["--flags", "depth --probes 'a"], "--flags depth --probes 'a: No closing quotation"),
     ):
         assert main(["study", str(runs[0]), *flags]) == 2
         assert sentence in capsys.readouterr().err
