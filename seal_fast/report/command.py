@@ -1,4 +1,4 @@
-"""`python -m seal_fast report`: one page about many runs, and its figures as CSV and JSON."""
+"""`python -m seal_fast report`: one page about many runs, and its figures as CSV, JSON and PNG."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from seal_fast.report.analyses import Figure, read_analyses
 from seal_fast.report.content import content, page
+from seal_fast.report.plots import draw
 from seal_fast.runs.collection import Group, group_by_training, open_runs
 from seal_fast.runs.stats import Interval, decimals
 from seal_fast.runs.summary import summarise
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seal_fast report",
         description="Put runs on one HTML page that needs no network: means over seeds, paired differences, curves, "
-        "and what the analyses found about them; the figures beside it as CSV and JSON.",
+        "and what the analyses found about them; the figures beside it as CSV and JSON, the first ones drawn as PNG.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -60,8 +61,10 @@ def main(argv: Sequence[str]) -> int:
     write_text(path, page(shown))
     write_json(path.with_suffix(".json"), shown)
     write_text(path.with_suffix(".csv"), _csv(groups, analyses.figures))
+    drawn = draw(shown, path.with_suffix(".png"))
     _print(shown)
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB), and its figures as .csv and .json")
+    kinds = ".csv, .json and .png" if drawn else ".csv and .json"
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB), and its figures as {kinds}")
     return 0
 
 

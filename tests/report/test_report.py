@@ -15,7 +15,7 @@ from pretend import pretend_rows, pretend_run
 
 from seal_fast.__main__ import main
 from seal_fast.config import Config
-from seal_fast.report import command
+from seal_fast.report import command, plots
 from seal_fast.report.analyses import Analyses
 from seal_fast.report.content import content as content_of
 from seal_fast.report.content import page
@@ -53,6 +53,7 @@ def folder(tmp_path_factory):
     for one in runs(scales=(0.001, 0.01, 0.1)):
         pretend_run(path / one.name, one.config, LEVELS[one.config.method] + one.config.seed)
     assert main(["report", str(path)]) == 0
+    assert (path / "report.png").read_bytes().startswith(b"\x89PNG")
     return path
 
 
@@ -225,6 +226,30 @@ def test_a_pair_of_single_seeds_has_no_p(folder, tmp_path, capsys):
     )
     (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("seal - restart"))
     assert row[3] == "1" and row[5] == row[7] == "-"
+
+
+def test_the_picture_has_the_pages_numbers_and_colours():
+    found = [run(f"{m}-{s}", replace(BASE, method=m, seed=s), []) for m in LEVELS for s in range(3)]
+    found = [replace(one, rows=pretend_rows(one.config, LEVELS[one.config.method] + one.config.seed)) for one in found]
+    shown = content_of(Runs(found, []), group_by_training(found), NONE, "t", "restart")
+    over, against = plots.figure(shown).axes
+    labels = [group["label"] for group in shown["groups"]]
+    ranked = sorted(labels, key=lambda label: -LEVELS[label])
+    for line, label, colour in zip(over.lines, ranked, plots.COLOURS, strict=False):
+        points = shown["groups"][labels.index(label)]["ends"]["points"]
+        assert (line.get_label(), line.get_color()) == (label, colour)
+        assert list(line.get_ydata()) == [point["mean"] for point in points]
+    assert [tick.get_text() for tick in against.get_yticklabels()] == ["llf", "seal"]
+    assert "minus that of restart" in against.get_xlabel()
+    for place, bar in enumerate(against.containers):
+        (row,) = (r for r in shown["pairs"] if labels[r["first"]] == ["llf", "seal"][place])
+        (ends,) = bar[2][0].get_segments()
+        assert bar[0].get_xdata()[0] == row["last"]["mean"]
+        assert ends[:, 0].tolist() == pytest.approx([row["last"]["low"], row["last"]["high"]])
+    alone = content(runs(("seal",), seeds=(0,)))
+    assert len(plots.figure(alone).axes) == 1 and plots.figure(alone | {"groups": [], "pairs": []}) is None
+    page_colours = re.findall(r"--c\d:(#\w+)", (Path(plots.__file__).parent / "page.css").read_text())
+    assert page_colours[: len(plots.COLOURS)] == [*plots.COLOURS]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
