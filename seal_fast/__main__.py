@@ -20,7 +20,7 @@ def timeline(argv: Sequence[str]) -> int:
     from seal_fast.methods.method import explain
     from seal_fast.methods.text import describe
 
-    config = parse(argv)
+    config = parse(argv, "python -m seal_fast timeline", COMMANDS["timeline"][1])
     if config.timeline is None:
         print(explain(METHODS[config.method]))
     print(describe(timeline(config)))
@@ -46,18 +46,18 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     ),
     "report": (
         "report.command",
-        "Runs, their seeds and differences, and what the analyses found about them, on one HTML page.",
+        "One HTML page: runs, seeds, paired differences, curves and the analyses' figures.",
     ),
     "timeline": (timeline, "Print what a configuration does to which layers in which epochs, without training."),
     "layers": ("models.command", "List the modules of a network that --layer-threshold may name."),
     "presets": (presets, "List the presets and their settings."),
     "prepare": ("data.prepare", "Make a checked .tar of a data set from its official archives."),
-    "depth": ("analysis.depth.command:Depth", "Prediction depth of trained networks, compared."),
+    "depth": ("analysis.depth.command:Depth", "Prediction depth of trained networks."),
     "transfer": (
         "analysis.transfer.command:Transfer",
-        "Carry the features of trained networks to other images: linear probe, k-NN, fine-tuning.",
+        "Accuracy of the features on other data sets: linear probe, k-NN, fine-tuning.",
     ),
-    "fewshot": ("analysis.fewshot.command:FewShot", "Ask trained networks few-shot episodes from other images."),
+    "fewshot": ("analysis.fewshot.command:FewShot", "Few-shot accuracy of the features on other data sets."),
     "hessian": (
         "analysis.hessian.command:Hessian",
         "Curvature of the training loss: eigenvalues, trace and spectral density.",
@@ -65,7 +65,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     "evaluate": ("analysis.evaluate.command:Evaluate", "Accuracy and calibration of trained networks, by class too."),
     "similarity": (
         "analysis.similarity.command:Similarity",
-        "How alike features are (CKA): between layers, generations, seeds and methods.",
+        "CKA between layers, generations, seeds and methods.",
     ),
     "sharpness": (
         "analysis.sharpness.command:Sharpness",
@@ -73,11 +73,11 @@ COMMANDS: dict[str, tuple[str | Callable[[Sequence[str]], int], str]] = {
     ),
     "drift": ("analysis.drift.command:Drift", "How far the weights of runs travel, by layer and generation."),
     "barrier": ("analysis.barrier.command:Barrier", "Loss and accuracy on the straight lines between networks."),
-    "plasticity": ("analysis.plasticity.command:Plasticity", "Dormant units, effective rank, gradients, by layer."),
-    "examples": ("analysis.examples.command:Examples", "When single training examples are learnt and forgotten."),
+    "plasticity": ("analysis.plasticity.command:Plasticity", "Dormant units, effective rank and gradients by layer."),
+    "examples": ("analysis.examples.command:Examples", "When training examples are learnt and forgotten."),
     "robustness": (
         "analysis.robustness.command:Robustness",
-        "Accuracy on corrupted images, and telling images of other data sets from the own ones.",
+        "Accuracy on corrupted images; detection of images of other data sets.",
     ),
     "study": ("analysis.study.command", "Every analysis of some runs, one after the other, and the report."),
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 from seal_fast.config import Config, difference, load, override
 from seal_fast.methods import method
@@ -16,6 +16,7 @@ from seal_fast.networks import code_flags
 from seal_fast.presets import PRESETS
 from seal_fast.runs.folder import RunFolder
 from seal_fast.utils.errors import UsageError
+from seal_fast.utils.terminal import dropping
 from seal_fast.validation import check
 
 _OLD_FLAGS = {"--augment": "--augmentation=auto", "--no-augment": "--augmentation=none"}
@@ -23,9 +24,7 @@ _OLD_FLAGS = {"--augment": "--augmentation=auto", "--no-augment": "--augmentatio
 
 @dataclass(frozen=True)
 class Arguments(Config):
-    """Train a network with SEAL or one of its rivals.
-
-    Settings are taken from the command line, then --config, then --preset, then the defaults shown here. With --out
+    """Settings are taken from the command line, then --config, then --preset, then the defaults shown here. With --out
     naming a run that was interrupted, the run's own settings stand in for the defaults and training goes on.
     """
 
@@ -35,8 +34,12 @@ class Arguments(Config):
     """Named settings; see `python -m seal_fast presets`."""
 
 
-def parse(argv: Sequence[str]) -> Config:
-    """The checked configuration that a command line asks for.
+def parse(
+    argv: Sequence[str],
+    prog: str = "python -m seal_fast.train",
+    purpose: str = "Train a network with SEAL or one of its rivals.",
+) -> Config:
+    """The checked configuration that a command line asks for; `prog` and `purpose` are the command's, for --help.
 
     Raises:
         UsageError: a setting is wrong, or contradicts the run that --out would resume.
@@ -73,12 +76,19 @@ def parse(argv: Sequence[str]) -> Config:
     if first.config is not None:
         base = load(Path(first.config), Config() if first.preset is None else base)
 
-    arguments = tyro.cli(
-        Annotated[Arguments, tyro.conf.arg(name="")],
-        default=Arguments(**{f.name: getattr(base, f.name) for f in fields(Config)}),
-        args=[_OLD_FLAGS.get(word, word) for word in argv],
-        prog="python -m seal_fast.train",
-    )
+    flags = _described() if {"-h", "--help"} & {*argv} else Arguments
+    try:
+        arguments: Any = tyro.cli(
+            flags,
+            default=flags(**{f.name: getattr(base, f.name) for f in fields(Config)}),
+            args=[_OLD_FLAGS.get(word, word) for word in argv],
+            prog=prog,
+            description=f"{purpose}\n\n{' '.join((Arguments.__doc__ or '').split())}",
+        )
+    except BrokenPipeError:  # --help | head
+        with dropping():
+            raise
+        raise SystemExit(0) from None
     config = Config(**{f.name: getattr(arguments, f.name) for f in fields(Config)})
     if config.timeline is not None:
         config = replace(config, method="timeline", option="")
@@ -91,6 +101,27 @@ def parse(argv: Sequence[str]) -> Config:
             "drop those flags to continue it, or choose another --out"
         )
     return check(config)
+
+
+def _described() -> type:
+    """`Arguments` for --help: a text is one paragraph, and None, of which the text tells the meaning, is not shown."""
+    import docstring_parser
+    import tyro
+
+    texts = {
+        p.arg_name: p.description
+        for part in (Config, Arguments)
+        for p in docstring_parser.parse_from_object(part).params
+    }
+    described = []
+    for name, hint in get_type_hints(Arguments).items():
+        shown: dict[str, Any] = {"help": " ".join((texts[name] or "").split())}
+        default = getattr(Arguments, name)
+        if default is None:
+            shown["metavar"] = hint.__args__[0].__name__.upper()
+            shown["help_behavior_hint"] = lambda value: "" if value == "None" else f"(default: {value})"
+        described.append((name, Annotated[hint, tyro.conf.arg(**shown)], default))
+    return make_dataclass("Described", described, bases=(Arguments,), frozen=True)
 
 
 def _options(argv: Sequence[str]) -> tuple[list[str], list[str]]:

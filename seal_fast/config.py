@@ -62,8 +62,8 @@ class Config:
     lr: float = 0.1
     """Peak learning rate."""
     lr_curve: str = "cosine"
-    """Learning rate after the warm-up: cosine (to zero at a cycle's end), constant, or steps such as 0.1@80,120 (times
-    0.1 from epoch 80 of the cycle on, and again from 120 on)."""
+    """Learning rate after the warm-up: cosine (to zero at the end of a generation), constant, or steps such as
+    0.1@80,120 (times 0.1 from epoch 80 of the generation on, and again from 120 on)."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float = 5e-4
@@ -71,7 +71,7 @@ class Config:
     warmup_epochs: float = 0.125
     """Linear warm-up in epochs, or below 1 as a fraction of a generation (the papers' 20 of 160)."""
     batch_size: int = 32
-    """Images a step."""
+    """Images a step, over all processes."""
     accumulate: int = 1
     """Compute each step in so many parts, to fit in memory; BatchNorm then sees a part at a time."""
     sync_batchnorm: bool = False
@@ -84,8 +84,8 @@ class Config:
     dropout: float = 0.0
     """Set this share of the features before the classifier to zero in training (registered networks only)."""
     mixup: float = 0.0
-    """Train on mixtures of two images and their labels, whose share is drawn from Beta(A, A) each step; 0: none.
-    train_loss and train_top1 are then of the mixtures."""
+    """Train on mixtures of two images and their labels, in shares drawn each step from Beta(A, A), A being this number;
+    0: none. train_loss and train_top1 are then of the mixtures."""
     seed: int = 0
     """Decides initial weights, data order, augmentation and re-initialisation."""
     amp: bool = False

@@ -1,7 +1,9 @@
+import argparse
 import errno
 import importlib
 import json
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +33,43 @@ def test_unknown_command_and_usage_error_exit_2(capsys):
     assert main(["timeline", "--preset", "nothing"]) == 2
     assert "error: --preset nothing" in capsys.readouterr().err
     assert main([]) == 2 and main(["--help"]) == 0
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train", "timeline"}))
+def test_help_tells_every_default(command, monkeypatch):
+    seen = []
+
+    def look(parser, *_):
+        seen.append(parser)
+        raise SystemExit
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", look)
+    with pytest.raises(SystemExit):
+        main([command])
+    for action in seen[0]._actions:
+        assert action.help, action.dest
+        told = isinstance(action.default, bool) or action.default in (None, [], argparse.SUPPRESS)
+        assert told or "default: " in action.help, action.dest
+
+
+@pytest.mark.parametrize("command", ["timeline", "train"])
+def test_help_of_the_settings(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and text.startswith(f"usage: python -m seal_fast{' .'[command == 'train']}{command}")
+    assert COMMANDS[command][1].split(" (")[0].removesuffix(".") in text and "None" not in text
+    assert "--image-size INT" in text and "densenet121, densenet169" in text and "(default: cosine)" in text
+
+
+def test_help_ends_quietly_when_its_reader_has():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "seal_fast.train", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 0 and not done.stderr
 
 
 def test_a_whole_run_from_the_command_line(image_folder, tmp_path):

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     add("--model", default="resnet18", help="as in training; default: resnet18")
     add("--stem", choices=("imagenet", "small"), default="imagenet", help="as in training; default: imagenet")
     add("--width", type=float, default=1.0, help="as in training; default: 1")
-    add("--num-classes", type=int, default=200, help="of the data; default: 200")
+    add("--num-classes", type=int, default=200, help="classes of the data; default: 200")
     add("--image-size", type=int, default=64, help="pixels a side of the images; default: 64")
     add("--layer-threshold", help="print the two groups that this module makes")
     flags = parser.parse_args(list(argv))

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN|DIR", help="run folders, sweeps, or folders of run folders")
     add("--results", nargs="+", type=Path, default=[], metavar="DIR", help="folders of results that lie elsewhere")
-    add("--stage", default="last", help="weights that the tables of results are about: last, best, generation-0 ...")
+    add("--stage", default="last", help="weights that the tables of results are about; default: last")
     against = "compare every other group with this one only: its label in the table, or its method"
     add("--baseline", metavar="GROUP", help=against)
     add("--out", type=Path, metavar="FILE", help="page, or folder of report.html; default: DIR, or . for several")

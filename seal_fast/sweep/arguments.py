@@ -21,7 +21,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
 
     def number(name: str, letter: str, text: str, default: int | None = None) -> None:
-        shown = "" if default is None else f" ({default})"
+        shown = "" if default is None else f"; default: {default}"
         add(name, type=int, metavar=letter, default=default, help=text + shown)
 
     add("space", nargs="?", type=Path, metavar="SPACE.toml", help="the space; not needed with --resume")
@@ -31,12 +31,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     number("--samples", "N", "draws of a random or Optuna search", 10)
     number("--search-seed", "S", "seed of the draws", 0)
     number("--seeds", "K", "train each combination with the seeds 0 to K-1")
-    number("--concurrent", "M", "runs at a time; default: --per-gpu for each GPU; without one the cores, up to 8")
+    number("--concurrent", "M", "runs at a time; default: --per-gpu for each GPU, else cores / T, up to 8")
     number("--per-gpu", "R", "runs that share a GPU", 1)
     number("--threads", "T", "CPU threads of a run; default: the cores divided by the runs at a time")
     add("--address", metavar="HOST:PORT", help="a Ray cluster to run on, or auto; default: Ray on this machine alone")
     add("--stop-early", action="store_true", help="stop runs that fall behind at the end of a generation (ASHA)")
-    number("--first-rung", "G", "generations before the first decision; the first is the same for every method", 2)
+    number("--first-rung", "G", "generations before the first decision; generation 0 is the same for every method", 2)
     number("--reduction", "F", "keep about one run in F at each decision", 3)
     number("--retries", "N", "how often a failed run starts again from its checkpoint", 2)
     add("--resume", action="store_true", help="continue the sweep in DIR")

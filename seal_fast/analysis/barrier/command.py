@@ -47,8 +47,8 @@ class Barrier(ImageAnalysis, FigureAnalysis):
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--data", help="data set of the networks' own classes; default: the run's")
-        add("--points", type=int, default=11, help="on each line, its ends among them; default: 11")
-        add("--images", type=int, default=1000, help="of each split at most, evenly spaced; default: 1000")
+        add("--points", type=int, default=11, help="points on each line, ends included; default: 11")
+        add("--images", type=int, default=1000, help="images of each split at most, evenly spaced; default: 1000")
         add("--plane", type=int, metavar="N", help="also N x N points in the plane through the first three networks")
         add("--align", action="store_true", help="permute the channels of other runs' ResNets to match first")
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")

@@ -13,7 +13,11 @@ def add_shared(parser: argparse.ArgumentParser, batch_size: int, file: str) -> N
     """Add them; `file` is the result file in --out."""
     add = parser.add_argument_group("networks").add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run folders or .safetensors files")
-    add("--stage", default="last", help="weights of the run: last, best, generation-0, generation-1-ascent ...")
+    add(
+        "--stage",
+        default="last",
+        help="weights of the run: last, best, generation-0, generation-1-ascent ...; default: last",
+    )
     add("--per-generation", action="store_true", help="all weights kept of each RUN's generations and ascents")
     own = "of a bare weights file, as in training (default: resnet18), or of runs whose --model was a factory"
     add("--model", action="append", metavar="NAME", help=f"{own}; may be given several times")
@@ -21,11 +25,16 @@ def add_shared(parser: argparse.ArgumentParser, batch_size: int, file: str) -> N
     add("--stem", choices=("imagenet", "small"), help="of a bare weights file; default: imagenet")
     add("--image-size", type=int, help="pixels a side of the input; default: what the network was trained on")
     add = parser.add_argument_group("machine and output").add_argument
-    bad = "an image that cannot be read ends the analysis (error, the default) or is left out and listed (skip)"
+    bad = "an image that cannot be read ends the analysis (error) or is left out and listed (skip); default: error"
     add("--on-bad-image", choices=("error", "skip"), default="error", help=bad)
     add("--batch-size", type=int, default=batch_size, help=f"images a forward pass; default: {batch_size}")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--threads", type=int, help="CPU threads")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to compute; default: auto, a GPU if there is one",
+    )
+    add("--threads", type=int, help="CPU threads; default: as many as the process may run on")
     add("--dist-timeout", type=float, default=300.0, help="seconds to wait for another process; default: 300")
     add("--out", type=Path, metavar="DIR", help=f"write {file} and plots there")
     add("--json", action="store_true", help="print JSON instead of the table")

@@ -38,7 +38,12 @@ class Depth(ImageAnalysis):
         add("--k", type=int, default=30, help="neighbours that vote; default: 30")
         add("--pool", default="none", help="feature maps: none (whole), avg, or a side to average to; default: none")
         add("--probes", metavar="A,B,C", help="modules after which there is a probe; default: the network's blocks")
-        add("--reference", choices=tuple(REFERENCE), default="prediction", help="the label to agree with")
+        add(
+            "--reference",
+            choices=tuple(REFERENCE),
+            default="prediction",
+            help="label to agree with; default: prediction",
+        )
         add("--bank", type=int, help="training images that vote, evenly spaced; default: all the run was trained on")
         add("--queries", type=int, default=2000, help="images to probe, of train and of val each; default: 2000")
         add("--leave-one-out", action="store_true", help="a training image has no vote on itself")

@@ -37,7 +37,7 @@ class Evaluate(ImageAnalysis, FigureAnalysis):
         splits = ("val", "train", "test", "clean")
         add("--splits", nargs="+", choices=splits, default=["val"], help=f"{what}; default: val")
         add("--images", type=int, help="images of each split at most, evenly spaced; default: all")
-        add("--bins", type=int, default=15, help="of confidence, for the calibration errors; default: 15")
+        add("--bins", type=int, default=15, help="bins of confidence; default: 15")
         add("--logits", action="store_true", help="write logits and labels of each network to --out")
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 

@@ -26,8 +26,8 @@ class Examples(ImageAnalysis, FigureAnalysis):
 
     name = "examples"
     description = (
-        "What became of single training examples in runs with --record-examples: when they were learnt, forgetting "
-        "events (Toneva et al., ICLR 2019), area under the margin (Pleiss et al., NeurIPS 2020), what an ascent made "
+        "Training examples of runs with --record-examples: when each was learnt, forgetting events "
+        " (Toneva et al., ICLR 2019), area under the margin (Pleiss et al., NeurIPS 2020), what an ascent made "
         "the network forget, and with --label-noise how well each measure finds the wrong labels."
     )
     plot = staticmethod(plots.draw)

@@ -35,8 +35,8 @@ class FewShot(TargetAnalysis):
     name = "fewshot"
     description = (
         "Few-shot accuracy under distribution shift (Guo et al., ECCV 2020): episodes drawn from all images of a "
-        "target; on the frozen pooled features a linear head trained by SGD, and the nearest class mean. Every RUN is "
-        "asked the same episodes."
+        "target; on the frozen pooled features a linear head trained by SGD, and the nearest class mean. The "
+        "episodes are the same for every RUN."
     )
     data_help = "target data sets; all their images are one pool"
     decisive = ("ways", "shots", "queries", "episodes", "seed")
@@ -52,7 +52,7 @@ class FewShot(TargetAnalysis):
         add("--ways", type=int, default=5, help="classes an episode; default: 5")
         add("--shots", type=int, nargs="+", default=[5, 20, 50], help="images a class to learn from; default: 5 20 50")
         add("--queries", type=int, default=15, help="images a class to classify; default: 15")
-        add("--episodes", type=int, default=600, help="default: 600")
+        add("--episodes", type=int, default=600, help="episodes for each target and number of shots; default: 600")
 
     def split_seed(self) -> int:
         """How a pool is split makes no difference to its episodes' law, so it never changes."""

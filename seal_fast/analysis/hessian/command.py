@@ -62,13 +62,20 @@ class Hessian(ImageAnalysis):
         add("--density", action="store_true", help="estimate the spectral density")
         add("--density-probes", type=int, default=2, help="random vectors for the density; default: 2")
         add("--steps", type=int, default=100, help="products for each of them; default: 100")
-        add("--solver", choices=("lanczos", "power"), default="lanczos")
+        add(
+            "--solver", choices=("lanczos", "power"), default="lanczos", help="power: block iteration; default: lanczos"
+        )
         add("--group", default="all", help="parameters: all, early, late, or a layer such as layer4.1; default: all")
         add("--layer-threshold", help="first layer of the late group; default: the run's, else layer3")
         add("--tol", type=float, default=1e-3, help="relative error asked for; default: 1e-3")
         add("--max-hvps", type=int, help="products to spend at most; default: 300 (lanczos), 1000 (power)")
-        add("--batchnorm", choices=("eval", "train"), default="eval", help="train: by each batch's own statistics")
-        add("--dtype", choices=("float32", "float64"), default="float32", help="of the network; sums are float64")
+        add(
+            "--batchnorm",
+            choices=("eval", "train"),
+            default="eval",
+            help="train: each batch's own statistics; default: eval",
+        )
+        add("--dtype", choices=("float32", "float64"), default="float32", help="of the network; default: float32")
         add("--vectors", action="store_true", help="write the eigenvectors to --out")
         add("--label-smoothing", type=float, help="of the loss; default: the run's, else 0")
         add("--seed", type=int, default=0, help="of the random vectors; default: 0")

@@ -29,8 +29,8 @@ class Robustness(ImageAnalysis, FigureAnalysis):
     name = "robustness"
     description = (
         "Accuracy on validation images under the 15 common corruptions at five strengths (Hendrycks and Dietterich, "
-        "ICLR 2019), made on the fly; with --ood how well images of other data sets are told from the own ones, by "
-        "maximum softmax and by energy (Liu et al., NeurIPS 2020)."
+        "ICLR 2019), made on the fly; with --ood detection of images of other data sets by maximum softmax and by "
+        "energy (Liu et al., NeurIPS 2020)."
     )
     least = {"images": 1}
     target_flag = "--ood"
@@ -46,9 +46,16 @@ class Robustness(ImageAnalysis, FigureAnalysis):
         names = [name.replace(" ", "-") for name in CORRUPTIONS]
         add("--data", help="data set of the network's own classes; default: the run's")
         add("--images", type=int, default=1000, help="validation images at most, evenly spaced; default: 1000")
-        add("--corruptions", nargs="*", choices=names, default=names, metavar="C", help=f"default: {' '.join(names)}")
+        add(
+            "--corruptions",
+            nargs="*",
+            choices=names,
+            default=names,
+            metavar="C",
+            help=f"default: all: {' '.join(names)}",
+        )
         add("--strengths", nargs="+", type=int, choices=range(1, 6), default=[1, 2, 3, 4, 5], help="default: 1 to 5")
-        add("--ood", nargs="+", default=[], metavar="DATA", help="other data sets, whose validation images are shown")
+        add("--ood", nargs="+", default=[], metavar="DATA", help="other data sets, by their validation images")
         add("--seed", type=int, default=0, help="of the corruptions; default: 0")
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 

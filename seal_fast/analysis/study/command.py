@@ -79,22 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN|DIR", help="run folders, sweeps, or folders of run folders")
-    add("--targets", nargs="+", metavar="DATA", help="other data sets, for the measures that need them")
-    add("--images", type=int, metavar="N", help="at most so many images of a split, where a measure takes more")
+    add("--targets", nargs="+", metavar="DATA", help="other data sets, for the analyses that need them")
+    add("--images", type=int, metavar="N", help="images of a split at most, where an analysis takes more")
     add("--per-generation", action="store_true", help="all weights kept of each run's generations and ascents")
-    add("--only", nargs="+", metavar="MEASURE", help="these measures alone")
-    add("--skip", nargs="+", default=[], metavar="MEASURE", help="all measures but these")
-    help = "further flags of one measure, in quotes; may be repeated"
-    add("--flags", type=_words, action="append", default=[], metavar='"MEASURE --FLAG ..."', help=help)
-    help = "a factory that runs were trained with, as their --model named it; may be repeated"
+    add("--only", nargs="+", metavar="ANALYSIS", help="these analyses alone")
+    add("--skip", nargs="+", default=[], metavar="ANALYSIS", help="all analyses but these")
+    help = "further flags of one analysis, in quotes; may be given several times"
+    add("--flags", type=_words, action="append", default=[], metavar='"ANALYSIS --FLAG ..."', help=help)
+    help = "a factory that runs were trained with, as their --model named it; may be given several times"
     add("--model", action="append", default=[], metavar="NAME", help=help)
-    add("--amp", action="store_true", help="run networks under bfloat16 autocast, where a measure can")
-    add("--on-bad-image", choices=("error", "skip"), help="see the measures")
-    add("--device", choices=("auto", "cpu", "cuda"))
-    add("--threads", type=int, help="CPU threads")
-    add("--baseline", metavar="GROUP", help="of the page: see report")
+    add("--amp", action="store_true", help="run networks under bfloat16 autocast, where an analysis can")
+    add("--on-bad-image", choices=("error", "skip"), help="as in the analyses; default: error")
+    add("--device", choices=("auto", "cpu", "cuda"), help="where to compute; default: auto")
+    add("--threads", type=int, help="CPU threads; default: as many as the process may run on")
+    add("--baseline", metavar="GROUP", help="as in report")
     add("--out", type=Path, metavar="DIR", help="results and page; default: study/ in DIR, or beside the first RUN")
-    add("--dry-run", action="store_true", help="list what would be done")
+    add("--dry-run", action="store_true", help="list the commands only")
     return parser
 
 
@@ -110,7 +110,7 @@ def _chosen(only: Sequence[str] | None, named: Mapping[str, Sequence[str]]) -> l
     for flag, names in named.items():
         for name in names:
             if name not in known:
-                raise UsageError(f"--{flag} {name}: is no measure; choose among {', '.join(known)}")
+                raise UsageError(f"--{flag} {name}: is no analysis; choose among {', '.join(known)}")
     return [known[name] for name in known if name not in named["skip"] and (only is None or name in only)]
 
 

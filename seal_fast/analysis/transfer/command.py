@@ -37,7 +37,7 @@ class Transfer(TargetAnalysis):
         add("--k", nargs="+", type=int, default=K, help=f"numbers of neighbours to choose from; default: {_list(K)}")
         add("--validation", type=float, default=0.2, help="share of the training split to choose them on; default: 0.2")
         add("--fine-tune", action="store_true", help="also train the whole network on each target")
-        add("--fine-tune-epochs", type=int, default=20, help="default: 20")
+        add("--fine-tune-epochs", type=int, default=20, help="epochs of fine-tuning; default: 20")
         add("--fine-tune-lr", type=float, default=0.01, help="peak learning rate, one cosine; default: 0.01")
 
     def check(self) -> None:

@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", choices=sorted((*DOWNLOADS, *OFFICIAL)), help="the data set")
     parser.add_argument("archives", nargs="*", metavar="ARCHIVE", help="its archives and files of labels")
-    parser.add_argument("--folder", default="data", help="where to put it (default: data, where --data auto looks)")
+    parser.add_argument("--folder", default="data", help="where to put it; default: data, where --data auto looks")
     flags = parser.parse_args(list(argv))
     tar = prepare(flags.name, flags.archives, flags.folder)
     print(f"{tar} is complete: train on it with --data {tar}; the archives are no longer needed")

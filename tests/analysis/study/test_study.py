@@ -114,10 +114,10 @@ def test_a_dry_run_lists_every_measure(runs, tmp_path, capsys):
 
 def test_refusals(runs, tmp_path, monkeypatch, capsys):
     for flags, sentence in (
-        (["--only", "depht"], "--only depht: is no measure; choose among depth, "),
+        (["--only", "depht"], "--only depht: is no analysis; choose among depth, "),
         (["--images", "0"], "--images 0: must be at least 1"),
-        (["--flags", "hesian --trace"], "--flags hesian: is no measure; choose among depth, "),
-        (["--flags", ""], "--flags : is no measure; choose among depth, "),
+        (["--flags", "hesian --trace"], "--flags hesian: is no analysis; choose among depth, "),
+        (["--flags", ""], "--flags : is no analysis; choose among depth, "),
         (["--flags", "depth --probes 'a"], "--flags depth --probes 'a: No closing quotation"),
     ):
         assert main(["study", str(runs[0]), *flags]) == 2
