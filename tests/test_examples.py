@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from seal_fast.data import Shard
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -20,3 +22,13 @@ def test_an_example_runs(name):
     assert "g2" in done.stdout and "ascent" in done.stdout
     better = figures[-1] < 0.9 * figures[0] if "loss" in done.stdout else figures[-1] > 80
     assert better and len((EXAMPLES / name).read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("script", sorted((EXAMPLES / "slurm").iterdir()), ids=lambda path: path.name)
+def test_a_slurm_script_divides_its_batch(script):
+    text = script.read_text()
+    assert not subprocess.run(["bash", "-n", script]).returncode
+    nodes, gpus = (int(re.findall(rf"--{flag}=(\d+)", text)[0]) for flag in ("nodes", "gpus-per-node"))
+    for batch in re.findall(r"--batch-size (\d+)", text):
+        assert Shard(processes=nodes * gpus).micro_batch_size(int(batch)) == 32
+    assert "torchrun" not in text or "--batch-size " in text
