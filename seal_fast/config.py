@@ -249,12 +249,16 @@ def dumps(config: Config) -> str:
 def difference(old: Config, new: Config) -> list[str]:
     """The settings that make two configurations different trainings, as `flag: old -> new`.
 
-    A new value of auto, or none, is no contradiction: it resolves to what the old run resolved it to. More generations
-    are none either: a run may go on, if its timeline says the same about what is trained (`Timeline.extends`).
+    A new value of auto, or no size, is no contradiction: it resolves to what the old run resolved it to. More
+    generations are none either: a run may go on, if its timeline says the same about what is trained
+    (`Timeline.extends`).
     """
     pairs = [(f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(Config) if f.name not in EXECUTION]
     return [
         f"{flag(name)}: {before} -> {after}"
         for name, before, after in pairs
-        if before != after and after not in (None, "auto") and not (name == "generations" and after > before)
+        if before != after
+        and after != "auto"
+        and not (name in ("image_size", "eval_batch_size") and after is None)
+        and not (name == "generations" and after > before)
     ]

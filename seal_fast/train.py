@@ -32,6 +32,7 @@ from seal_fast.training.trainer import Trainer
 from seal_fast.utils.errors import RunError, UsageError, system_error
 from seal_fast.utils.files import write_json
 from seal_fast.utils.terminal import prepare_streams, say, shown
+from seal_fast.validation import check
 
 
 def run(config: Config, opened: Callable[..., ImageSet] = open_images) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def run(config: Config, opened: Callable[..., ImageSet] = open_images) -> dict[s
         RunError: training cannot go on: a corrupt image, a full disk, a loss that is not finite.
         Interrupted: SIGTERM, SIGINT or SIGHUP came; the checkpoint is written.
     """
-    with distributed.joined(wants_gpu(config), config.dist_timeout) as world:
+    with distributed.joined(wants_gpu(check(config)), config.dist_timeout) as world:
         return _run(config, world, opened)
 
 

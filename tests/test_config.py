@@ -141,6 +141,8 @@ def test_difference_names_what_changes_the_training_only():
     old = Config(image_size=64, input="resident")
     assert difference(old, replace(old, threads=1, profile=True, image_size=None, input="auto")) == []
     assert difference(old, replace(old, lr=0.2, seed=3)) == ["--lr: 0.1 -> 0.2", "--seed: 0 -> 3"]
+    assert difference(replace(old, per_class=5), old) == ["--per-class: 5 -> None"]
+    assert difference(replace(old, limit_train=8), old) == ["--limit-train: 8 -> None"]
 
 
 def test_options_of_a_method_add_up_and_are_kept(tmp_path):

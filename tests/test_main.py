@@ -8,11 +8,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from seal_fast import train
 from seal_fast.__main__ import COMMANDS, main
+from seal_fast.config import Config
+from seal_fast.runs import logger
+from seal_fast.runs.folder import RunFolder
 from seal_fast.runs.logger import to_terminal
 
 
@@ -125,6 +129,15 @@ def test_weights_and_biases_offline(image_folder, tmp_path, small_network, monke
     out = tmp_path / "run"
     run(Config(data=str(image_folder), out=out, generations=1, epochs=2, batch_size=8, wandb=True))
     assert list(out.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_runs_of_one_name_are_runs_of_their_own_to_weights_and_biases(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **settings: asked.append(settings)))
+    for place in ("a", "b", "a"):
+        logger._wandb(RunFolder(tmp_path / place / "run"), Config())
+    assert [settings["name"] for settings in asked] == ["run"] * 3
+    assert asked[0]["id"] == asked[2]["id"] != asked[1]["id"]
 
 
 @pytest.mark.parametrize("program", [train.main, lambda argv: main(["presets", *argv])], ids=["train", "command"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -149,9 +150,10 @@ def _wandb(folder: RunFolder, config: Config) -> Any:
         import wandb
     except ImportError:
         raise UsageError("--wandb: Weights & Biases is not installed; pip install 'seal-fast[wandb]'") from None
-    # A fixed id lets a resumed process continue the same W&B run.
-    name = folder.path.name
-    return wandb.init(project="seal_fast", id=name, name=name, dir=folder.path, config=to_dict(config), resume="allow")
+    # A fixed id lets a resumed process continue the same W&B run; another folder may have the same name.
+    name, place = folder.path.name, hashlib.sha256(os.fsencode(folder.path.resolve())).hexdigest()[:8]
+    ours = {"project": "seal_fast", "id": f"{name}-{place}", "name": name, "dir": folder.path, "resume": "allow"}
+    return wandb.init(**ours, config=to_dict(config))
 
 
 def _progress_bar(epochs: int, done: int) -> Any:

@@ -17,6 +17,7 @@ from seal_fast.sweep.plan import Trial
 from seal_fast.sweep.process import SHAPE, environment
 from seal_fast.sweep.slots import Slots
 from seal_fast.utils.errors import RunError, last_message
+from seal_fast.utils.files import write_text
 
 STEPS = 3
 _EVALUATION = 1 / 3  # cost of an evaluated image relative to a trained one: the forward pass alone
@@ -81,8 +82,7 @@ def measure(trial: Trial, train: int, threads: int, scratch: Path) -> Speed:
     whole: list[float] = []
     for number in range(1 + config.compile):
         folder = RunFolder(scratch / str(number))
-        folder.path.mkdir(parents=True)
-        folder.config.write_text(dumps(config), encoding="utf-8")
+        write_text(folder.config, dumps(config))
         command = [sys.executable, "-m", "seal_fast.train", "--out", str(folder.path), "--threads", str(threads)]
         begin = time.time()
         with (folder.path / "output.log").open("wb") as log:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretend import pretend_run
+from pretend import pretend_rows, pretend_run
 from safetensors.torch import load_file
 
 from seal_fast.__main__ import main
@@ -56,6 +56,22 @@ def space(image_folder, tmp_path):
 def known_speed(monkeypatch):
     """100 images a second and 10 s to start, without the short runs that measure it."""
     monkeypatch.setattr(estimate, "measure", lambda *_: estimate.Speed(100.0, 10.0, 0.0))
+
+
+def test_speed_is_measured_on_data_whose_path_is_not_utf8(tmp_path, monkeypatch):
+    data = os.fsdecode(b"/images-\xff")
+
+    def trained(command, **_):
+        folder = RunFolder(Path(command[command.index("--out") + 1]))
+        config = load(folder.config, Config())
+        assert config.data == data
+        for row in pretend_rows(config, 50.0):
+            folder.append(row)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", trained)
+    trial = plan.Trial("0000", {}, Config(data=data, batch_size=8))
+    assert estimate.measure(trial, 100, 1, tmp_path).rate > 0
 
 
 def test_a_dry_run_prints_the_runs_and_predicts_the_hours(space, tmp_path, capsys):

@@ -71,7 +71,7 @@ def test_the_options_are_part_of_the_run(run, config):
     out, _ = run
     known = tomllib.loads((out / "config.toml").read_text())
     assert {name: known[name] for name in OPTIONS} == OPTIONS
-    for change in ({"label_noise": 0.5}, {"per_class": 5}, {"holdout": 0.1}):
+    for change in ({"label_noise": 0.5}, {"per_class": 5}, {"per_class": None}, {"holdout": 0.1}):
         with pytest.raises(UsageError, match="holds a run with other settings"):
             train.run(replace(config, out=out, **change))
     first = open_run(out)

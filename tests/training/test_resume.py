@@ -187,6 +187,8 @@ def test_another_training_is_refused_with_the_difference(image_folder, tmp_path,
         run(replace(config, lr=0.2))
     with pytest.raises(UsageError, match="--resume never"):
         run(replace(config, resume="never"))
+    with pytest.raises(UsageError, match="--label-smoothing 2.0: must be at least 0 and below 1"):
+        run(replace(config, label_smoothing=2.0))
     assert main(["--out", str(out), "--seed", "9"]) == 2
     assert "--seed: 3 -> 9" in capsys.readouterr().err
 
