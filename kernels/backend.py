@@ -29,22 +29,14 @@ class BackendUnavailable(RuntimeError):
 
 
 def resolve(op: str, requested: str, device: torch.device) -> str:
-    """The backend that runs `op` on tensors of `device`.
+    """The backend that runs `op` on tensors of `device`: "reference", "native" or "triton".
 
     `auto` means native on the CPU and triton on CUDA if the op has such a kernel, else the reference. Where a kernel is
     not installed, `auto` falls back to the reference and says so once per op and device type, through the logger
     `seal_fast`.
 
-    Args:
-        op: the op's name.
-        requested: one of `Backend`.
-        device: where the op's tensors live.
-
-    Returns:
-        "reference", "native" or "triton".
-
     Raises:
-        ValueError: `requested` is no backend.
+        ValueError: `requested` is no `Backend`.
         BackendUnavailable: `requested` was named and cannot run on `device`; the message carries the cure.
     """
     return _resolve(op, requested, device.type)

@@ -100,20 +100,9 @@ def number(seed: int, generation: int, epoch: int, position: int, purpose: int) 
 
 
 def permutation(n: int, seed: int, generation: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """A uniformly random order of 0 .. n-1: the stable argsort of n random 63-bit keys.
+    """A uniformly random order of 0 .. n-1, int64 [n]: the stable argsort of n random 63-bit keys.
 
-    Args:
-        n: number of samples, at least 0.
-        seed: of the run, in [0, 2**63).
-        generation: in [0, 2**32).
-        epoch: of the generation, in [0, 2**32).
-        device: where the order is made; the result does not depend on it.
-
-    Returns:
-        int64 [n].
-
-    Raises:
-        ValueError: a scalar is out of range.
+    It does not depend on the device where it is made; the other arguments, and errors, are those of `words`.
     """
     if n < 0:
         raise ValueError(f"n is {n}: a permutation needs n >= 0")

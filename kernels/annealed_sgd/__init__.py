@@ -92,8 +92,4 @@ def _run(
 
 
 _library.impl("annealed_sgd_", _run, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("seal_fast::annealed_sgd_", lib=_library)
-def _fake(*args, **kwargs) -> None:
-    return None
+torch.library.register_fake("seal_fast::annealed_sgd_", lambda *args, **kwargs: None, lib=_library)

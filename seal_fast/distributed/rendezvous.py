@@ -19,10 +19,7 @@ def rendezvous(store: Store, rank: int, size: int, timeout: float) -> Store:
     """The part of a store that the processes now alive share, empty at first.
 
     Each process publishes a random word. Process 0 answers every word that it sees, a dead process's too, with its own,
-    and returns once all have acknowledged that.
-
-    Raises:
-        RuntimeError: not all processes came in `timeout` seconds.
+    and returns once all have acknowledged that. Raises RuntimeError if not all processes came in `timeout` seconds.
     """
     deadline, word, answered = time.monotonic() + timeout, secrets.token_hex(8), set()
     if rank:

@@ -71,8 +71,7 @@ def stretches(config: Config, every: int, first: int = 0) -> list[int]:
 def timeline(config: Config, generations: tuple[tuple[Phase, ...], ...], **changes: Any) -> Timeline:
     """A timeline of the configured method, with the configured learning rate, its curve, and threshold.
 
-    Raises:
-        UsageError: the method has a curve of its own, or no cycle is as long as the configured one.
+    Raises UsageError if the method has a curve of its own, or no cycle is as long as the configured one.
     """
     curve, longest = Curve.parse(config.lr_curve, config.warmup()), max(sum(p.epochs for p in g) for g in generations)
     own = config.lr_curve != "cosine" and "curve" in changes
@@ -89,8 +88,7 @@ def timeline(config: Config, generations: tuple[tuple[Phase, ...], ...], **chang
 def parse_options(kind: type[Method], method: str, text: str) -> Method:
     """A method with the options of a text such as `keep=0.5,anew=true`; a later one overrides an earlier one.
 
-    Raises:
-        UsageError: there is no such option, or its value is of another type; the message names what there is.
+    Raises UsageError, naming what there is, if there is no such option, or its value is of another type.
     """
     hints, values = get_type_hints(kind), {}
     for part in filter(None, (part.strip() for part in text.split(","))):

@@ -16,14 +16,9 @@ class ModelEMA:
     """Averages the floating-point buffers of `model`; its weights are averaged by the optimiser's own kernel.
 
     After every step `average = decay * average + (1 - decay) * value`, beginning with the values at construction. With
-    decay 1 a step changes nothing: the average is what `average_in` makes of it.
-    With a `ShardedSGD` each process stores its shard of the weights' average, and all processes must call `state_dict`
-    and `applied` together.
-
-    Args:
-        model: the network; its parameters are the optimiser's.
-        optimizer: built with `ema_decay`.
-        decay: the same.
+    decay 1 a step changes nothing: the average is what `average_in` makes of it. The optimiser is that of the model's
+    parameters, built with the same `ema_decay`. With a `ShardedSGD` each process stores its shard of the weights'
+    average, and all processes must call `state_dict` and `applied` together.
     """
 
     def __init__(self, model: nn.Module, optimizer: AnnealedSGD, decay: float) -> None:

@@ -92,7 +92,7 @@ class FlatState(Optimizer):
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the parameters hold their averages, afterwards their own values; RuntimeError without `ema_decay`."""
+        """The parameters hold their averages within, afterwards their own bits; RuntimeError without `ema_decay`."""
         average = self._full(required(self._ema, "ema_decay=..."))
         weights = self._flat.buffer.clone()
         try:

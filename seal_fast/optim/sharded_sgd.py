@@ -80,8 +80,7 @@ class ShardedSGD(AnnealedSGD):
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """Update this process's shards and gather everyone's.
 
-        Raises:
-            RuntimeError: a parameter has no gradient or was moved, or a number in `param_groups` was replaced.
+        Raises RuntimeError if a parameter has no gradient or was moved, or a number in `param_groups` was replaced.
         """
         if closure is not None:
             raise RuntimeError("ShardedSGD takes no closure: call backward() before step()")

@@ -63,7 +63,7 @@ def student(values: Values) -> Interval:
 
 
 def paired(first: Values, second: Values) -> Interval:
-    """Mean of `first - second`, one by one, with Student's t interval; UsageError if they are not equally many."""
+    """Mean of `first - second`, pair by pair, with Student's t interval; UsageError if they are not equally many."""
     return student(_differences(first, second))
 
 
@@ -95,7 +95,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(hits: int, count: int) -> Interval:
-    """A share with Wilson's score interval (Wilson, 1927), which covers near 0 and 1 too; UsageError of no trial."""
+    """A share with Wilson's score interval (Wilson, 1927), which covers near 0 and 1 too; UsageError if count < 1."""
     if count < 1:
         raise UsageError("a share needs at least one trial")
     from scipy.special import ndtri

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seal_fast import methods
-from seal_fast.config import Config, difference, dumps, load, to_dict
+from seal_fast.config import Config, difference, dumps, load, override, to_dict
 from seal_fast.curvature.monitor import Curvature
 from seal_fast.data import ImageSet, Input, Shard, fits, make_input, select
 from seal_fast.distributed.world import SINGLE_PROCESS, World
@@ -201,7 +201,7 @@ def resume(
     saved = checkpoint.load(folder.checkpoint)
     if saved.provenance["images"] != provenance["images"]:
         raise UsageError(f"--data {config.data}: not the images that the run in {folder.path} was trained on")
-    if changes := difference(Config(**saved.provenance["config"]), config):
+    if changes := difference(override(Config(), saved.provenance["config"], str(folder.checkpoint)), config):
         raise UsageError(f"--out {folder.path} holds a run with other settings: {'; '.join(changes)}")
     if folder.timeline.exists() and not timeline.extends(text.load(folder.timeline)):
         more = config.generations > saved.provenance["config"]["generations"]

@@ -97,15 +97,11 @@ def check_scopes(timeline: Timeline, model: nn.Module, order: ForwardOrder) -> N
 
 
 class Forgetting:
-    """Applies operators to a network.
+    """Applies operators to a network, in place.
 
-    Args:
-        model: the network; it is changed in place.
-        order: its forward order.
-        seed: of the draws.
-        sources: by kind (initial, snapshot, average), what returns values by name.
-        gradients: callable(batch size, share of the training images, whether they are augmented) yielding the
-            parameters' gradients by name, batch by batch; every process must get the same.
+    `seed` is that of the draws; `sources` are callables by kind (initial, snapshot, average), returning values by name.
+    `gradients`, given a batch size, a share of the training images and whether these are augmented, yields the
+    parameters' gradients by name, batch by batch; every process must get the same.
     """
 
     def __init__(

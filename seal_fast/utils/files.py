@@ -106,14 +106,9 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, taken: str) -> Iterator[None]:
-    """Have an output folder to oneself; the kernel lets go of the lock when its holder dies.
+    """Have an output folder, made if need be, to oneself; the kernel lets go of the lock when its holder dies.
 
-    Args:
-        folder: it is made if need be.
-        taken: what to say if another process has it.
-
-    Raises:
-        UsageError: another process has it, or it cannot be made.
+    Raises UsageError, which `taken` ends, if another process has it, or if it cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -199,6 +199,12 @@ def test_another_training_is_refused_with_the_difference(image_folder, tmp_path,
         run(replace(config, data=str(other)))
     run(config)  # finished: nothing to do, and nothing lost
     assert len(RunFolder(out).rows()) == 3
+    saved = checkpoint.load(RunFolder(out).checkpoint)
+    saved.provenance["config"]["of_tomorrow"] = 1  # as a later version may leave it
+    header = {"format": checkpoint.FORMAT, "state": json.dumps(saved.plain)}
+    checkpoint.save_tensors(RunFolder(out).checkpoint, saved.tensors, header)
+    with pytest.raises(UsageError, match="state.safetensors: unknown setting of_tomorrow"):
+        run(config)
 
 
 def test_a_checkpoint_of_another_model_or_a_damaged_one(image_folder, tmp_path, shallow_network):
