@@ -1,6 +1,6 @@
 """SEAL under PyTorch Lightning, which runs the loop: the annealer follows its hooks.
 
-pip install 'seal-fast[lightning]'; python examples/lightning_digits.py
+pip install '.[lightning]'; python examples/lightning_digits.py
 """
 
 import lightning
