@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from seal_fast.models import BATCHNORMS
+
 Loss = Callable[[Tensor, Any], Tensor]
-BATCHNORM = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 @dataclass
@@ -122,7 +123,7 @@ def evaluating(model: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
-            module.training = batch_statistics and isinstance(module, BATCHNORM)
+            module.training = batch_statistics and isinstance(module, BATCHNORMS)
         yield
     finally:
         for module, mode in modes:

@@ -94,7 +94,7 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
     `places` may hold results, `named` must; tables and pairs are about the weights of `stage`.
 
     Raises:
-        UsageError: a named folder holds no result file.
+        UsageError: a named folder holds no result file, or none is of the weights of a `stage` other than "last".
     """
     files = {file.resolve() for place in places for file in _files(place)}
     for place in named:
@@ -143,6 +143,8 @@ def read_analyses(places: Iterable[Path], named: Sequence[Path], groups: Sequenc
             figures += [Figure(analysis, number, group, run.name, run.seed, at, *value) for value in values]
             if at == stage:
                 maps[analysis, number, group, run.seed] = drawn
+    if stage not in ("last", *(stages := dict.fromkeys(f.stage for f in figures))) and stages:
+        raise UsageError(f"--stage {stage}: the results are of {', '.join(sorted(stages, key=stage_place))}")
     return Analyses(figures, protocols, left_out, stage, maps)
 
 

@@ -78,12 +78,14 @@ def test_means_pairs_and_curves_go_by_group_and_seed(runs):
     }  # fmt: skip
 
 
-def test_a_single_seed_has_its_own_interval_and_stages_can_be_chosen(runs):
+def test_a_single_seed_has_its_own_interval_and_stages_can_be_chosen(runs, capsys):
     write(runs / "results", depth=[depth(runs / "seal-0", 1.0, "generation-0")])
     shown, labels = report(runs, "--stage", "generation-0")
     ((cell,),) = (figure["cells"] for figure in shown["analyses"][0]["figures"])
     assert (labels[cell["group"]], cell["mean"], cell["low"], cell["high"]) == ("seal", 1, 0, 2)
     assert report(runs)[0]["analyses"][0]["figures"][0]["cells"] == []
+    assert main(["report", str(runs), "--stage", "generation-7"]) == 2
+    assert "--stage generation-7: the results are of generation-0" in capsys.readouterr().err
 
 
 def test_figures_of_other_protocols_stand_in_sections_of_their_own(runs):

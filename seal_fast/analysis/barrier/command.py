@@ -132,14 +132,11 @@ class Barrier(ImageAnalysis, FigureAnalysis):
                     raise UsageError(f"--align: {network.name} is of {network.model}; it knows resnet18, -34 and -50")
                 axes = channel_axes(model)
                 before = permuted(before, axes, matched(before, after, axes))
-
-            def progress(done: int) -> None:
-                end = "\n" * (done == self.flags.points)
-                self.say(f"\r  from {other.name}: {done} of {self.flags.points} points{end}")
-
+            total = self.flags.points
+            progress = partial(self.progress, total=total, what="points", before=f"from {other.name}: ")
             keys = [(one.weights.resolve(), data) for one in (other, network)]
             settings = shown["train"], shown, runtime.autocast, progress, [self.ends.get(end) for end in keys]
-            found = line(model, before, after, self.flags.points, *settings)
+            found = line(model, before, after, total, *settings)
             if not all(math.isfinite(value) for split in found.values() for value in split["loss"]):
                 raise RunError(f"the loss between {other.name} and {network.name} is not finite: one of them diverged")
             self.lines[key] = other, found
@@ -152,16 +149,13 @@ class Barrier(ImageAnalysis, FigureAnalysis):
 
     def _plane(self, shown: dict[str, Batches]) -> dict[str, Any]:
         """The plane through the first three networks, and their names."""
-        three, runtime, total = self.networks[:3], self.runtime, self.flags.plane**2
+        three = self.networks[:3]
         models = [self.load(network) for network in three]
         corners = [{name: p.clone() for name, p in model.named_parameters()} for model in models]
         if any(_shapes(corner) != _shapes(corners[0]) for corner in corners):
             raise UsageError("--plane: the first three networks have different parameters: no plane holds them")
-
-        def progress(done: int) -> None:
-            self.say(f"\r  plane: {done} of {total} points" + "\n" * (done == total))
-
-        found = plane(models[0], corners, self.flags.plane, shown["train"], shown, runtime.autocast, progress)
+        progress = partial(self.progress, total=self.flags.plane**2, what="points", before="plane: ")
+        found = plane(models[0], corners, self.flags.plane, shown["train"], shown, self.runtime.autocast, progress)
         return {"networks": [network.name for network in three], **found}
 
     def _decode(self, network: TrainedNetwork, images: ImageSet, split: Split) -> Batches:

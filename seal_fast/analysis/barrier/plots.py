@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, new_figure, save
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import COLOURS, draw_rows, new_figure, save
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
@@ -42,7 +41,7 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             [(f"loss barrier\n{kind}, {split}", curves(results, f"{kind}, {split}", "loss barrier")) for kind in inside]
             for split in splits
         ]
-        draw_stages(rows, path("barrier_generations"))
+        draw_rows(rows, path("barrier_generations"))
 
 
 def _draw_plane(plane: dict[str, Any], path: Path) -> None:

@@ -47,7 +47,6 @@ class Analysis:
         every_generation: whether it reads all weights kept, without --per-generation too.
         on_demand: why a study makes it only where it is named; empty if it always does.
         plot: draws results of one protocol, or raises a RunError; `path` gives the PNG file of a plot by its name.
-        flags: parsed.
         networks: to be measured, without those named twice.
         world: the processes that share the images; all of them measure, the first one prints and writes.
         runtime: device, compute type and autocast.
@@ -179,6 +178,10 @@ class Analysis:
         """Show progress, on a terminal only."""
         if self.world.is_main and sys.stderr.isatty():
             print(text, end="", file=sys.stderr, flush=True)
+
+    def progress(self, done: int, total: int, what: str, before: str = "") -> None:
+        """Show how many are done, over what was shown before, on a terminal only."""
+        self.say(f"\r  {before}{done:,} of {total:,} {what}" + "\n" * (done == total))
 
     def _ask(self, number: int) -> None:
         self.stop = number

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.command import Analysis
-from seal_fast.analysis.common.stage_plots import Curves, by_stage, draw, several_stages
+from seal_fast.analysis.common.results import over_seeds
+from seal_fast.analysis.common.stage_plots import Curves, by_stage, draw_rows, several_stages
 from seal_fast.runs.stats import Interval, decimals, student
 from seal_fast.utils.table import table
 
@@ -38,7 +39,7 @@ def draw_generations(results: Sequence[dict[str, Any]], path: Callable[[str], Pa
     for section in _sections(results):
         names = _names(results, section)
         panels.append([(f"{name}, {section}", curves(results, section, name)) for name in names])
-    draw(panels, path(f"{results[0]['protocol']['analysis']}_generations"))
+    draw_rows(panels, path(f"{results[0]['protocol']['analysis']}_generations"))
 
 
 class FigureAnalysis(Analysis):
@@ -57,12 +58,13 @@ class FigureAnalysis(Analysis):
         for names, sections in alike.items():
             rows = [("network", "section", *names)]
             for section in sections:
-                found = [(r["subject"], r["figures"][section]) for r in results if section in r["figures"]]
-                digits = [_digits(name, [one[name]["mean"] for _, one in found if name in one]) for name in names]
-                shown = [(name, _intervals(one, names)) for name, one in found]
-                for name, intervals in [*shown, *_over_seeds(results, section, names)]:
-                    cells = (one.show(n) if one else "-" for one, n in zip(intervals, digits, strict=True))
-                    rows.append((name, section, *cells))
+                found = [result for result in results if section in result["figures"]]
+                means = ([r["figures"][section][n]["mean"] for r in found if n in r["figures"][section]] for n in names)
+                digits = [2 if "%" in n else max(4, decimals(m, 3)) for n, m in zip(names, means, strict=True)]
+                for title, same in [*((r["subject"], [r]) for r in found), *over_seeds(found)]:
+                    shown = (_over(same, section, name) for name in names)
+                    cells = (one.show(n) if one else "-" for one, n in zip(shown, digits, strict=True))
+                    rows.append((title, section, *cells))
             parts.append(table(rows, left=2))
         return "\n\n".join(parts)
 
@@ -77,22 +79,9 @@ def _names(results: Sequence[dict[str, Any]], section: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for result in results for name in result["figures"].get(section, ())))
 
 
-def _digits(name: str, values: Sequence[float]) -> int:
-    return 2 if "%" in name else max(4, decimals(values, 3))
-
-
-def _intervals(figures: dict[str, Any], names: Iterable[str]) -> list[Interval | None]:
-    return [Interval(**figures[name]) if name in figures else None for name in names]
-
-
-def _over_seeds(
-    results: Sequence[dict[str, Any]], section: str, names: Sequence[str]
-) -> Iterator[tuple[str, list[Interval | None]]]:
-    """Name and means of each stage of a group with several seeds."""
-    for group, stage in dict.fromkeys((result["group"], result["stage"]) for result in results):
-        same = [r["figures"] for r in results if (r["group"], r["stage"]) == (group, stage)]
-        found = [figures[section] for figures in same if section in figures]
-        if len(found) > 1:
-            values = ([one[name]["mean"] for one in found if name in one] for name in names)
-            title = f"{group}, {len(found)} seeds" + ("" if stage == "last" else f", {stage}")
-            yield title, [student(some) if some else None for some in values]
+def _over(results: Sequence[dict[str, Any]], section: str, name: str) -> Interval | None:
+    """A figure of one network, or its mean over several that have it."""
+    found = [r["figures"][section][name] for r in results if name in r["figures"][section]]
+    if len(results) == 1:
+        return Interval(**found[0]) if found else None
+    return student([one["mean"] for one in found]) if found else None

@@ -8,7 +8,7 @@ their protocols are equal.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from seal_fast.analysis.common.network import TrainedNetwork
@@ -47,6 +47,16 @@ def by_protocol(results: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]
     for result in results:
         parts.setdefault(json.dumps(result["protocol"], sort_keys=True), []).append(result)
     return list(parts.values())
+
+
+def over_seeds(results: Iterable[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Title and results of each stage of a group that has several."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault((result["group"], result["stage"]), []).append(result)
+    for (group, stage), same in found.items():
+        if len(same) > 1:
+            yield f"{group}, {len(same)} seeds" + ("" if stage == "last" else f", {stage}"), same
 
 
 def left_out(results: Iterable[Mapping[str, Any]]) -> list[str]:

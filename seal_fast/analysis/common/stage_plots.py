@@ -50,7 +50,7 @@ def draw_curves(axis: Any, curves: Curves, colours: Mapping[str, str]) -> None:
     axis.set_xticks(ordered, names, fontsize=8)
 
 
-def draw(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> None:
+def draw_rows(panels: Sequence[Sequence[tuple[str, Curves]]], path: Path) -> None:
     """Draw rows of panels (title, curves) into a PNG file.
 
     Raises:

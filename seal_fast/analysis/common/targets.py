@@ -15,7 +15,7 @@ from seal_fast.analysis.common.features import Extractor, cache_folder
 from seal_fast.analysis.common.images import open_targets
 from seal_fast.analysis.common.network import TrainedNetwork
 from seal_fast.analysis.common.processes import check_alike
-from seal_fast.analysis.common.stage_plots import COLOURS, Result, by_stage, draw, new_figure, save, several_stages
+from seal_fast.analysis.common.stage_plots import COLOURS, Result, by_stage, draw_rows, new_figure, save, several_stages
 from seal_fast.data import ImageSet
 from seal_fast.runs.stats import Values, student
 from seal_fast.utils.errors import UsageError
@@ -131,7 +131,7 @@ class TargetAnalysis(Analysis):
                 [(f"{label}, {title}: {_UNIT}", by_stage(results, figure)) for label, figure in figures.items()]
                 for title, figures in panels.items()
             ]
-            draw(rows, path(f"{self.name}_generations"))
+            draw_rows(rows, path(f"{self.name}_generations"))
             return
         figure, axes = new_figure(max(6.0, 1.6 * max(map(len, panels.values())) + 2), 2.8 * len(panels), len(panels))
         for axis, (title, figures) in zip(axes.flat, panels.items(), strict=True):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from seal_fast.analysis.common.images import ImageAnalysis
 from seal_fast.analysis.common.network import TrainedNetwork
+from seal_fast.analysis.common.results import over_seeds
 from seal_fast.analysis.depth import plots
 from seal_fast.analysis.depth.compute import Prober, probe_votes, summarise
 from seal_fast.analysis.depth.probes import parse_pooling, probe_modules
@@ -50,7 +52,6 @@ class Depth(ImageAnalysis):
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def check(self) -> None:
-        """Parse --pool."""
         self.pooling = parse_pooling(self.flags.pool)
 
     def measure(self, network: TrainedNetwork) -> dict[str, Any]:
@@ -64,10 +65,7 @@ class Depth(ImageAnalysis):
         modules = world.run_on_all(lambda: probe_modules(model, flags.probes))
         settings = self.pooling, flags.batch_size, runtime.dtype, runtime.autocast, modules
         prober = Prober(model, images, network.image_size, *settings)
-
-        def progress(done: int, total: int) -> None:
-            self.say(f"\r  {done:,} of {total:,} images of the bank" + "\n" * (done == total))
-
+        progress = partial(self.progress, what="images of the bank")
         own = {"train": rows} if flags.leave_one_out else None
         votes = probe_votes(prober, bank, queries, flags.k, own, progress, world)
         protocol = {
@@ -83,7 +81,6 @@ class Depth(ImageAnalysis):
         return self.result(network, images, protocol, probes=list(prober.sizes()), splits=splits)
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
-        """A row per network and split, and one for each group of several seeds."""
         protocol, probes = results[0]["protocol"], results[0]["probes"]
         itself = "has no vote on itself" if protocol["leave_one_out"] else "votes on itself too"
         title = (
@@ -99,19 +96,10 @@ class Depth(ImageAnalysis):
                 mean, without = Interval(**found["mean_depth"]), Interval(**found["without_depth"])
                 shown = f"{found['top1']:.2f}", mean.show(), without.show(1)
                 rows.append((result["subject"], split, str(found["examples"]), *shown))
-            rows += _over_seeds(results, split)
+            for name, same in over_seeds(results):
+                found = [result["splits"][split] for result in same]
+                depths = [f["mean_depth"]["mean"] for f in found if f["mean_depth"]["count"]]
+                shown = student([f["top1"] for f in found]).show(), student(depths).show() if depths else "none"
+                without = student([f["without_depth"]["mean"] for f in found])
+                rows.append((name, split, "", *shown, without.show(1)))
         return f"{title}\n\n{table(rows, left=2)}"
-
-
-def _over_seeds(results: Sequence[dict[str, Any]], split: str) -> list[tuple[str, ...]]:
-    """A row for each stage of a group with several seeds: means and Student's t over the runs."""
-    rows = []
-    for group, stage in dict.fromkeys((result["group"], result["stage"]) for result in results):
-        found = [r["splits"][split] for r in results if (r["group"], r["stage"]) == (group, stage)]
-        if len(found) < 2:
-            continue
-        name = f"{group}, {len(found)} seeds" + ("" if stage == "last" else f", {stage}")
-        depths = [f["mean_depth"]["mean"] for f in found if f["mean_depth"]["count"]]
-        shown = student([f["top1"] for f in found]).show(), student(depths).show() if depths else "none"
-        rows.append((name, split, "", *shown, student([f["without_depth"]["mean"] for f in found]).show(1)))
-    return rows

@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from seal_fast.analysis.common.stage_plots import by_stage, draw_line, legend, new_figure, save, several_stages
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import (
+    by_stage,
+    draw_line,
+    draw_rows,
+    legend,
+    new_figure,
+    save,
+    several_stages,
+)
 from seal_fast.runs.stats import Interval
 
 
@@ -23,7 +30,7 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             ]
             for split in results[0]["splits"]
         ]
-        draw_stages(panels, path("depth_generations"))
+        draw_rows(panels, path("depth_generations"))
 
 
 def _distributions(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from seal_fast.analysis.common.earlier import KINDS
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
-from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save
+from seal_fast.analysis.common.stage_plots import draw_line, draw_rows, legend, new_figure, save
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
@@ -21,7 +20,7 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             if found := curves(results, f"{title}, {group}", "relative distance"):
                 columns.append((f"relative distance\n{title}, {group}", found))
         panels.append(columns)
-    draw_stages(panels, path("drift"))
+    draw_rows(panels, path("drift"))
     last = {result["subject"].rpartition(" ")[0]: result for result in results if "start" in result["from"]}
     if last:
         _profile(last, path("drift_layers"))

@@ -42,7 +42,6 @@ class Evaluate(ImageAnalysis, FigureAnalysis):
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def check(self) -> None:
-        """--logits writes files."""
         if self.flags.logits and not self.flags.out:
             raise UsageError("--logits: name the folder to write them to with --out")
 

@@ -38,12 +38,10 @@ class Examples(ImageAnalysis, FigureAnalysis):
 
     @classmethod
     def lacks(cls, run: Path, generations: bool) -> str:
-        """Records, beside weights."""
         kept = any(RunFolder(run).examples(0).parent.glob("generation-*.safetensors"))
         return super().lacks(run, generations) or ("" if kept else "was trained without --record-examples")
 
     def check(self) -> None:
-        """--list writes files, and records are of generations' ends."""
         if self.flags.list and not self.flags.out:
             raise UsageError("--list: name the folder to write to with --out")
         if self.flags.stage == "best":

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import COLOURS, legend, new_figure, save, several_stages
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import COLOURS, draw_rows, legend, new_figure, save, several_stages
 
 _STYLES = {"all examples": "-", "right labels": "--", "wrong labels": ":"}
 _ACROSS = ("forgotten by the ascent (%)", "of these right again (%)", "wrong at the end (%)")
@@ -36,4 +35,4 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
     if several_stages(results):
         rows = [("across the generation", _ACROSS), ("all examples", _ALL)]
         panels = [[(name, curves(results, part, name)) for name in names] for part, names in rows]
-        draw_stages(panels, path("examples_generations"))
+        draw_rows(panels, path("examples_generations"))

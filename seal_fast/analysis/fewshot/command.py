@@ -46,7 +46,6 @@ class FewShot(TargetAnalysis):
         self.percent: dict[str, dict[Setting, np.ndarray]] = {}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         super().add_flags(parser)
         add = parser.add_argument
         add("--ways", type=int, default=5, help="classes an episode; default: 5")

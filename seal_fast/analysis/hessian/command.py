@@ -49,12 +49,8 @@ class Hessian(ImageAnalysis):
         add = parser.add_argument
         add("--data", help="data set; default: the run's")
         add("--images", type=int, default=256, help="training images; default: 256")
-        add(
-            "--spread",
-            action=argparse.BooleanOptionalAction,
-            default=True,
-            help="evenly spaced, so that every class has its share; --no-spread: the first in path order",
-        )
+        help = "evenly spaced, so that every class has its share; --no-spread: the first in path order"
+        add("--spread", action=argparse.BooleanOptionalAction, default=True, help=help)
         add("--top", type=int, default=5, help="largest eigenvalues; default: 5")
         add("--bottom", type=int, default=1, help="most negative eigenvalues; default: 1")
         add("--trace", action="store_true", help="estimate the trace")
@@ -82,7 +78,6 @@ class Hessian(ImageAnalysis):
         add("--cache-gib", type=float, default=2.0, help="memory for what the products share; default: 2")
 
     def check(self) -> None:
-        """Flags must ask for something possible."""
         flags = self.flags
         check_solver(flags)
         if not (flags.top or flags.bottom or flags.trace or flags.density):
@@ -143,7 +138,6 @@ class Hessian(ImageAnalysis):
         return self.result(network, images, protocol, **found, interrupted=bool(self.stop))
 
     def table(self, results: Sequence[dict[str, Any]]) -> str:
-        """A row per network."""
         first, protocol = results[0], results[0]["protocol"]
         split = "; its value depends on how the images are split into batches" * (protocol["batchnorm"] == "train")
         title = (

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, new_figure, save, several_stages
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
+from seal_fast.analysis.common.stage_plots import COLOURS, by_stage, draw_rows, new_figure, save, several_stages
 from seal_fast.curvature.estimates import Density
 
 
@@ -24,7 +23,7 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             "trace": by_stage(results, lambda r: r["trace"]),
         }
         row = [(title, curves) for title, curves in panels.items() if curves]
-        draw_stages([row], path("hessian_generations"))
+        draw_rows([row], path("hessian_generations"))
 
 
 def _densities(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
-from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save, several_stages
+from seal_fast.analysis.common.stage_plots import draw_line, draw_rows, legend, new_figure, save, several_stages
 
 
 def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None:
@@ -33,4 +32,4 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
         block = [layer for layer in layers if "effective rank" in results[0]["figures"][layer]][-1]
         shown = [(block, "effective rank"), *((whole, name) for name in names if name != "effective rank")]
         panels = [(f"{name}\n{layer}", curves(results, layer, name)) for layer, name in shown]
-        draw_stages([panels], path("plasticity_generations"))
+        draw_rows([panels], path("plasticity_generations"))

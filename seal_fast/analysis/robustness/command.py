@@ -60,7 +60,6 @@ class Robustness(ImageAnalysis, FigureAnalysis):
         add("--amp", action="store_true", help="run the network under bfloat16 autocast")
 
     def check(self) -> None:
-        """There is something to measure."""
         if not self.flags.corruptions and not self.flags.ood:
             raise UsageError("--corruptions: none is named; name some, or other data sets with --ood")
 
@@ -129,7 +128,7 @@ class Robustness(ImageAnalysis, FigureAnalysis):
                         changed = kept.float() / 255
                     found.append(predict(normalise(changed, own.mean, own.std)).argmax(1) == labels)
                 hits.append(torch.stack(found, 1) if found else torch.empty(len(labels), 0, dtype=torch.bool))
-                self.say(f"\r  {len(labels) + number * size:,} of {len(rows):,} images" + "\n" * (len(places) < size))
+                self.progress(len(labels) + number * size, len(rows), "images")
             return torch.cat(logits), torch.cat(hits)
 
         logits, hits = (self.gathered(part, split) for part in world.run_on_all(forward))

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
-from seal_fast.analysis.common.stage_plots import draw_line, legend, new_figure, save, several_stages
+from seal_fast.analysis.common.stage_plots import draw_line, draw_rows, legend, new_figure, save, several_stages
 from seal_fast.analysis.robustness.corruptions import KINDS
 
 
@@ -37,4 +36,4 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
         for section in (s for s in results[0]["figures"] if s.startswith("against ")):
             names = results[0]["figures"][section]
             rows.append([(f"{name}\n{section}", curves(results, section, name)) for name in names])
-        draw_stages(rows, path("robustness_generations"))
+        draw_rows(rows, path("robustness_generations"))

@@ -67,7 +67,6 @@ class Sharpness(ImageAnalysis, FigureAnalysis):
         add("--seed", type=int, default=0, help="of noise and random vectors; default: 0")
 
     def check(self) -> None:
-        """Numbers that have an upper limit."""
         flags = self.flags
         check_solver(flags)
         if flags.top > 50:
@@ -114,20 +113,16 @@ class Sharpness(ImageAnalysis, FigureAnalysis):
     def _rises(self, network: TrainedNetwork, landscape: Landscape, shown: list[Batch], count: int) -> Sections:
         """The rise of the loss within each radius, as the mean over the batches, and under each noise."""
         flags, world = self.flags, self.world
-
-        def reaches(*names: str) -> dict[str, Reach]:
-            return {
-                f"{name.replace('_', ' ')} {size:g}": Reach(size, name.startswith("adaptive"))
-                for name in names
-                for size in self._sizes()[name]
-            }
-
-        radii, noises = reaches("rho", "adaptive_rho"), reaches("noise", "adaptive_noise")
+        radii: dict[str, Reach] = {}
+        noises: dict[str, Reach] = {}
+        for name, sizes in self._sizes().items():
+            reaches = {f"{name.replace('_', ' ')} {size:g}": Reach(size, "adaptive" in name) for size in sizes}
+            (noises if "noise" in name else radii).update(reaches)
         worst = torch.zeros(len(radii), dtype=torch.float64)
         for i, batch in enumerate(shown):
             found = worst_case(landscape, batch, list(radii.values()), flags.ascent_steps, flags.seed)
             worst += len(batch[1]) * torch.tensor(found, dtype=torch.float64)
-            self.say(f"\r  worst case: {i + 1} of {len(shown)} batches" + "\n" * (i + 1 == len(shown)))
+            self.progress(i + 1, len(shown), "batches", "worst case: ")
         worst = world.sum(worst) / count
         average = world.sum(average_case(landscape, shown, list(noises.values()), flags.draws, flags.seed)) / count
         if not (torch.isfinite(worst).all() and torch.isfinite(average).all()):

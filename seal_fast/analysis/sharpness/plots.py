@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seal_fast.analysis.common.figures import curves
-from seal_fast.analysis.common.stage_plots import draw as draw_stages
-from seal_fast.analysis.common.stage_plots import draw_line, new_figure, save, several_stages
+from seal_fast.analysis.common.stage_plots import draw_line, draw_rows, new_figure, save, several_stages
 
 RISE, TOP = "rise of the loss", "largest eigenvalue"
 WHOLE = "all layers"
@@ -45,4 +44,4 @@ def draw(results: Sequence[dict[str, Any]], path: Callable[[str], Path]) -> None
             [(f"{RISE}, {section}", curves(results, section, RISE)) for section in largest],
             [(name, curves(results, WHOLE, name)) for name in names],
         ]
-        draw_stages([row for row in rows if row], path("sharpness_generations"))
+        draw_rows([row for row in rows if row], path("sharpness_generations"))

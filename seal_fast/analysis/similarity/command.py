@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from seal_fast.utils.errors import RunError, UsageError
 class Features(NamedTuple):
     """A network's Gram matrices at each probe, and the HSIC of each probe with itself, float64 [probes]."""
 
-    probes: list[str]
+    probes: tuple[str, ...]
     grams: Grams
     own: Tensor
 
@@ -70,7 +71,7 @@ class Similarity(ImageAnalysis, FigureAnalysis):
         count, size = _batches(images, self.flags.images, self.flags.batch_size)
         data = images, count, size, len(train)
         here = self._features(network, network, data)
-        maps = {("within the network", *_names(here, here)): [self._cka(here, here)]}
+        maps = {("within the network", here.probes, here.probes): [self._cka(here, here)]}
         at_probes: dict[str, list[Tensor]] = {"CKA to the input": [self._cka(here, here)[:, 0]]}
         for kind, other, group in self.partners[network.weights]:
             there = self.attempt(other, lambda other=other: self._features(other, network, data))
@@ -78,7 +79,7 @@ class Similarity(ImageAnalysis, FigureAnalysis):
                 continue
             found = self._cka(here, there)
             name = {GROUPS: f"to {group}", BOTH: f"to {group} at other seeds"}.get(kind, kind)
-            maps.setdefault((name, *_names(here, there)), []).append(found)
+            maps.setdefault((name, here.probes, there.probes), []).append(found)
             if here.probes == there.probes:
                 at_probes.setdefault(f"CKA {kind}", []).append(found.diagonal())
         means = {name: torch.stack(found).mean(0).tolist() for name, found in at_probes.items()}
@@ -122,16 +123,14 @@ class Similarity(ImageAnalysis, FigureAnalysis):
             world, runtime = self.world, self.runtime
             split = images.val.spread(count)
             own = split.take(rows_of(count, size, world.rank, world.size))
+            progress = partial(self.progress, total=len(own), what="images", before=f"{network.name}: ")
 
-            def progress(done: int) -> None:
-                self.say(f"\r  {network.name}: {done:,} of {len(own):,} images" + "\n" * (done == len(own)))
-
-            def read() -> tuple[list[str], Grams]:
+            def read() -> tuple[tuple[str, ...], Grams]:
                 model = network.load(runtime.device, runtime.dtype)
                 modules = probe_modules(model, self.flags.probes)
                 settings = size, runtime.dtype, runtime.autocast, modules
                 prober = Prober(model, images, shown.image_size, None, *settings)
-                return list(prober.sizes()), grams(prober, own, progress)
+                return tuple(prober.sizes()), grams(prober, own, progress)
 
             probes, found = world.run_on_all(read)
             itself = world.sum(hsic(found, found).diagonal().contiguous())
@@ -158,7 +157,3 @@ def _batches(images: ImageSet, most: int, size: int) -> tuple[int, int]:
         raise on_all_ranks(UsageError(why))
     size = -(-count // min(-(-count // size), count // LEAST))
     return (count - count % size if 0 < count % size < LEAST else count), size
-
-
-def _names(first: Features, second: Features) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(first.probes), tuple(second.probes)

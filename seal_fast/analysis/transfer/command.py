@@ -30,7 +30,6 @@ class Transfer(TargetAnalysis):
     least = {"k": 1, "fine_tune_epochs": 1}
 
     def add_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's own flags."""
         super().add_flags(parser)
         add = parser.add_argument
         add("--l2", nargs="+", type=float, default=L2, help=f"penalties to choose from; default: {_list(L2)}")
@@ -41,7 +40,6 @@ class Transfer(TargetAnalysis):
         add("--fine-tune-lr", type=float, default=0.01, help="peak learning rate, one cosine; default: 0.01")
 
     def check(self) -> None:
-        """Penalties must be finite and positive."""
         for penalty in self.flags.l2:
             if not 0 < penalty < float("inf"):
                 raise UsageError(f"--l2 {penalty:g}: must be a finite number above 0")

@@ -19,7 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .bmp .webp .tif .tiff .ppm .pgm .pnm .jp2".split())
 MAY_HAVE_16_BITS = (".png", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2")
-_HELD_OUT = 0.2
+HELD_OUT = 0.2  # of each class of a set without a split
 CURE = "mend it, or leave such images out with --on-bad-image skip"
 
 
@@ -149,7 +149,7 @@ def hold_out(whole: Split, classes: tuple[str, ...], seed: int, where: str, note
             raise RunError(
                 f"{shown(classes[label])} in {where} has {count} usable images: to be split, each class needs two"
             )
-    held_out = draw_by_class(whole.labels, seed, lambda count: max(1, round(_HELD_OUT * count)))
+    held_out = draw_by_class(whole.labels, seed, lambda count: max(1, round(HELD_OUT * count)))
     train, val = (whole.take(np.flatnonzero(chosen)) for chosen in (~held_out, held_out))
     note = (
         f"no train and no val: one pool of {len(whole)} images, of which seed {seed} holds out {len(val)} where asked"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from seal_fast.data.prepare import lists, matlab, tables
+from seal_fast.data.prepare import labels
 from seal_fast.data.prepare.cifar import cifar
 from seal_fast.data.prepare.images import Label, labelled
 from seal_fast.data.prepare.sources import Sources
@@ -32,8 +32,8 @@ class Official(NamedTuple):
     read: Images
 
 
-def _by(labels: Callable[[Sources], Iterable[Label]]) -> Images:
-    return lambda sources, notes: labelled(sources, labels(sources), notes)
+def _by(read: Callable[[Sources], Iterable[Label]]) -> Images:
+    return lambda sources, notes: labelled(sources, read(sources), notes)
 
 
 OFFICIAL = {
@@ -42,35 +42,35 @@ OFFICIAL = {
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
         102,
         {"train": 1020, "valid": 1020, "test": 6149},
-        _by(matlab.flowers102),
+        _by(labels.flowers102),
     ),
     "cub200": Official(
         "CUB_200_2011.tgz",
         "https://data.caltech.edu/records/65de6-vp158",
         200,
         {"train": 5994, "test": 5794},
-        _by(lists.cub200),
+        _by(labels.cub200),
     ),
     "aircraft": Official(
         "fgvc-aircraft-2013b.tar.gz",
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/",
         100,
         {"train": 3334, "valid": 3333, "test": 3333},
-        _by(lists.aircraft),
+        _by(labels.aircraft),
     ),
     "mit67": Official(
         "indoorCVPR_09.tar TrainImages.txt TestImages.txt",
         "https://web.mit.edu/torralba/www/indoor.html",
         67,
         {"train": 5360, "test": 1340},
-        _by(lists.mit67),
+        _by(labels.mit67),
     ),
     "stanford-dogs": Official(
         "images.tar lists.tar",
         "http://vision.stanford.edu/aditya86/ImageNetDogs/",
         120,
         {"train": 12000, "test": 8580},
-        _by(matlab.stanford_dogs),
+        _by(labels.stanford_dogs),
     ),
     "cifar10": Official(
         "cifar-10-binary.tar.gz",
@@ -86,26 +86,26 @@ OFFICIAL = {
         {"train": 50000, "test": 10000},
         cifar,
     ),
-    "eurosat": Official("EuroSAT.zip", "https://github.com/phelber/EuroSAT", 10, {"": 27000}, _by(lists.eurosat)),
+    "eurosat": Official("EuroSAT.zip", "https://github.com/phelber/EuroSAT", 10, {"": 27000}, _by(labels.eurosat)),
     "isic": Official(
         "ISIC2018_Task3_Training_Input.zip ISIC2018_Task3_Training_GroundTruth.zip",
         "https://challenge.isic-archive.com/data/#2018",
         7,
         {"": 10015},
-        _by(tables.isic),
+        _by(labels.isic),
     ),
     "chestx": Official(
         "images_001.tar.gz ... images_012.tar.gz Data_Entry_2017.csv",
         "https://nihcc.app.box.com/v/ChestXray-NIHCC",
         7,
         {},
-        _by(tables.chestx),
+        _by(labels.chestx),
     ),
     "cropdisease": Official(
         "plant-disease.zip",
         "https://www.kaggle.com/datasets/saroz014/plant-disease",
         38,
         {"train": 43456, "test": 10849},
-        _by(lists.cropdisease),
+        _by(labels.cropdisease),
     ),
 }

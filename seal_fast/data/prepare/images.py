@@ -15,12 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from seal_fast.data import headers
-from seal_fast.data.layouts.common import is_image
+from seal_fast.data.layouts.common import HELD_OUT, is_image
 from seal_fast.data.prepare.sources import Sources, matching
 from seal_fast.data.split import draw_by_class
 from seal_fast.utils.errors import RunError
-
-HELD_OUT = 0.2  # of sets without an official split
 
 
 class Label(NamedTuple):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from seal_fast.analysis.common.stage_plots import by_stage, draw, draw_curves, several_stages, stage_place
+from seal_fast.analysis.common.stage_plots import by_stage, draw_curves, draw_rows, several_stages, stage_place
 from seal_fast.runs.stats import Interval, student
 
 ORDER = ["generation-0", "generation-1-ascent", "generation-1", "generation-10"]
@@ -39,5 +39,5 @@ def test_the_curve_shows_means_intervals_and_ascents(tmp_path):
     shaded = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert (shaded.min(), shaded.max()) == pytest.approx((-1, 4))
     assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1\nascent", "1", "10"]
-    draw([[("depth", curves), ("without", curves)], [("more", {})]], tmp_path / "curve.png")
+    draw_rows([[("depth", curves), ("without", curves)], [("more", {})]], tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
