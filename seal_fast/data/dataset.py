@@ -94,11 +94,7 @@ def open_images(data: str | Path = "auto", bad: str = "error", split_seed: int |
 def _checked(
     name: str, source: str, layout: str, contents: Contents, faults: Faults, notes: tuple[str, ...]
 ) -> ImageSet:
-    """The last checks, the same for every layout.
-
-    Raises:
-        RunError: a split without images, or classes that only one split has.
-    """
+    """The last checks, the same for every layout: each split has images of every class."""
     for part, split in (("training", contents.train), ("validation", contents.val)):
         if not len(split):
             raise RunError(f"{shown(source)}: no {part} images")

@@ -243,11 +243,7 @@ class Input:
                 )
 
     def _check_batch_size(self) -> None:
-        """Refuse a batch larger than the training set.
-
-        Raises:
-            UsageError: naming the flag.
-        """
+        """Refuse a batch larger than the training set."""
         if self.batch_size > self.train_size:
             raise UsageError(
                 f"--batch-size {self.batch_size} is larger than the training set of {self.train_size} images: "

@@ -108,11 +108,7 @@ def _resident_bytes(dataset: ImageSet, size: int) -> int:
 
 
 def _resolve(dataset: ImageSet, image_size: int | None, augmentation: str) -> tuple[int, str]:
-    """The size of the batches, and what augmentation `auto` stands for at this size.
-
-    Raises:
-        UsageError: the choice is unknown, or no file is there to cut windows from.
-    """
+    """The size of the batches, and what augmentation `auto` stands for at this size."""
     encoded, size = dataset.train.source.encoded, image_size or dataset.native_size or _SIZE_OF_MIXED_SETS
     if augmentation not in ("auto", "none", "pad-crop", "resized-crop"):
         raise UsageError(f"--augmentation is {augmentation!r}: choose auto, none, pad-crop or resized-crop")

@@ -40,7 +40,6 @@ class ConvNeXt(Network):
     """ConvNeXt; `down2` halves the map before `layer2`, and so on.
 
     Args:
-        depths: blocks of each of the four layers.
         stem: `imagenet` is the paper's 4x4 conv of stride 4; `small` a 2x2 conv of stride 2.
         width: factor on the channels 96, 192, 384, 768.
     """

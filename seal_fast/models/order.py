@@ -67,7 +67,7 @@ def order_of_use(model: nn.Module, inputs: tuple[Any, ...], failure: str) -> tup
     like = next(iter(parameters.values()))
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(partial(note, name)).remove)
+            stack.enter_context(module.register_forward_pre_hook(partial(note, name)))
         stack.enter_context(torch.random.fork_rng(devices=[like.device] if like.is_cuda else []))
         stack.enter_context(torch.no_grad())
         model.eval()
@@ -121,9 +121,7 @@ def group_names(model: nn.Module, group: str, threshold: str = "layer3", image_s
 def features(model: nn.Module, images: Tensor, classifier: str) -> Tensor:
     """What the classifier, a linear layer, reads for images [N, 3, S, S]: [N, D]."""
     found: list[Tensor] = []
-    return_early = model.get_submodule(classifier).register_forward_pre_hook(lambda _, args: found.append(args[0]))
-    with ExitStack() as stack:
-        stack.callback(return_early.remove)
+    with model.get_submodule(classifier).register_forward_pre_hook(lambda _, args: found.append(args[0])):
         model(images)
     return found[-1].flatten(1)
 

@@ -73,7 +73,6 @@ class ResNet(Network):
     """A residual network (He et al., CVPR 2016).
 
     Args:
-        depths: how many blocks each of the four layers holds.
         stem: `imagenet` is a 7x7 conv and a 3x3 max-pool, both of stride 2; `small` a 3x3 conv of stride 1, no pool.
         width: channels of the first layer; the four layers have 1, 2, 4 and 8 times as many.
 

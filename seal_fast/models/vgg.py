@@ -31,7 +31,6 @@ class VGG(Network):
     torchvision draws those of its vgg16_bn.
 
     Args:
-        depths: convolutions of each layer.
         width: factor on the channels 64, 128, 256, 512, 512.
     """
 

@@ -72,7 +72,6 @@ class VisionTransformer(Network):
     """ViT with 64 channels a head; its blocks lie in four layers.
 
     Args:
-        depths: blocks of each layer.
         channels: of a token.
         stem: `imagenet` makes tokens of 16x16 pixels, `small` of 4x4.
         width: factor on the channels.

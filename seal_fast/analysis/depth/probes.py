@@ -122,10 +122,9 @@ def run_probes(
         at("input", images)
         if isinstance(network, Network):
             first = next(module for _, module in network.blocks())
-            stack.callback(first.register_forward_pre_hook(lambda _, args: at("stem", args[0])).remove)
+            stack.enter_context(first.register_forward_pre_hook(lambda _, args: at("stem", args[0])))
         for name, module in modules.items():
-            hook = module.register_forward_hook(lambda _, args, output, name=name: at(name, output))
-            stack.callback(hook.remove)
+            stack.enter_context(module.register_forward_hook(lambda _, args, output, name=name: at(name, output)))
         with autocast():
             logits = network(images)
     if missing := [name for name in modules if name not in seen]:

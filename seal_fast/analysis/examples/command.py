@@ -96,12 +96,7 @@ class Examples(ImageAnalysis, FigureAnalysis):
 
 
 def _read(network: TrainedNetwork) -> tuple[Records, dict[str, str], int]:
-    """The records that belong to a network, their file's metadata, and the generation.
-
-    Raises:
-        UsageError: there are none.
-        RunError: the file is damaged.
-    """
+    """The records that belong to a network, their file's metadata, and the generation."""
     from safetensors import SafetensorError
 
     if not network.config:

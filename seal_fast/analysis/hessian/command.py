@@ -22,7 +22,7 @@ from seal_fast.curvature.ritz import Spectrum
 from seal_fast.distributed.world import on_all_ranks
 from seal_fast.models.order import group_names
 from seal_fast.training.checkpoint import save_tensors
-from seal_fast.utils.errors import UsageError
+from seal_fast.utils.errors import RunError, UsageError
 from seal_fast.utils.table import table
 
 
@@ -167,7 +167,10 @@ class Hessian(ImageAnalysis):
         tensors = {end: vectors.float().cpu().contiguous() for end, vectors in ends.items() if vectors is not None}
         name = "hessian_vectors" + ("" if len(self.networks) == 1 else f"-{network.name.replace(' ', '-')}")
         metadata = {"group": self.flags.group, "of": identity(network)["weights_sha256"]}
-        save_tensors(self.flags.out / f"{name}.safetensors", tensors, metadata)
+        try:
+            save_tensors(self.flags.out / f"{name}.safetensors", tensors, metadata)
+        except RunError as error:  # the figures are worth more
+            self.trouble.append(str(error))
 
 
 @dataclass(frozen=True)

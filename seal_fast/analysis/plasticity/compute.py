@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,19 +23,14 @@ def reading(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[T
     """Collect, on the host, the `per_image` of each module's output in every forward pass, by the module's name."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
 
-    def reader(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def read(module: nn.Module, inputs: Any, x: Tensor) -> None:
-            activity, features = per_image(x.detach())
-            found[name].append((activity.cpu(), features.cpu()))
+    def read(name: str, module: nn.Module, inputs: Any, x: Tensor) -> None:
+        activity, features = per_image(x.detach())
+        found[name].append((activity.cpu(), features.cpu()))
 
-        return read
-
-    hooks = [module.register_forward_hook(reader(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_hook(partial(read, name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def gradient(

@@ -38,14 +38,11 @@ def _draw(found: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> Non
             axis.set_visible(False)
         for axis, (group, name) in zip(line, keys, strict=False):
             first = found[group, name][0]
-            same = [one["values"] for one in found[group, name] if _axes(one) == _axes(first)]
+            alike = [one for one in found[group, name] if all(one[key] == first[key] for key in ("rows", "columns"))]
+            same = [one["values"] for one in alike]
             image = axis.imshow(np.mean(np.array(same, float), 0), vmin=0, vmax=1, cmap="magma", origin="lower")
             axis.set_xticks(range(len(first["columns"])), first["columns"], rotation=90, fontsize=6)
             axis.set_yticks(range(len(first["rows"])), first["rows"], fontsize=6)
             axis.set_title(f"{group}\n{name}", fontsize=8)
     figure.colorbar(image, ax=axes, label="CKA", fraction=0.02)
     save(figure, path)
-
-
-def _axes(one: dict[str, Any]) -> tuple[Any, Any]:
-    return one["rows"], one["columns"]

@@ -82,11 +82,7 @@ def _make(name: str, official: Official, archives: Sequence[Path], tar: Path) ->
 
 
 def _check(official: Official, tar: Path) -> None:
-    """Count classes and images of each part.
-
-    Raises:
-        RunError: the numbers are not the official ones; all that differ are named.
-    """
+    """Refuse numbers of classes and images that are not the official ones; all that differ are named."""
     found, classes = Counter(), Counter()
     for file in Archive(tar).files:
         part, name, *_ = *file.split("/"), ""

@@ -146,12 +146,7 @@ def _array(content: bytes, name: str, key: str) -> Any:
 
 
 def _table(sources: Sources, pattern: str) -> tuple[str, Iterator[dict[str, str]]]:
-    """The name and the rows of the first file whose name fits.
-
-    Raises:
-        UsageError: there is none.
-        RunError: it has other columns.
-    """
+    """The name and the rows of the first file whose name fits."""
     for member, content in sources.members():
         if re.fullmatch(pattern, name := member.rpartition("/")[2]):
             rows = csv.DictReader(io.StringIO(content.read().decode("utf-8-sig")))
