@@ -42,6 +42,16 @@ def test_a_run_says_its_own_data_and_loss(folder, image_folder, tmp_path, capsys
     torch.testing.assert_close(top @ top.T, torch.eye(2).double(), rtol=0, atol=1e-5)
 
 
+def test_figures_stay_where_the_vectors_cannot_be_written(folder, tmp_path, capsys):
+    (tmp_path / "hessian_vectors.safetensors").mkdir()
+    flags = f"--images 4 --top 1 --bottom 0 --tol 0.2 --group fc --max-hvps 100 --vectors --json --out {tmp_path}"
+    assert main(["hessian", str(folder), *flags.split()]) == 1
+    said = capsys.readouterr()
+    assert "error: " in said.err and "hessian_vectors.safetensors" in said.err
+    (result,) = json.loads(said.out)
+    assert len(result["top"]) == 1 and json.loads((tmp_path / "hessian.json").read_text()) == [result]
+
+
 def test_a_run_is_followed_through_its_generations(folder, tmp_path, capsys):
     out = tmp_path / "results"
     flags = f"--per-generation --images 8 --top 1 --bottom 1 --tol 0.2 --group fc --max-hvps 200 --json --out {out}"
