@@ -110,7 +110,9 @@ def own(tmp_path, monkeypatch):
 def test_both_passes_of_sam_draw_at_their_own_place(image_folder, tmp_path, monkeypatch, shallow_network):
     places, seed = [], Steps.seed
     monkeypatch.setattr(Steps, "seed", lambda self, cut: (places.append((cut.start, cut.stop)), seed(self, cut)))
-    config = replace(EXACT, **SHORT | {"method": "sam", "generations": 1, "epochs": 1}, dropout=0.25)
+    config = replace(
+        EXACT, **SHORT | {"method": "sam", "generations": 1, "epochs": 1, "ascent_epochs": 0}, dropout=0.25
+    )
     train.run(replace(config, data=str(image_folder), out=tmp_path))
     assert places == [place for place in ((0, 8), (8, 16), (16, 20)) for _ in range(3)]  # the step's, and each pass's
 
