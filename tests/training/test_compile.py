@@ -107,7 +107,7 @@ def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fre
 
 
 @settings(max_examples=4, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
-@given(timelines(epochs=1))
+@given(timelines(lr=1e-4, epochs=1))
 def test_any_timeline_trains(image_folder, tmp_path_factory, shallow_network, timeline):
     out = tmp_path_factory.mktemp("random")
     (out / "random.toml").write_text(dumps(timeline))
@@ -119,7 +119,7 @@ def test_any_timeline_trains(image_folder, tmp_path_factory, shallow_network, ti
 
 @pytest.mark.long
 @settings(max_examples=8, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
-@given(timelines(epochs=1))
+@given(timelines(lr=1e-4, epochs=1))
 def test_any_timeline_compiles_as_many_graphs_as_it_has_kinds_of_passes(
     image_folder, tmp_path_factory, shallow_network, timeline
 ):
