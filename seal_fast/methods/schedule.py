@@ -234,7 +234,9 @@ class Timeline:
         """
         average = next((phase.average for phase in self._phases() if phase.average), None)
         require(not (ema and average), "--ema: this timeline keeps an average of its own; drop --ema")
-        return ema or (average and (average.decay if average.every == "step" else 1.0)) or None
+        if average is None:
+            return ema or None
+        return average.decay if average.every == "step" else 1.0
 
     def slim(self) -> float | None:
         """The share of channels that a mask by kels leaves alone; None without one."""

@@ -100,3 +100,12 @@ def test_importing_the_science_needs_no_torch():
 
     code = "import sys, seal_fast.methods, seal_fast.presets, seal_fast.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_average_of_decay_zero_is_kept_too():
+    """It is the weights themselves; 0 is not "no average"."""
+    average = Average(0.0)
+    timeline = Timeline("t", ((Phase("descent", 1, rules(all=Rule()), average=average),),), 0.1)
+    assert "average" in timeline.needs() and timeline.ema_decay(0.0) == 0.0
+    without = Timeline("t", ((Phase("descent", 1, rules(all=Rule())),),), 0.1)
+    assert without.ema_decay(0.0) is None and without.ema_decay(0.9) == 0.9

@@ -28,6 +28,7 @@ from seal_fast.runs.folder import RunFolder
 from seal_fast.train import run
 from seal_fast.training import assembly
 from seal_fast.training.runtime import Compiled, Runtime
+from seal_fast.utils.errors import RunError
 
 
 @pytest.fixture
@@ -107,19 +108,23 @@ def test_no_phase_compiles_anything(image_folder, tmp_path, shallow_network, fre
 
 
 @settings(max_examples=4, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
-@given(timelines(lr=1e-4, epochs=1))
+@given(timelines(epochs=1))
 def test_any_timeline_trains(image_folder, tmp_path_factory, shallow_network, timeline):
     out = tmp_path_factory.mktemp("random")
     (out / "random.toml").write_text(dumps(timeline))
     config = replace(BASE, data=str(image_folder), stem="small", timeline=out / "random.toml", dtype="float64")
-    assert run(replace(config, out=out / "run", limit_train=16, eval_every=9))["finished"]
+    try:
+        assert run(replace(config, out=out / "run", limit_train=16, eval_every=9))["finished"]
+    except RunError as error:  # operators may leave no finite loss: then the run says so
+        assert "NaN or infinite" in str(error)
+        return
     assert len(RunFolder(out / "run").rows()) == timeline.total_epochs()
     assert loads(RunFolder(out / "run").timeline.read_text()) == timeline
 
 
 @pytest.mark.long
 @settings(max_examples=8, deadline=None, phases=[Hypothesis.generate], suppress_health_check=list(HealthCheck))
-@given(timelines(lr=1e-4, epochs=1))
+@given(timelines(epochs=1))
 def test_any_timeline_compiles_as_many_graphs_as_it_has_kinds_of_passes(
     image_folder, tmp_path_factory, shallow_network, timeline
 ):
@@ -131,6 +136,10 @@ def test_any_timeline_compiles_as_many_graphs_as_it_has_kinds_of_passes(
     torch._dynamo.utils.counters.clear()
     with pytest.MonkeyPatch.context() as patch:
         compiled_quickly(patch)
-        summary = run(replace(config, out=out / "run", limit_train=16, eval_every=9, compile=True))
+        try:
+            summary = run(replace(config, out=out / "run", limit_train=16, eval_every=9, compile=True))
+        except RunError as error:
+            assert "NaN or infinite" in str(error)
+            return
     distils = {phase.loss is not None and phase.loss.distil > 0 for g in timeline.generations for phase in g}
     assert summary["graphs"] == 1 + (False in distils) + 2 * (True in distils)
